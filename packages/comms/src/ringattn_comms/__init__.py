@@ -1,0 +1,1 @@
+"""How keys and values travel between devices: communicators, their backends, and the transports built on them."""

@@ -1,0 +1,118 @@
+"""Ranks as threads of one process: the group to learn on, to test with, and to try schedules on without a launcher.
+
+results = run(4, lambda comm: comm.all_gather(torch.tensor([comm.rank])).wait())
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from threading import Event
+from time import monotonic
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from ringattn_comms.communicator import Communicator, Work
+
+T = TypeVar("T")
+
+
+def run(size: int, main: Callable[[Communicator], T], *, timeout: float = 60.0) -> list[T]:
+    """Call `main` on `size` ranks at once and return what each returned, in rank order.
+
+    The first exception of any rank stops the others and is raised here. A rank that waits for a message longer than
+    `timeout` seconds raises TimeoutError.
+    """
+    world = _World(size, timeout)
+    with ThreadPoolExecutor(size) as pool:
+        futures = [pool.submit(main, Threads(world, rank)) for rank in range(size)]
+        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        world.stopped.set()
+        for future in sorted(done, key=futures.index):
+            if (error := future.exception()) is not None and not isinstance(error, _StoppedError):
+                raise error
+        return [future.result() for future in futures]
+
+
+class _StoppedError(RuntimeError):
+    """Another rank has failed; this one has nothing left to wait for."""
+
+
+class _World:
+    """The mailboxes between any two ranks."""
+
+    def __init__(self, size: int, timeout: float) -> None:
+        self.size, self.timeout, self.stopped = size, timeout, Event()
+        self._boxes = [[queue.SimpleQueue[Tensor]() for _ in range(size)] for _ in range(size)]
+
+    def put(self, source: int, destination: int, x: Tensor) -> None:
+        self._boxes[source][destination].put(x.clone())
+
+    def get(self, source: int, destination: int) -> Tensor:
+        deadline = monotonic() + self.timeout
+        while True:
+            try:
+                return self._boxes[source][destination].get(timeout=0.05)
+            except queue.Empty:
+                if self.stopped.is_set():
+                    raise _StoppedError(f"rank {destination} stopped waiting for rank {source}") from None
+                if monotonic() > deadline:
+                    raise TimeoutError(
+                        f"rank {destination} waited {self.timeout:g} s for a message from rank {source}: "
+                        "every rank has to make the same calls in the same order."
+                    ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Receipt:
+    """Messages on their way to a rank."""
+
+    world: _World
+    sources: Sequence[int]
+    rank: int
+    like: Tensor
+
+    def wait(self) -> Tensor:
+        arrived = [self.world.get(source, self.rank) for source in self.sources]
+        for source, x in zip(self.sources, arrived, strict=True):
+            if x.shape != self.like.shape or x.dtype != self.like.dtype:
+                raise ValueError(
+                    f"rank {self.rank} expected {self.like.dtype} {tuple(self.like.shape)} from rank {source} "
+                    f"and got {x.dtype} {tuple(x.shape)}: all ranks need the same shapes and dtypes."
+                )
+        return torch.stack(arrived) if arrived else self.like.new_empty((0, *self.like.shape))
+
+
+@dataclass(frozen=True, slots=True)
+class _Summed:
+    work: Work
+
+    def wait(self) -> Tensor:
+        return self.work.wait().sum(dim=0)
+
+
+class Threads(Communicator):
+    """One thread's end of a `run`."""
+
+    def __init__(self, world: _World, rank: int) -> None:
+        self.rank, self.size, self._world = rank, world.size, world
+
+    def send_recv(self, sends: Sequence[tuple[int, Tensor]], sources: Sequence[int], like: Tensor) -> Work:
+        for destination, x in sends:
+            self._world.put(self.rank, destination, x)
+        return _Receipt(self._world, sources, self.rank, like)
+
+    def all_gather(self, x: Tensor) -> Work:
+        everyone = range(self.size)
+        return self.send_recv([(rank, x) for rank in everyone], everyone, x)
+
+    def reduce_scatter(self, x: Tensor) -> Work:
+        return _Summed(self.all_to_all(x))
+
+    def all_to_all(self, x: Tensor) -> Work:
+        everyone = range(self.size)
+        return self.send_recv(list(zip(everyone, x, strict=True)), everyone, x[0])

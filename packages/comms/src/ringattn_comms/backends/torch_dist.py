@@ -1,0 +1,67 @@
+"""torch.distributed: NCCL between GPUs, gloo between CPUs, any process group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ringattn_comms.communicator import Communicator, Work
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """Requests under way; the tensors that are being sent stay alive until they are done."""
+
+    requests: Sequence[dist.Work | None]
+    arriving: Tensor
+    sent: Sequence[Tensor]
+
+    def wait(self) -> Tensor:
+        for request in self.requests:
+            if request is not None:
+                request.wait()
+        return self.arriving
+
+
+class TorchDist(Communicator):
+    """A rank of a process group; None is the default group. Groups of non-contiguous global ranks are fine."""
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        self.group = group if group is not None else dist.distributed_c10d._get_default_group()
+        self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
+
+    def send_recv(self, sends: Sequence[tuple[int, Tensor]], sources: Sequence[int], like: Tensor) -> Work:
+        arriving = like.new_empty((len(sources), *like.shape))
+        sent = [x.contiguous() for _, x in sends]
+        # Receives are named first, in the order of the ranks, so that no backend can wait in a circle.
+        operations = [
+            dist.P2POp(dist.irecv, arriving[place], group=self.group, group_peer=source)
+            for place, source in enumerate(sources)
+        ]
+        operations += [
+            dist.P2POp(dist.isend, x, group=self.group, group_peer=destination)
+            for (destination, _), x in zip(sends, sent, strict=True)
+        ]
+        return _Pending(dist.batch_isend_irecv(operations) if operations else [], arriving, sent)
+
+    def all_gather(self, x: Tensor) -> Work:
+        x = x.contiguous()
+        arriving = x.new_empty((self.size, *x.shape))
+        work = dist.all_gather_into_tensor(arriving, x, group=self.group, async_op=True)
+        return _Pending([work], arriving, [x])
+
+    def reduce_scatter(self, x: Tensor) -> Work:
+        x = x.contiguous()
+        arriving = torch.empty_like(x[0])
+        work = dist.reduce_scatter_tensor(arriving, x, group=self.group, async_op=True)
+        return _Pending([work], arriving, [x])
+
+    def all_to_all(self, x: Tensor) -> Work:
+        x = x.contiguous()
+        arriving = torch.empty_like(x)
+        work = dist.all_to_all_single(arriving, x, group=self.group, async_op=True)
+        return _Pending([work], arriving, [x])

@@ -1,0 +1,76 @@
+"""What a communicator is: the few collective calls that transports are made of, each of them asynchronous.
+
+All ranks of a group make the same calls in the same order. A tensor that was handed in may be changed again only after
+the call's `Work.wait` has returned.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Work(Protocol):
+    """A call under way."""
+
+    def wait(self) -> Tensor:
+        """What arrived. On a GPU only the current stream waits, not the host."""
+        ...
+
+
+class Communicator(ABC):
+    """One rank's end of a group. Ranks are numbered within the group, 0 to `size` - 1."""
+
+    rank: int
+    size: int
+
+    @abstractmethod
+    def send_recv(self, sends: Sequence[tuple[int, Tensor]], sources: Sequence[int], like: Tensor) -> Work:
+        """Send each tensor to its rank and receive one of the shape of `like` from every source: (sources, *shape).
+
+        Between two ranks messages arrive in the order in which they were sent. A rank may be named once on each side,
+        and is never the own one.
+        """
+
+    @abstractmethod
+    def all_gather(self, x: Tensor) -> Work:
+        """Every rank's x, in rank order: (size, *x.shape)."""
+
+    @abstractmethod
+    def reduce_scatter(self, x: Tensor) -> Work:
+        """The sum over ranks of x[rank], for x of shape (size, ...)."""
+
+    @abstractmethod
+    def all_to_all(self, x: Tensor) -> Work:
+        """x[i] goes to rank i; what arrives has x's shape, in rank order."""
+
+    def shift(self, x: Tensor, by: int) -> Work:
+        """x goes `by` ranks on; what arrives has its shape, from the rank as far behind."""
+        if by % self.size == 0:
+            return Done(x)
+        work = self.send_recv([((self.rank + by) % self.size, x)], [(self.rank - by) % self.size], x)
+        return First(work)
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A call that had nothing to wait for."""
+
+    result: Tensor
+
+    def wait(self) -> Tensor:
+        return self.result
+
+
+@dataclass(frozen=True, slots=True)
+class First:
+    """The first of several tensors that arrive together."""
+
+    work: Work
+
+    def wait(self) -> Tensor:
+        return self.work.wait()[0]

@@ -1,0 +1,52 @@
+"""Which transport a group and a schedule get."""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+
+from ringattn_comms.backends.torch_dist import TorchDist
+from ringattn_comms.communicator import Communicator
+from ringattn_comms.ring import Ring
+from ringattn_comms.waves import Waves
+from ringattn_core.schedule import Schedule
+from ringattn_core.transport import Alone, Transport
+
+Group = dist.ProcessGroup | DeviceMesh | Communicator | None
+"""A process group, a one-dimensional device mesh, a communicator of one's own, or None for all processes."""
+
+
+def communicator(group: Group) -> Communicator:
+    """This rank's end of a group.
+
+    Raises ValueError for a mesh of several dimensions, for a group that this process is not in, and for None where
+    torch.distributed was not initialised.
+    """
+    if isinstance(group, Communicator):
+        return group
+    if isinstance(group, DeviceMesh):
+        if group.ndim != 1:
+            raise ValueError(
+                f"A device mesh of {group.ndim} dimensions {group.mesh_dim_names} was given where one dimension is "
+                'needed: name the one along which the sequence is sharded, as in mesh["cp"].'
+            )
+        group = group.get_group()
+    if not dist.is_initialized():
+        raise ValueError(
+            "There is no default process group: call torch.distributed.init_process_group first (torchrun sets what it "
+            "needs), or give the group explicitly."
+        )
+    if group is not None and dist.get_rank(group) < 0:
+        raise ValueError(
+            f"This process (global rank {dist.get_rank()}) is not in the group that was given: every process passes "
+            "the group that it belongs to."
+        )
+    return TorchDist(group)
+
+
+def connect(comm: Communicator, schedule: Schedule) -> Transport:
+    """The transport for a schedule: neighbour to neighbour if every hop is a ring's, else straight from the owners."""
+    if comm.size == 1:
+        return Alone()
+    forwards = all(step.sources == ((comm.rank - step.hop) % comm.size,) for step in schedule.steps)
+    return Ring(comm) if forwards else Waves(comm)

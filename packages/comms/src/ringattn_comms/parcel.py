@@ -1,0 +1,48 @@
+"""Keys and values as one message, and the buffers of several sources as one step wants them."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ringattn_core.schedule import Schedule, Step
+from ringattn_core.transport import KV
+
+
+def pack(kv: KV, length: int) -> Tensor:
+    """k and v of every token side by side, padded to `length` tokens: (length, kv heads, head_dim + head_dim_v)."""
+    tokens, heads, head_dim = kv.k.shape
+    parcel = kv.k.new_zeros((length, heads, head_dim + kv.v.shape[2]))
+    parcel[:tokens, :, :head_dim] = kv.k
+    parcel[:tokens, :, head_dim:] = kv.v
+    return parcel
+
+
+def unpack(parcel: Tensor, head_dim: int) -> KV:
+    """Views of a parcel's keys and values."""
+    return KV(parcel[..., :head_dim], parcel[..., head_dim:])
+
+
+def arrange(schedule: Schedule, step: Step, parcels: Tensor) -> Tensor:
+    """The step's key buffer from its sources' whole parcels, in their order: (sources, shard_size, heads, dim)."""
+    flat = parcels.flatten(0, 1)
+    return flat if len(step.sources) == 1 else flat.index_select(0, _rows(schedule, step, flat.device))
+
+
+def disarrange(schedule: Schedule, step: Step, buffer: Tensor) -> Tensor:
+    """The way back: what lies in a step's buffer, by source, (sources, shard_size, heads, dim); the rest is 0."""
+    if len(step.sources) == 1:
+        return buffer.unsqueeze(0)
+    flat = buffer.new_zeros((len(step.sources) * schedule.shard_size, *buffer.shape[1:]))
+    flat.index_copy_(0, _rows(schedule, step, flat.device), buffer)
+    return flat.view(len(step.sources), schedule.shard_size, *buffer.shape[1:])
+
+
+@lru_cache(256)
+def _rows(schedule: Schedule, step: Step, device: torch.device) -> Tensor:
+    """For every row of the step's buffer, where it stands among the sources' parcels laid end to end."""
+    start = {source: place * schedule.shard_size for place, source in enumerate(step.sources)}
+    rows = [torch.arange(piece.rows.start, piece.rows.stop) + start[piece.source] for piece in step.pieces]
+    return (torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64)).to(device)

@@ -1,0 +1,41 @@
+"""Errors that teach: what was given, what was expected, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class UnsupportedError(ValueError):
+    """No kernel, backend or transport at hand can do what was asked; the message says why each refused."""
+
+
+def lookup(name: str, table: Mapping[str, T], kind: str) -> T:
+    """`table[name]`, or a ValueError that names the nearest entry."""
+    if name in table:
+        return table[name]
+    near = get_close_matches(name, table, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"There is no {kind} {name!r}; there are {', '.join(map(repr, table))}.{hint}")
+
+
+def check_cu_seqlens(cu_seqlens: Sequence[int], name: str = "cu_seqlens") -> None:
+    """Raise ValueError unless these are cumulative lengths: starting at 0, never decreasing, two entries or more."""
+    if len(cu_seqlens) < 2 or cu_seqlens[0] != 0:
+        raise ValueError(
+            f"{name} must start at 0 and have one entry more than there are sequences, got {_short(cu_seqlens)}. "
+            "It holds cumulative lengths: for sequences of 3 and 5 tokens it is [0, 3, 8]."
+        )
+    for index in range(1, len(cu_seqlens)):
+        if cu_seqlens[index] < cu_seqlens[index - 1]:
+            raise ValueError(
+                f"{name} must never decrease, but entry {index} is {cu_seqlens[index]} after {cu_seqlens[index - 1]}. "
+                "It holds cumulative lengths, not the lengths themselves: take their cumulative sum with a 0 in front."
+            )
+
+
+def _short(values: Sequence[int]) -> str:
+    return str(list(values)) if len(values) <= 8 else f"[{', '.join(map(str, values[:8]))}, … {len(values)} entries]"

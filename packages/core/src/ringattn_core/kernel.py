@@ -1,0 +1,114 @@
+"""What a kernel is: something that computes one launch, forward and backward, on one device.
+
+Tensors have no batch dimension: a batch is so many sequences of one packed stream. q is (tokens, num_heads, head_dim),
+k is (tokens, num_kv_heads, head_dim) and v is (tokens, num_kv_heads, head_dim_v); lse and delta are (num_heads,
+tokens), in the accumulator's dtype.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ringattn_core.schedule import Launch
+
+
+class Positions(NamedTuple):
+    """Where the rows of q and the columns of a key buffer stand in the stream, aligned so that causal is k <= q."""
+
+    q: Tensor  # (tokens,) int64
+    k: Tensor  # (columns,) int64, -1 where no needed key lies
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What one attention call asks of its kernel beside the mask.
+
+    `softmax_scale` multiplies the scores; `softcap` (0 is none) then squashes them, cap * tanh(score / cap);
+    `alibi_slopes`, (num_heads,) or (tokens of q, num_heads), subtract slope * distance. `dropout_p` drops
+    probabilities with the mask that `seed` draws.
+    """
+
+    softmax_scale: float
+    softcap: float = 0.0
+    alibi_slopes: Tensor | None = None
+    dropout_p: float = 0.0
+    seed: int = 0
+    deterministic: bool = False
+    positions: Positions | None = None
+    first_head: int = 0
+
+    @property
+    def positional(self) -> bool:
+        """Does a score depend on more than the cell's place in its tile?"""
+        return self.alibi_slopes is not None or self.dropout_p > 0
+
+    def at(self, heads: slice, positions: Positions | None) -> Options:
+        """The options for a slice of the query heads, at these positions."""
+        slopes = None if self.alibi_slopes is None else self.alibi_slopes[..., heads]
+        return replace(self, alibi_slopes=slopes, positions=positions, first_head=heads.start)
+
+
+class Block(NamedTuple):
+    """A launch's normalised result for the box `launch.rows`; rows that belong to no tile may hold anything."""
+
+    out: Tensor  # (rows, num_heads, head_dim_v)
+    lse: Tensor  # (num_heads, rows), natural logarithm
+
+
+class Queries(NamedTuple):
+    """The query side of a backward pass: out, lse and delta are global, over all keys of all ranks."""
+
+    q: Tensor  # (tokens, num_heads, head_dim)
+    out: Tensor  # (tokens, num_heads, head_dim_v)
+    dout: Tensor  # (tokens, num_heads, head_dim_v)
+    lse: Tensor  # (num_heads, tokens)
+    delta: Tensor  # (num_heads, tokens): the sum of dout * out over the head's dimensions, less the gradient of lse
+
+    def heads(self, heads: slice) -> Queries:
+        """A slice of the query heads."""
+        return Queries(self.q[:, heads], self.out[:, heads], self.dout[:, heads], self.lse[heads], self.delta[heads])
+
+
+class Grads(NamedTuple):
+    """A launch's gradients: dq for the box `launch.rows`, dk and dv for `launch.columns`."""
+
+    dq: Tensor  # (rows, num_heads, head_dim)
+    dk: Tensor  # (columns, num_kv_heads, head_dim)
+    dv: Tensor  # (columns, num_kv_heads, head_dim_v)
+
+
+class Kernel(Protocol):
+    """Computes launches. A random state, if it draws one, is its own affair: it gets it back in backward."""
+
+    @property
+    def name(self) -> str:
+        """The name under which `choose` finds it."""
+        ...
+
+    @property
+    def takes_delta(self) -> bool:
+        """Does backward use the delta given, rather than one of its own from out and dout?"""
+        ...
+
+    def supports(self, launch: Launch, q: Tensor, k: Tensor, v: Tensor, options: Options) -> str | None:
+        """Why it cannot compute this launch on such tensors; None if it can."""
+        ...
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options) -> tuple[Block, Tensor | None]:
+        """The launch's block, and the random state that backward needs."""
+        ...
+
+    def backward(
+        self, queries: Queries, k: Tensor, v: Tensor, launch: Launch, options: Options, rng_state: Tensor | None
+    ) -> Grads:
+        """The launch's gradients, from the global lse and delta."""
+        ...
+
+
+def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

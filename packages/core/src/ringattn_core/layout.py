@@ -1,0 +1,116 @@
+"""Who holds which tokens: a layout is a function, and positions are plain `range` objects.
+
+A layout takes an extent (the positions of one sequence, or of a whole packed stream) and answers with the runs of it
+that one rank holds, in storage order. The three here are those of the field: `contiguous` (ring attention, Liu et al.
+2023, arXiv:2310.01889; llama 3, arXiv:2407.21783), `striped` (Brandon et al. 2023, arXiv:2311.09431) and `zigzag`
+(zhuzilin/ring-flash-attention). Lengths need not divide by anything.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from ringattn_core.errors import lookup
+
+Layout = Callable[[range, int, int], tuple[range, ...]]
+"""(extent, cp_rank, cp_size) -> the runs of `extent` that this rank holds, in storage order."""
+
+
+def contiguous(extent: range, cp_rank: int, cp_size: int) -> tuple[range, ...]:
+    """One chunk a rank, in order."""
+    return (chunk(extent, cp_rank, cp_size),)
+
+
+def zigzag(extent: range, cp_rank: int, cp_size: int) -> tuple[range, ...]:
+    """One chunk from the head and its mirror image from the tail: equal work under a causal mask."""
+    last = 2 * cp_size - 1
+    return chunk(extent, cp_rank, last + 1), chunk(extent, last - cp_rank, last + 1)
+
+
+def striped(extent: range, cp_rank: int, cp_size: int) -> tuple[range, ...]:
+    """Every `cp_size`-th token, starting from the rank's own number."""
+    return (extent[cp_rank::cp_size],)
+
+
+LAYOUTS: dict[str, Layout] = {"contiguous": contiguous, "zigzag": zigzag, "striped": striped}
+
+
+def layout_named(name: str | Layout) -> Layout:
+    """The layout of this name; a layout itself is passed through. Raises ValueError with the nearest name."""
+    return lookup(name, LAYOUTS, "layout") if isinstance(name, str) else name
+
+
+def chunk(extent: range, index: int, count: int) -> range:
+    """The `index`-th of `count` parts of `extent`, whose lengths differ by one token at most."""
+    size = len(extent)
+    return extent[index * size // count : (index + 1) * size // count]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A run of one sequence's positions (in the packed stream), stored on a rank from local index `offset` on."""
+
+    sequence: int
+    positions: range
+    offset: int
+
+    @property
+    def rows(self) -> range:
+        """The local indices at which the run is stored."""
+        return range(self.offset, self.offset + len(self.positions))
+
+
+@dataclass(frozen=True, slots=True)
+class Division:
+    """How packed sequences are divided among ranks: all that `shard` needs but the rank.
+
+    `cu_seqlens` are the borders of the sequences, global. The layout divides every sequence by itself (`per_sequence`)
+    or the whole stream; a batch is a stream of `batch` equal rows, each of them divided.
+    """
+
+    layout: Layout
+    cu_seqlens: tuple[int, ...]
+    cp_size: int
+    per_sequence: bool = True
+    batch: int = 1
+
+    def runs(self, cp_rank: int) -> Iterator[tuple[int, range]]:
+        """(sequence, positions) of every run that a rank holds, in storage order; no run crosses two sequences."""
+        if self.per_sequence:
+            for sequence, (start, stop) in enumerate(pairwise(self.cu_seqlens)):
+                for run in self.layout(range(start, stop), cp_rank, self.cp_size):
+                    if run:
+                        yield sequence, run
+        else:
+            length = self.cu_seqlens[-1] // self.batch
+            for row in range(self.batch):
+                for run in self.layout(range(row * length, (row + 1) * length), cp_rank, self.cp_size):
+                    yield from _split(run, self.cu_seqlens)
+
+    def spans(self, cp_rank: int) -> tuple[Span, ...]:
+        """What a rank holds, in storage order."""
+        found, offset = [], 0
+        for sequence, run in self.runs(cp_rank):
+            found.append(Span(sequence, run, offset))
+            offset += len(run)
+        return tuple(found)
+
+    def positions(self, cp_rank: int) -> list[int]:
+        """The stream position of every token that a rank stores, in storage order."""
+        return [position for _, run in self.runs(cp_rank) for position in run]
+
+    def length(self, cp_rank: int) -> int:
+        """How many tokens a rank stores."""
+        return sum(len(run) for _, run in self.runs(cp_rank))
+
+
+def _split(run: range, cu_seqlens: tuple[int, ...]) -> Iterator[tuple[int, range]]:
+    """Cut a run of the stream at the borders of the sequences in it."""
+    while run:
+        sequence = bisect_right(cu_seqlens, run.start) - 1
+        inside = -((run.start - cu_seqlens[sequence + 1]) // run.step)  # tokens of the run before the next border
+        yield sequence, run[:inside]
+        run = run[inside:]

@@ -1,0 +1,241 @@
+"""The planner: from a layout, a route and a mask to one rank's schedule.
+
+For every pair of a query span and a key span the mask is a band; a band without a live cell is skipped, neighbouring
+tiles that one band describes become one tile, and tiles of one window become one launch. What other libraries write by
+hand for each algorithm (ring's causal/full/skip, zigzag's halves, stripe's shifted mask, llama 3's cut of cu_seqlens)
+falls out of this.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+from ringattn_core.errors import check_cu_seqlens
+from ringattn_core.layout import Division, Layout
+from ringattn_core.route import Route
+from ringattn_core.schedule import Launch, Piece, Schedule, Step
+from ringattn_core.tile import FAR, Tile
+
+Window = tuple[int, int]
+
+
+@lru_cache(256)
+def plan(
+    layout: Layout,
+    route: Route,
+    cu_seqlens_q: tuple[int, ...],
+    cu_seqlens_k: tuple[int, ...],
+    cp_rank: int,
+    cp_size: int,
+    *,
+    window: Window = (-1, -1),
+    per_sequence: bool = True,
+    batch: int = 1,
+    head_groups: int = 1,
+) -> Schedule:
+    """What rank `cp_rank` of `cp_size` computes; hops on which no rank has a live cell are left out for all.
+
+    `cu_seqlens_q` and `cu_seqlens_k` are the global borders of the packed sequences (the same number of sequences).
+    `window` is FlashAttention's (left, right), aligned to the bottom-right corner of each sequence; -1 is an open
+    side, (-1, 0) is causal. `batch`: the stream is so many equal rows, which matters only without `per_sequence`.
+    Raises ValueError for borders that are no cumulative lengths, or whose number differs.
+    """
+    check_cu_seqlens(cu_seqlens_q, "cu_seqlens_q")
+    check_cu_seqlens(cu_seqlens_k, "cu_seqlens_k")
+    if len(cu_seqlens_q) != len(cu_seqlens_k):
+        raise ValueError(
+            f"cu_seqlens_q has {len(cu_seqlens_q) - 1} sequences and cu_seqlens_k has {len(cu_seqlens_k) - 1}: "
+            "every sequence of queries needs its sequence of keys, of no tokens if need be."
+        )
+    if not 0 <= cp_rank < cp_size:
+        raise ValueError(f"cp_rank must be from 0 to cp_size - 1 = {cp_size - 1}, got {cp_rank}.")
+    queries = Division(layout, cu_seqlens_q, cp_size, per_sequence, batch)
+    keys = Division(layout, cu_seqlens_k, cp_size, per_sequence, batch)
+    (rows, strides_q), (columns, strides_k) = _shards(queries), _shards(keys)
+    mask = _Mask(window, _stride(strides_q | strides_k), cu_seqlens_q[1:], cu_seqlens_k[1:])
+    routes = [route(rank, cp_size) for rank in range(cp_size)]
+    hops = []
+    for hop, sources in enumerate(routes[cp_rank]):
+        pieces, launches = _hop(mask, rows[cp_rank], [columns[source] for source in sources])
+        if hop == 0 or launches or _alive(mask, rows, columns, [sources_of[hop] for sources_of in routes]):
+            destinations = tuple(rank for rank in range(cp_size) if cp_rank in routes[rank][hop])
+            hops.append((hop, sources, destinations, pieces, launches))
+    return Schedule(
+        cp_rank,
+        cp_size,
+        shard_size=max(_length(shard) for shard in columns),
+        steps=tuple(Step(*hop, head_group) for head_group in range(head_groups) for hop in hops),
+        head_groups=head_groups,
+        queries=queries,
+        keys=keys,
+    )
+
+
+_Line = tuple[int, int, int, int]  # a span as numbers: first position, length, offset, its rank
+_Shard = dict[int, list[_Line]]  # what a rank holds, by sequence
+_Box = tuple[int, int, int, int, int, int]  # rows from, to; columns from, to; low, high: a tile in the making
+
+
+@lru_cache(64)
+def _shards(division: Division) -> tuple[tuple[_Shard, ...], set[int]]:
+    """What every rank holds, and the strides of the runs."""
+    shards: list[_Shard] = [{} for _ in range(division.cp_size)]
+    strides = set()
+    for rank, shard in enumerate(shards):
+        offset = 0
+        for sequence, run in division.runs(rank):
+            length = len(run)
+            if length > 1:
+                strides.add(run.step)
+            line = (run.start, length, offset, rank)
+            if sequence in shard:
+                shard[sequence].append(line)
+            else:
+                shard[sequence] = [line]
+            offset += length
+    return tuple(shards), strides
+
+
+def _length(shard: _Shard) -> int:
+    return sum(length for lines in shard.values() for _, length, _, _ in lines)
+
+
+def _stride(strides: set[int]) -> int:
+    """The distance of neighbours in every run; a mask between runs of two strides would be no band."""
+    if len(strides) > 1:
+        raise ValueError(f"All runs of a layout must have one stride, got {sorted(strides)}: use ranges of one step.")
+    return min(strides, default=1)
+
+
+class _Mask:
+    """Which cells live between a span of queries and a span of keys, as a band of column - row."""
+
+    def __init__(self, window: Window, stride: int, stops_q: Sequence[int], stops_k: Sequence[int]) -> None:
+        self.left, self.right = (FAR if side < 0 else side for side in window)
+        self.stride = stride
+        # Bottom-right alignment: a sequence's last query stands at its last key.
+        self.shift = [stop_k - stop_q for stop_q, stop_k in zip(stops_q, stops_k, strict=True)]
+
+
+def _hop(mask: _Mask, shard: _Shard, sources: Sequence[_Shard]) -> tuple[tuple[Piece, ...], tuple[Launch, ...]]:
+    """The pieces of the sources' shards that a rank's queries need, and its launches over them."""
+    pieces: list[Piece] = []
+    sequences = []
+    for sequence, queries in shard.items():
+        if len(sources) > 1:
+            keys = [line for source in sources for line in source.get(sequence, ())]
+            keys = _arranged(mask, sequence, queries, sorted(keys), pieces)
+        else:
+            keys = sources[0].get(sequence, [])
+        sequences.append(_tiles(mask, sequence, queries, keys))
+    launches = tuple(_launches(sequences))
+    if len(sources) == 1 and launches:
+        start, stop = min(launch.columns.start for launch in launches), max(launch.columns.stop for launch in launches)
+        pieces = [Piece(next(iter(sources[0].values()))[0][3], range(start, stop), start)]
+    return tuple(pieces), launches
+
+
+def _arranged(mask: _Mask, sequence: int, queries: list[_Line], keys: list[_Line], pieces: list[Piece]) -> list[_Line]:
+    """The keys of several sources as they lie in a common buffer: the live ones, in the order of their positions."""
+    placed = []
+    left, right, stride, shift = mask.left, mask.right, mask.stride, mask.shift[sequence]
+    offset = pieces[-1].columns.stop if pieces else 0
+    for k_start, k_length, k_offset, source in keys:
+        begin, end = k_length, 0
+        for q_start, q_length, _, _ in queries:
+            apart = q_start + shift - k_start
+            low, high = -((left - apart) // stride), (right + apart) // stride
+            if low < k_length and high > -q_length and low <= high:
+                begin, end = min(begin, max(low, 0)), max(end, min(q_length + high, k_length))
+                if begin == 0 and end == k_length:
+                    break  # no query can need more of it
+        if begin < end:
+            pieces.append(Piece(source, range(k_offset + begin, k_offset + end), offset))
+            placed.append((k_start + begin * stride, end - begin, offset, source))
+            offset += end - begin
+    return placed
+
+
+def _tiles(mask: _Mask, sequence: int, queries: list[_Line], keys: list[_Line]) -> list[Tile]:
+    """One sequence's live cells in as few tiles as its layout allows: joined along the rows first, then across them."""
+    left, right, stride, shift = mask.left, mask.right, mask.stride, mask.shift[sequence]
+    boxes: list[_Box] = []
+    for q_start, q_length, top, _ in queries:
+        row: list[_Box] = []
+        for k_start, k_length, start, _ in keys:
+            apart = q_start + shift - k_start
+            low, high = -((left - apart) // stride), (right + apart) // stride
+            if low < k_length and high > -q_length and low <= high:
+                if low <= 1 - q_length and high >= k_length - 1:
+                    low, high = -FAR, FAR
+                else:
+                    low, high = low + start - top, high + start - top
+                box = (top, top + q_length, start, start + k_length, low, high)
+                if not (row and _beside(row, box)):
+                    row.append(box)
+        for box in row:
+            if not (boxes and _below(boxes, box)):
+                boxes.append(box)
+    tiles = [Tile(range(top, bottom), range(start, stop), low, high) for top, bottom, start, stop, low, high in boxes]
+    return [trimmed for tile in tiles if (trimmed := tile.trim())]
+
+
+def _beside(row: list[_Box], box: _Box) -> bool:
+    """Widen the last box of a row by the one that continues it, if one band serves both."""
+    top, bottom, first, border, *band = row[-1]
+    if border != box[2]:
+        return False
+    for low, high in (band, box[4:]):
+        if _keeps(low, high, row[-1], first, border) and _keeps(low, high, box, border, box[3]):
+            row[-1] = (top, bottom, first, box[3], low, high)
+            return True
+    return False
+
+
+def _below(boxes: list[_Box], box: _Box) -> bool:
+    """Lengthen a box by the one that continues it downwards, if one band serves both and leaves no other cell alive."""
+    for index in range(len(boxes) - 1, -1, -1):
+        top, border, start, stop, *band = boxes[index]
+        if border == box[0]:
+            first, last = min(start, box[2]), max(stop, box[3])
+            for low, high in (band, box[4:]):
+                if _keeps(low, high, boxes[index], first, last) and _keeps(low, high, box, first, last):
+                    boxes[index] = (top, box[1], first, last, low, high)
+                    return True
+    return False
+
+
+def _keeps(low: int, high: int, box: _Box, first: int, last: int) -> bool:
+    """Has the band, on the rows of a box and columns `first` to `last`, exactly the live cells of the box?"""
+    top, bottom, start, stop, own_low, own_high = box
+    return (
+        (low == own_low or (low <= start - bottom + 1 >= own_low))
+        and (high == own_high or (high >= stop - 1 - top <= own_high))
+        and (first == start or start - 1 - top < low)
+        and (last == stop or stop - bottom + 1 > high)
+    )
+
+
+def _launches(sequences: Iterable[list[Tile]]) -> list[Launch]:
+    """Batch tiles of one window; two sequences share no row and no column, so only one sequence's tiles can clash."""
+    batches: dict[tuple[Window, int], list[Tile]] = defaultdict(list)
+    for tiles in sequences:
+        mine: dict[Window, list[Tile]] = defaultdict(list)
+        for tile in tiles:
+            # Tiles of one sequence and one window lie over each other more often than not: each gets its own launch.
+            same = mine[tile.window]
+            batches[tile.window, len(same)].append(tile)
+            same.append(tile)
+    return [Launch(tuple(tiles)) for tiles in batches.values()]
+
+
+def _alive(mask: _Mask, rows: Sequence[_Shard], columns: Sequence[_Shard], hop: Sequence[tuple[int, ...]]) -> bool:
+    """Has any rank a live cell on a hop whose sources are these, rank by rank?"""
+    return any(
+        _tiles(mask, sequence, queries, columns[source].get(sequence, []))
+        for shard, sources in zip(rows, hop, strict=True)
+        for sequence, queries in shard.items()
+        for source in sources
+    )

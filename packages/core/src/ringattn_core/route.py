@@ -1,0 +1,77 @@
+"""Where keys come from, and when: a route says for every hop the ranks whose keys are at hand.
+
+`ring` needs the least memory (one foreign shard at a time); `waves(n)` computes on its own keys first and then on the
+others' in n - 1 larger steps, which fills a GPU better and merges less often; `gather` is all at once (llama 3,
+arXiv:2407.21783); `double_ring` goes node by node (LoongTrain, arXiv:2406.18485).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import cache
+
+from ringattn_core.errors import lookup
+from ringattn_core.layout import chunk
+
+Route = Callable[[int, int], tuple[tuple[int, ...], ...]]
+"""(cp_rank, cp_size) -> for every hop, the ranks whose keys are at hand. Each appears once, one's own on hop 0."""
+
+
+def ring(cp_rank: int, cp_size: int) -> tuple[tuple[int, ...], ...]:
+    """Neighbour after neighbour."""
+    return tuple(((cp_rank - hop) % cp_size,) for hop in range(cp_size))
+
+
+@cache
+def waves(count: int) -> Route:
+    """One's own keys first, then all the others' in `count` - 1 waves; with a count of 1, everything at once."""
+    if count < 1:
+        raise ValueError(f"waves(count) takes a count of 1 or more, got {count}.")
+
+    def route(cp_rank: int, cp_size: int) -> tuple[tuple[int, ...], ...]:
+        if count == 1:
+            return (tuple(range(cp_size)),)
+        later = min(count - 1, cp_size - 1)
+        distances = [range(1)] + [chunk(range(1, cp_size), wave, later) for wave in range(later)]
+        return tuple(tuple((cp_rank - distance) % cp_size for distance in wave) for wave in distances)
+
+    return route
+
+
+gather = waves(1)
+
+
+@cache
+def double_ring(inner: int) -> Route:
+    """One's own keys, then those of the same node (`inner` ranks side by side), then node after node."""
+    if inner < 1:
+        raise ValueError(f"double_ring(inner) takes the number of ranks of a node, 1 or more, got {inner}.")
+
+    def route(cp_rank: int, cp_size: int) -> tuple[tuple[int, ...], ...]:
+        if cp_size % inner:
+            raise ValueError(f"double_ring({inner}) needs a cp_size that {inner} divides, got {cp_size}.")
+        count, home = cp_size // inner, cp_rank // inner
+        nodes = [tuple(range(node * inner, (node + 1) * inner)) for node in range(count)]
+        siblings = tuple(rank for rank in nodes[home] if rank != cp_rank)
+        others = [nodes[(home - hop) % count] for hop in range(1, count)]
+        return ((cp_rank,), *([siblings] if siblings else []), *others)
+
+    return route
+
+
+ROUTES: dict[str, Route] = {"ring": ring, "waves": waves(2), "gather": gather}
+_WITH_NUMBER: dict[str, Callable[[int], Route]] = {"waves": waves, "double_ring": double_ring}
+
+
+def route_named(name: str | Route) -> Route:
+    """The route of this name: ring, waves, gather, "waves(3)" or "double_ring(8)"; a route itself is passed through.
+
+    Raises ValueError with the nearest name.
+    """
+    if not isinstance(name, str):
+        return name
+    call = re.fullmatch(r"(\w+)\((\d+)\)", name)
+    if call and call[1] in _WITH_NUMBER:
+        return _WITH_NUMBER[call[1]](int(call[2]))
+    return lookup(name, ROUTES | {"double_ring(8)": double_ring(8)}, "route")

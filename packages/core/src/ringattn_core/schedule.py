@@ -1,0 +1,131 @@
+"""Context-parallel attention as data: which tiles each rank computes, against whose keys, in which order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+from ringattn_core.layout import Division
+from ringattn_core.tile import Tile
+
+
+@dataclass(frozen=True, eq=False)
+class Launch:
+    """Tiles that one kernel call takes: the same window, no row twice, no column twice, in order of their rows."""
+
+    tiles: tuple[Tile, ...]
+
+    def __post_init__(self) -> None:
+        window = self.tiles[0].window
+        for before, after in pairwise(self.tiles):
+            assert after.window == window, f"windows differ in one launch: {before} and {after}"
+            assert before.q.stop <= after.q.start and before.k.stop <= after.k.start, f"{before} clashes with {after}"
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """FlashAttention's (left, right), aligned bottom-right; -1 is an open side."""
+        return self.tiles[0].window
+
+    @cached_property
+    def rows(self) -> range:
+        """The box around the launch's query rows; rows between its tiles may belong to none of them."""
+        return range(self.tiles[0].q.start, self.tiles[-1].q.stop)
+
+    @cached_property
+    def columns(self) -> range:
+        """The box around the launch's key columns."""
+        return range(self.tiles[0].k.start, self.tiles[-1].k.stop)
+
+    @cached_property
+    def dense_rows(self) -> bool:
+        """Does every row of the box belong to a tile?"""
+        return sum(len(tile.q) for tile in self.tiles) == len(self.rows)
+
+    @cached_property
+    def dense_columns(self) -> bool:
+        """Does every column of the box belong to a tile?"""
+        return sum(len(tile.k) for tile in self.tiles) == len(self.columns)
+
+    @cached_property
+    def area(self) -> int:
+        """Live cells, of one head."""
+        return sum(tile.area for tile in self.tiles)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Rows of a source's shard, and where they lie in the key buffer of a step."""
+
+    source: int
+    rows: range
+    offset: int
+
+    @property
+    def columns(self) -> range:
+        """The place of the rows in the step's key buffer."""
+        return range(self.offset, self.offset + len(self.rows))
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a rank computes while the keys of `sources` are at hand.
+
+    Of one source the buffer is the shard as it is stored there. Of several, only the rows that are needed lie in it,
+    side by side in the order of their positions, so that what can be one tile is one tile. `pieces` are the rows
+    needed either way: all that a one-sided transport has to fetch. `destinations` are the ranks that have this one
+    among their sources on the same hop.
+    """
+
+    hop: int
+    sources: tuple[int, ...]
+    destinations: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+    launches: tuple[Launch, ...]
+    head_group: int = 0
+
+    @property
+    def area(self) -> int:
+        """Live cells, of one head."""
+        return sum(launch.area for launch in self.launches)
+
+    @property
+    def fetched(self) -> int:
+        """Rows of keys that the step needs."""
+        return sum(len(piece.rows) for piece in self.pieces)
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """One rank's part of an attention: `steps` in order, the same number and the same hops on every rank.
+
+    `queries` and `keys` say who holds which tokens; `shard_size` is the most keys that a rank holds, the length of
+    every buffer that travels. With head groups the steps repeat for each group of kv heads.
+    """
+
+    cp_rank: int
+    cp_size: int
+    shard_size: int
+    steps: tuple[Step, ...]
+    head_groups: int
+    queries: Division
+    keys: Division
+
+    @cached_property
+    def area(self) -> int:
+        """Live cells that this rank computes, of one head."""
+        return sum(step.area for step in self.steps) // self.head_groups
+
+    @cached_property
+    def query_length(self) -> int:
+        """Query tokens that this rank holds."""
+        return self.queries.length(self.cp_rank)
+
+    @cached_property
+    def key_length(self) -> int:
+        """Key tokens that this rank holds."""
+        return self.keys.length(self.cp_rank)
+
+    def buffer_length(self, step: Step) -> int:
+        """Tokens in the key buffer of a step."""
+        return self.shard_size if len(step.sources) == 1 else step.fetched

@@ -1,0 +1,61 @@
+"""A rectangle of the attention matrix with a diagonal band of live cells: the unit every kernel understands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FAR = 1 << 60  # beyond any token: an open side of a band
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Rows `q` against columns `k` (local indices); a cell is live if low <= column - row <= high.
+
+    A mask in positions, -left <= key - query <= right, is such a band whatever the layout: for queries q0 + i*t and
+    keys k0 + j*t, high = (right + q0 - k0) // t and low = -((left - q0 + k0) // t).
+    """
+
+    q: range
+    k: range
+    low: int = -FAR
+    high: int = FAR
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """The band as FlashAttention states it: from the bottom-right diagonal, -1 for an open side."""
+        corner = self.k.stop - self.q.stop
+        left = -1 if self.low <= self.k.start - self.q.stop + 1 else corner - self.low
+        right = -1 if self.high >= self.k.stop - 1 - self.q.start else self.high - corner
+        return left, right
+
+    @property
+    def area(self) -> int:
+        """How many cells are live."""
+        if self.low == -FAR and self.high == FAR:
+            return len(self.q) * len(self.k)
+        return self._below(self.high) - self._below(self.low - 1)
+
+    def _below(self, high: int) -> int:
+        """How many cells have column - row <= high: a triangle less what sticks out of the rectangle."""
+        rows, columns = len(self.q), len(self.k)
+        d = high + self.q.start - self.k.start
+        return _triangle(rows + d) - _triangle(d) - _triangle(rows + d - columns) + _triangle(d - columns)
+
+    def trim(self) -> Tile | None:
+        """Drop the rows and columns without a live cell around the others; None if no cell lives.
+
+        What remains has a `window` whose sides are 0 or more, or open: any kernel that takes a window takes the tile.
+        """
+        if self.low == -FAR and self.high == FAR and self.q and self.k:
+            return self
+        q = range(max(self.q.start, self.k.start - self.high), min(self.q.stop, self.k.stop - self.low))
+        k = range(max(self.k.start, q.start + self.low), min(self.k.stop, q.stop + self.high))
+        if not q or not k or self.low > self.high:
+            return None
+        low = -FAR if self.low <= k.start - q.stop + 1 else self.low
+        high = FAR if self.high >= k.stop - 1 - q.start else self.high
+        return Tile(q, k, low, high)
+
+
+def _triangle(n: int) -> int:
+    return n * (n + 1) // 2 if n > 0 else 0
