@@ -1,0 +1,123 @@
+"""A Sphinx directive that documents every public module of a package from its source files alone.
+
+The files are parsed, never imported: the build needs neither torch nor the optional libraries, and a page follows the
+modules as they come and go. Docstrings are read as Markdown, like every other page here.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+from sphinx.util.typing import ExtensionMetadata
+
+ROOT = Path(__file__).parents[2]
+
+
+class PackageApi(SphinxDirective):
+    """`{package-api} ringattn_core` becomes a section per public module, with its public names in source order."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Write the page as Markdown and let the parser of the enclosing page read it."""
+        # No list of files that the page depends on could name one that is yet to be written.
+        self.env.note_reread()
+        (package,) = ROOT.glob(f"packages/*/src/{self.arguments[0]}")
+        text = []
+        for path in sorted(package.rglob("*.py")):
+            module = module_name(path.relative_to(package.parent))
+            if all(is_public(part) for part in module.split(".")):
+                text += module_section(module, ast.parse(path.read_text(encoding="utf-8")))
+        return self.parse_text_to_nodes("\n".join(text), allow_section_headings=True)
+
+
+def module_name(path: Path) -> str:
+    """The name under which the file at `path`, relative to the source folder, is imported."""
+    parts = path.with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def module_section(module: str, tree: ast.Module) -> Iterator[str]:
+    """The Markdown of one module."""
+    yield from ("", f"## {module}", "", f"```{{py:module}} {module}", "```", "", docstring(tree), "")
+    yield from members(tree.body, inside_class=False)
+
+
+def members(body: list[ast.stmt], *, inside_class: bool) -> Iterator[str]:
+    """The Markdown of the public functions, classes and documented variables of a module or a class."""
+    for statement, following in zip(body, [*body[1:], ast.Pass()], strict=True):
+        match statement:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) if is_public(name):
+                yield from function(statement, inside_class=inside_class)
+            case ast.ClassDef(name=name) if is_public(name):
+                bases = ", ".join(map(ast.unparse, statement.bases))
+                content = [docstring(statement), "", *members(statement.body, inside_class=True)]
+                yield from directive(8, "class", f"{name}({bases})" if bases else name, [], content)
+            case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)) if is_public(name):
+                annotation = getattr(statement, "annotation", None)
+                options = [f":type: {ast.unparse(annotation)}"] if annotation else []
+                # By convention, a string that follows an assignment documents it. Undocumented fields of a class are
+                # still part of its signature; undocumented variables of a module are its own affair.
+                text = literal(following)
+                if text or inside_class:
+                    yield from directive(6, "attribute" if inside_class else "data", name, options, [text])
+
+
+def function(node: ast.FunctionDef | ast.AsyncFunctionDef, *, inside_class: bool) -> Iterator[str]:
+    """The Markdown of one function, method or property."""
+    decorators = {ast.unparse(decorator).rpartition(".")[2] for decorator in node.decorator_list}
+    returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
+    content = [docstring(node)]
+    if inside_class and decorators & {"property", "cached_property"}:
+        options = [f":type: {ast.unparse(node.returns)}"] if node.returns else []
+        yield from directive(6, "property", node.name, options, content)
+        return
+    if inside_class and node.args.args and "staticmethod" not in decorators:
+        del node.args.args[0]
+    kinds = {"staticmethod", "classmethod", "abstractmethod"} & decorators if inside_class else set()
+    options = [f":{kind}:" for kind in sorted(kinds)]
+    if isinstance(node, ast.AsyncFunctionDef):
+        options.append(":async:")
+    signature = f"{node.name}({ast.unparse(node.args)}){returns}"
+    yield from directive(6, "method" if inside_class else "function", signature, options, content)
+
+
+def directive(fence: int, kind: str, signature: str, options: list[str], content: list[str]) -> Iterator[str]:
+    """A directive of the Python domain. A fence of many ticks may hold docstrings with fences of their own."""
+    ticks = "`" * fence
+    yield from (f"{ticks}{{py:{kind}}} {signature}", *options, "", *content, ticks, "")
+
+
+def docstring(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    """The docstring, with examples fenced: Markdown would take their prompts for quotations."""
+    return fence_examples(ast.get_docstring(node) or "")
+
+
+def literal(statement: ast.stmt) -> str:
+    """The text of a statement that is nothing but a string, else nothing."""
+    match statement:
+        case ast.Expr(value=ast.Constant(value=str(text))):
+            return fence_examples(text)
+    return ""
+
+
+def fence_examples(text: str) -> str:
+    """Put every run of lines that starts with a Python prompt into a fence."""
+    return re.sub(r"(?m)^>>> .*(?:\n.+)*", r"```pycon\n\g<0>\n```", text)
+
+
+def is_public(name: str) -> bool:
+    """Whether the name is meant for users."""
+    return not name.startswith("_")
+
+
+def setup(app: Sphinx) -> ExtensionMetadata:
+    """Register the directive."""
+    app.add_directive("package-api", PackageApi)
+    return {"version": "1", "parallel_read_safe": True}

@@ -1,0 +1,117 @@
+"""Makes a test of every tutorial: a page is one program, and what it prints is what the page shows.
+
+The ```` ```python ```` fences of a page, in order, are the program. It runs under `torchrun` on the CPU, on as many
+processes as `nproc` in the front matter says, 4 by default. Each ```` ```text output ```` fence is what rank 0 has
+printed since the one before; a page shows all that its program prints.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import zip_longest
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+TIME_LIMIT = 240  # seconds, less than the limit of a test, so that it is this file that says which page hung
+OUTPUT_ENDS = "@@ the output of a page ends here @@"
+
+
+class PageError(Exception):
+    """The program of a page failed, or printed something else than the page shows."""
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    return Page.from_parent(parent, path=file_path) if file_path.suffix == ".md" else None
+
+
+class Page(pytest.File):
+    def collect(self) -> Iterator[pytest.Item]:
+        yield Program.from_parent(self, name=self.path.stem)
+
+
+class Program(pytest.Item):
+    def runtest(self) -> None:
+        page = self.path.read_text(encoding="utf-8")
+        program, shown = read(page)
+        # Named after the page and kept, so that a reader of a traceback can open it.
+        script = self.config.rootpath / ".tutorials" / f"{self.path.stem}.py"
+        script.parent.mkdir(exist_ok=True)
+        script.write_text(program, encoding="utf-8")
+        printed = torchrun(script, number_of_processes(page)).split(f"{OUTPUT_ENDS}\n")
+        for number, (want, got) in enumerate(zip_longest([*shown, ""], printed, fillvalue=""), 1):
+            if tidy(want) != tidy(got):
+                raise PageError(f"output {number} differs; the page shows\n{want}\nbut rank 0 printed\n{got}")
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: str | None = None) -> object:
+        # For a page that failed, the collector's own traceback would only hide what matters.
+        return str(excinfo.value) if isinstance(excinfo.value, PageError) else super().repr_failure(excinfo, style)
+
+    def reportinfo(self) -> tuple[Path, int, str]:
+        return self.path, 0, f"tutorial {self.name}"
+
+
+def read(page: str) -> tuple[str, list[str]]:
+    """The program of a page and the outputs that the page shows.
+
+    The program is the page with everything blanked that is no Python, so that a line has the same number in both.
+    """
+    program, shown, fence = [], [], ""
+    for line in page.splitlines():
+        kept = ""
+        if line.startswith("```"):
+            if fence == "```text output":
+                kept = f"print({OUTPUT_ENDS!r}, flush=True)"
+            fence = "" if fence else line.rstrip()
+            if fence == "```text output":
+                shown.append("")
+        elif fence == "```python":
+            kept = line
+        elif fence == "```text output":
+            shown[-1] += f"{line}\n"
+        program.append(kept)
+    return "\n".join(program), shown
+
+
+def number_of_processes(page: str) -> int:
+    """What the front matter asks for."""
+    found = re.match(r"---\n(?:.*\n)*?nproc: (\d+)\n(?:.*\n)*?---\n", page)
+    return int(found[1]) if found else 4
+
+
+def torchrun(script: Path, processes: int) -> str:
+    """Run the script on several processes of this machine and return what rank 0 printed."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with TemporaryDirectory() as logs:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        # Every process writes to files of its own. A shared pipe would mix them with each other and with the launcher.
+        command += ["--redirects=3", f"--log-dir={logs}", str(script)]
+        launcher = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        try:
+            summary, _ = launcher.communicate(timeout=TIME_LIMIT)
+        except subprocess.TimeoutExpired as error:
+            raise PageError(f"the program did not end within {TIME_LIMIT} s") from error
+        finally:
+            # Asked to terminate, the launcher ends its processes first; killed, it would leave them behind.
+            if launcher.poll() is None:
+                launcher.terminate()
+                launcher.wait()
+        if launcher.returncode:
+            tracebacks = {file.read_text(encoding="utf-8") for file in Path(logs).glob("*/attempt_0/*/stderr.log")}
+            # A process that a signal ended leaves no traceback, but then the launcher says which one and how.
+            verdict = "".join(summary.rpartition("Root Cause")[1:])
+            raise PageError("\n".join(["the program failed", *sorted(tracebacks), verdict]))
+        (printed,) = Path(logs).glob("*/attempt_0/0/stdout.log")
+        return printed.read_text(encoding="utf-8")
+
+
+def tidy(text: str) -> str:
+    """Without the spaces at the ends of lines and the blank lines around, which no reader sees."""
+    return "\n".join(line.rstrip() for line in text.strip("\n").splitlines()).strip("\n")

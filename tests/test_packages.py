@@ -1,0 +1,133 @@
+"""The rules of the house: who may import whom, what stays light to import, and one version for all."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# From the lowest package to the highest. A package may import those before it, and itself.
+PACKAGES = {"ringattn_core": "core", "ringattn_comms": "comms", "ringattn": "adapters"}
+# The half of core that plans, proves, simulates and draws needs the standard library alone.
+PLANNING = ["draw", "events", "layout", "planner", "route", "schedule", "simulate", "tile", "verify"]
+OPTIONAL = ["cupy", "flash_attn", "transformers"]
+
+
+def sources(package: str) -> dict[str, Path]:
+    """The modules of a package by the names under which they are imported."""
+    folder = ROOT / "packages" / PACKAGES[package] / "src"
+    modules = {}
+    for path in sorted((folder / package).rglob("*.py")):
+        parts = path.relative_to(folder).with_suffix("").parts
+        modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return modules
+
+
+def imports(module: str, path: Path, *, deferred: bool) -> set[str]:
+    """Every name that the module imports, from a module or as a module; on request also those inside functions."""
+    found: set[str] = set()
+    pending: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while pending:
+        match pending.pop():
+            case ast.FunctionDef() | ast.AsyncFunctionDef() if not deferred:
+                pass
+            case ast.If(test=ast.Name(id="TYPE_CHECKING") | ast.Attribute(attr="TYPE_CHECKING")) if not deferred:
+                pass
+            case ast.Import(names=names):
+                found.update(alias.name for alias in names)
+            case ast.ImportFrom(module=source, names=names, level=level):
+                package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+                base = package[: len(package) - level + 1] if level else []
+                origin = ".".join([*base, source] if source else base)
+                found.add(origin)
+                found.update(f"{origin}.{alias.name}" for alias in names)
+            case node:
+                pending.extend(ast.iter_child_nodes(node))
+    return found
+
+
+def roots(names: set[str]) -> set[str]:
+    return {name.partition(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_between_packages_only_go_down(package: str) -> None:
+    order = list(PACKAGES)
+    higher = set(order[order.index(package) + 1 :])
+    for module, path in sources(package).items():
+        upward = roots(imports(module, path, deferred=True)) & higher
+        assert not upward, f"{module} imports {upward}, which is above {package}"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_import_cycle_within_a_package(package: str) -> None:
+    modules = sources(package)
+    graph = {name: imports(name, path, deferred=False) & modules.keys() - {name} for name, path in modules.items()}
+    # `from package import module` names the package too. What a package's own `__init__` offers may come from its
+    # modules, so a module that only wants a sibling does not depend on it.
+    for module, needed in graph.items():
+        ancestors = {other for other in needed if module.startswith(f"{other}.")}
+        if any(other.startswith(f"{ancestor}.") for ancestor in ancestors for other in needed):
+            needed.difference_update(ancestors)
+    TopologicalSorter(graph).prepare()
+
+
+def test_planning_imports_no_torch() -> None:
+    modules = sources("ringattn_core")
+    pending = [f"ringattn_core.{name}" for name in PLANNING if f"ringattn_core.{name}" in modules]
+    assert pending
+    seen: set[str] = set()
+    while pending:
+        module = pending.pop()
+        if module not in seen:
+            seen.add(module)
+            needed = imports(module, modules[module], deferred=False)
+            assert "torch" not in roots(needed), f"{module} imports torch; planning has to do without"
+            pending.extend(needed & modules.keys() - {"ringattn_core"})
+
+
+def test_core_never_imports_torch_distributed() -> None:
+    for module, path in sources("ringattn_core").items():
+        found = {name for name in imports(module, path, deferred=True) if name.startswith("torch.distributed")}
+        assert not found, f"{module} imports {found}; transports live above core"
+
+
+def test_importing_ringattn_imports_no_optional_library() -> None:
+    program = f"import sys, ringattn; print([name for name in {OPTIONAL} if name in sys.modules])"
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "[]"
+
+
+def test_one_version_for_all_packages() -> None:
+    projects = [
+        tomllib.loads((ROOT / "packages" / folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        for folder in PACKAGES.values()
+    ]
+    (version,) = {project["version"] for project in projects}
+    siblings = {
+        re.sub(r"\[.*\]", "", requirement)
+        for project in projects
+        for group in [project["dependencies"], *project.get("optional-dependencies", {}).values()]
+        for requirement in group
+        if requirement.startswith("ringattn")
+    }
+    minor = version.rpartition(".")[0]
+    assert siblings == {f"ringattn-core~={minor}.0", f"ringattn-comms~={minor}.0"}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_package_is_typed(package: str) -> None:
+    assert (ROOT / "packages" / PACKAGES[package] / "src" / package / "py.typed").exists()
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_package_carries_the_license(package: str) -> None:
+    # Copies, because a source distribution would carry a link as a link to nowhere.
+    assert (ROOT / "packages" / PACKAGES[package] / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
