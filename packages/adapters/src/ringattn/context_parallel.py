@@ -1,0 +1,177 @@
+"""`ContextParallel`: how a sequence is spread over a group of ranks, and the tensors of a model with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ringattn.lengths import Lengths, read, sequence_positions
+from ringattn_comms.communicator import Communicator
+from ringattn_comms.connect import Group, communicator
+from ringattn_core.layout import Division, Layout, layout_named
+from ringattn_core.route import Route, route_named
+
+
+@dataclass(frozen=True)
+class ContextParallel:
+    """A group of ranks that hold one sequence together.
+
+    group: a ProcessGroup, a one-dimensional DeviceMesh (`mesh["cp"]`), or None for all processes.
+    layout: "zigzag" (balanced under a causal mask), "contiguous", "striped", or a layout function.
+    route: "ring" (least memory), "waves" (fewest, largest kernel launches), "gather", "waves(3)", "double_ring(8)", a
+        route function, or "auto".
+    cu_seqlens: global borders of packed sequences, as list or tensor; None is one sequence, of which every rank holds
+        the same number of tokens. For a length that does not divide, say [0, length].
+    per_sequence: the layout divides every packed sequence by itself (balanced for each), or the stream as a whole.
+    head_groups: keys travel in so many groups of kv heads: less memory, more messages.
+    kernel: the name of a kernel; None chooses.
+
+    Raises ValueError for a layout or route that does not exist (with the nearest name) or bad borders, and, when it is
+    first used, for a group that this process is not in.
+    """
+
+    group: Group = None
+    layout: str | Layout = "zigzag"
+    route: str | Route = "auto"
+    cu_seqlens: Lengths | None = None
+    per_sequence: bool = True
+    head_groups: int = 1
+    kernel: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layout", layout_named(self.layout))
+        object.__setattr__(self, "route", route_named("waves" if self.route == "auto" else self.route))
+        if self.cu_seqlens is not None:
+            object.__setattr__(self, "cu_seqlens", read(self.cu_seqlens))
+        if self.head_groups < 1:
+            raise ValueError(f"head_groups must be 1 or more, got {self.head_groups}.")
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    @cached_property
+    def communicator(self) -> Communicator:
+        """This rank's end of the group."""
+        return communicator(self.group)
+
+    @property
+    def cp_rank(self) -> int:
+        """This rank's number in the group."""
+        return self.communicator.rank
+
+    @property
+    def cp_size(self) -> int:
+        """How many ranks hold the sequence."""
+        return self.communicator.size
+
+    def with_cu_seqlens(self, cu_seqlens: Lengths | None) -> ContextParallel:
+        """The same for sequences of other lengths: make one for each batch, and use it in all layers."""
+        return replace(self, cu_seqlens=cu_seqlens)
+
+    def division(self, length: int) -> Division:
+        """Who holds which of `length` tokens. Raises ValueError where that contradicts `cu_seqlens`."""
+        borders = (0, length) if self.cu_seqlens is None else read(self.cu_seqlens)
+        if borders[-1] != length:
+            raise ValueError(
+                f"cu_seqlens ends at {borders[-1]}, but the tensor to shard has {length} tokens along the sequence: "
+                "cu_seqlens are global borders, before sharding."
+            )
+        assert callable(self.layout), "the name was looked up when this was made"
+        division = Division(self.layout, borders, self.cp_size, self.per_sequence)
+        if self.cu_seqlens is None and not _even(division):
+            raise ValueError(
+                f"{length} tokens do not divide evenly over {self.cp_size} ranks in this layout, so that a rank could "
+                f"not tell the whole length from its own share. Say ContextParallel(..., cu_seqlens=[0, {length}])."
+            )
+        return division
+
+    def shard(self, *tensors: Tensor, dim: int = 1) -> Any:
+        """This rank's share of whole tensors along `dim`: one tensor for one, a tuple for several.
+
+        Raises ValueError for lengths that `cu_seqlens` contradicts, or that do not divide evenly without it.
+        """
+        index = [_index(self.division(x.shape[dim]), self.cp_rank, x.device) for x in tensors]
+        shards = tuple(x.index_select(dim, rows) for x, rows in zip(tensors, index, strict=True))
+        return shards[0] if len(shards) == 1 else shards
+
+    def unshard(self, *tensors: Tensor, dim: int = 1) -> Any:
+        """The whole tensors from every rank's shares: the inverse of `shard`, on every rank.
+
+        Its gradient is the sum of all ranks' gradients of the whole, cut to this rank's share: exact where the loss is
+        the sum of the ranks' losses, and cp_size times too large where each computes the same loss from the whole.
+        """
+        whole = tuple(self._unshard(x, dim) for x in tensors)
+        return whole[0] if len(whole) == 1 else whole
+
+    def position_ids(self, length: int, device: torch.device | str | None = None) -> Tensor:
+        """The positions of this rank's tokens in their sequences, for rotary embeddings: (1, local tokens) int64."""
+        division = self.division(length)
+        return self.shard(sequence_positions(division.cu_seqlens).to(device)[None])  # type: ignore[no-any-return]
+
+    def shift_labels(self, labels: Tensor, dim: int = 1, ignore_index: int = -100) -> Tensor:
+        """Every token's label is the next token's: shift the whole labels, before `shard`.
+
+        A shard's last target is the first token of another rank's, so a shift of shards would lose it. The last token
+        of every packed sequence gets `ignore_index`.
+        """
+        division = self.division(labels.shape[dim])
+        shifted = labels.roll(-1, dims=dim)
+        last = torch.tensor(division.cu_seqlens[1:], device=labels.device) - 1
+        return shifted.index_fill(dim, last[last >= 0], ignore_index)
+
+    def _unshard(self, x: Tensor, dim: int) -> Tensor:
+        length = x.shape[dim] * self.cp_size if self.cu_seqlens is None else read(self.cu_seqlens)[-1]
+        division = self.division(length)
+        if x.shape[dim] != division.length(self.cp_rank):
+            raise ValueError(
+                f"Rank {self.cp_rank} holds {division.length(self.cp_rank)} of {length} tokens, but the tensor to "
+                f"unshard has {x.shape[dim]} along dimension {dim}."
+            )
+        whole: Tensor = _Unshard.apply(x.movedim(dim, 0), division, self.communicator)  # type: ignore[no-untyped-call]
+        return whole.movedim(0, dim)
+
+
+class _Unshard(torch.autograd.Function):
+    """All-gather of unequal shares into stream order, along dimension 0; its adjoint sums over the ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, division: Division, comm: Communicator) -> Tensor:
+        ctx.division, ctx.comm = division, comm
+        padded = x.new_zeros((max(_lengths(division)), *x.shape[1:]))
+        padded[: len(x)] = x
+        gathered = comm.all_gather(padded).wait() if comm.size > 1 else padded[None]
+        whole = x.new_empty((division.cu_seqlens[-1], *x.shape[1:]))
+        for rank, length in enumerate(_lengths(division)):
+            whole[_index(division, rank, x.device)] = gathered[rank, :length]
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        division, comm, (grad,) = ctx.division, ctx.comm, grads
+        parts = grad.new_zeros((comm.size, max(_lengths(division)), *grad.shape[1:]))
+        for rank, length in enumerate(_lengths(division)):
+            parts[rank, :length] = grad[_index(division, rank, grad.device)]
+        own = comm.reduce_scatter(parts).wait() if comm.size > 1 else parts[0]
+        return own[: division.length(comm.rank)], None, None
+
+
+def _lengths(division: Division) -> Sequence[int]:
+    return [division.length(rank) for rank in range(division.cp_size)]
+
+
+@lru_cache(64)
+def _even(division: Division) -> bool:
+    return len(set(_lengths(division))) == 1
+
+
+@lru_cache(64)
+def _index(division: Division, rank: int, device: torch.device) -> Tensor:
+    return torch.tensor(division.positions(rank), dtype=torch.int64).to(device)
