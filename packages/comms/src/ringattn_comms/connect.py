@@ -48,5 +48,4 @@ def connect(comm: Communicator, schedule: Schedule) -> Transport:
     """The transport for a schedule: neighbour to neighbour if every hop is a ring's, else straight from the owners."""
     if comm.size == 1:
         return Alone()
-    forwards = all(step.sources == ((comm.rank - step.hop) % comm.size,) for step in schedule.steps)
-    return Ring(comm) if forwards else Waves(comm)
+    return Ring(comm) if schedule.shifts else Waves(comm)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ringattn_comms.communicator import Communicator, Work
 from ringattn_comms.parcel import arrange, disarrange, pack, unpack
-from ringattn_core.kernel import accumulator_dtype
 from ringattn_core.schedule import Schedule, Step
 from ringattn_core.transport import KV, kv_heads
 
@@ -24,8 +23,10 @@ class Waves:
 
     def __init__(self, keys: Communicator, gradients: Communicator | None = None) -> None:
         self.keys, self.gradients = keys, gradients or keys
+        self._returning: _Return | None = None
 
     def stream(self, schedule: Schedule, kv: KV) -> Iterator[tuple[Step, KV]]:
+        self._schedule, self._own, self._returning = schedule, kv, None
         fetched = _Fetch(self.keys, schedule, schedule.steps[0], kv)
         for step, following in pairwise((*schedule.steps, None)):
             assert step is not None
@@ -34,22 +35,17 @@ class Waves:
                 fetched = _Fetch(self.keys, schedule, following, kv)
             yield step, unpack(buffer, kv.k.shape[2])
 
-    def stream_backward(self, schedule: Schedule, kv: KV) -> Iterator[tuple[Step, KV, KV]]:
-        self._grads = kv.zeros()
-        returning: _Return | None = None
-        for step, part in self.stream(schedule, kv):
-            head_dim = part.k.shape[2]
-            dtype = accumulator_dtype(part.k.dtype)
-            grads = part.k.new_zeros((*part.k.shape[:2], head_dim + part.v.shape[2]), dtype=dtype)
-            yield step, part, unpack(grads, head_dim)
-            if returning:
-                returning.add_to(self._grads)
-            returning = _Return(self.gradients, schedule, step, grads)
-        if returning:
-            returning.add_to(self._grads)
+    def give(self, step: Step, grads: KV) -> None:
+        if self._returning is None:
+            self._total = KV(*(torch.zeros_like(x, dtype=grads.k.dtype) for x in self._own))
+        else:
+            self._returning.add_to(self._total)
+        self._returning = _Return(self.gradients, self._schedule, step, pack(grads, len(grads.k)))
 
     def collect(self) -> KV:
-        return self._grads
+        assert self._returning is not None, "a backward pass gives the gradients of every step"
+        self._returning.add_to(self._total)
+        return self._total
 
 
 def _everyone(comm: Communicator, step: Step) -> bool:

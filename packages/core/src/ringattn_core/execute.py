@@ -8,10 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ringattn_core.errors import UnsupportedError
 from ringattn_core.kernel import Kernel, Options, Positions, Queries, accumulator_dtype
 from ringattn_core.layout import Division
-from ringattn_core.merge import Partial, add_columns, add_rows, sink_gradient
+from ringattn_core.merge import sink_gradient
 from ringattn_core.schedule import Schedule, Step
+from ringattn_core.totals import column_total, out_total, row_total
 from ringattn_core.transport import KV, Transport, kv_heads
 
 
@@ -42,7 +44,7 @@ def attend(
     sinks: Tensor | None = None,
 ) -> Result:
     """This rank's part of the attention: q (tokens, num_heads, head_dim) against the keys of all ranks."""
-    partial, rng_states = Partial(q, kv.v.shape[2]), []
+    partial, rng_states = out_total(schedule, kernel, q, kv.v.shape[2]), []
     for step, (k, v) in transport.stream(schedule, kv):
         heads = q_heads(schedule, step, q, kv)
         at_step = options.at(heads, _positions(schedule, step, q.device) if options.positional else None)
@@ -65,23 +67,38 @@ def attend_backward(
     sinks: Tensor | None = None,
     dlse: Tensor | None = None,
 ) -> Gradients:
-    """The gradients of `attend`, given those of its out and, if not None, of its lse."""
-    dtype = accumulator_dtype(q.dtype)
-    delta = (dout.to(dtype) * result.out.to(dtype)).sum(-1).T
-    if dlse is not None:
-        delta = delta - dlse
-    queries, dq = Queries(q, result.out, dout, result.lse, delta), torch.zeros_like(q, dtype=dtype)
+    """The gradients of `attend`, given those of its out and, if not None, of its lse.
+
+    Raises UnsupportedError for a gradient of lse and a kernel that derives delta itself, which leaves it no place.
+    """
+    if dlse is not None and not kernel.takes_delta:
+        raise UnsupportedError(
+            f"A gradient of lse came in, and the kernel {kernel.name!r} has no place for it: choose one with "
+            "takes_delta, such as 'reference'."
+        )
+    wanted = kernel.takes_delta or sinks is not None
+    delta = _delta(dout, result.out, dlse) if wanted else None
+    queries, dq = Queries(q, result.out, dout, result.lse, delta), row_total(schedule, kernel, q)
     rng_states = iter(result.rng_states)
-    for step, (k, v), (dk, dv) in transport.stream_backward(schedule, kv):
+    for step, (k, v) in transport.stream(schedule, kv):
         heads = q_heads(schedule, step, q, kv)
+        dk, dv = (column_total(schedule, step, kernel, x) for x in (k, v))
         at_step = options.at(heads, _positions(schedule, step, q.device) if options.positional else None)
         for launch in step.launches:
             grads = kernel.backward(queries.heads(heads), k, v, launch, at_step, next(rng_states))
-            add_rows(dq[:, heads], launch, grads.dq)
-            add_columns(dk, launch, grads.dk)
-            add_columns(dv, launch, grads.dv)
-    dsinks = None if sinks is None else sink_gradient(sinks, result.lse, delta)
-    return Gradients(dq, *transport.collect(), dsinks)
+            dq.add(launch, heads, grads.dq)
+            dk.add(launch, grads.dk)
+            dv.add(launch, grads.dv)
+        transport.give(step, KV(dk.total, dv.total))
+    dsinks = None if sinks is None or delta is None else sink_gradient(sinks, result.lse, delta)
+    return Gradients(dq.total, *transport.collect(), dsinks)
+
+
+def _delta(dout: Tensor, out: Tensor, dlse: Tensor | None) -> Tensor:
+    """What each row's probabilities pull back: (num_heads, tokens), in the accumulator's dtype."""
+    dtype = accumulator_dtype(out.dtype)
+    delta = (dout.to(dtype) * out.to(dtype)).sum(-1).T
+    return delta if dlse is None else delta - dlse
 
 
 def q_heads(schedule: Schedule, step: Step, q: Tensor, kv: KV) -> slice:

@@ -66,11 +66,13 @@ class Queries(NamedTuple):
     out: Tensor  # (tokens, num_heads, head_dim_v)
     dout: Tensor  # (tokens, num_heads, head_dim_v)
     lse: Tensor  # (num_heads, tokens)
-    delta: Tensor  # (num_heads, tokens): the sum of dout * out over the head's dimensions, less the gradient of lse
+    # The sum of dout * out over a head's dimensions, less the gradient of lse; None where the kernel takes none.
+    delta: Tensor | None  # (num_heads, tokens)
 
     def heads(self, heads: slice) -> Queries:
         """A slice of the query heads."""
-        return Queries(self.q[:, heads], self.out[:, heads], self.dout[:, heads], self.lse[heads], self.delta[heads])
+        delta = None if self.delta is None else self.delta[heads]
+        return Queries(self.q[:, heads], self.out[:, heads], self.dout[:, heads], self.lse[heads], delta)
 
 
 class Grads(NamedTuple):
@@ -92,6 +94,11 @@ class Kernel(Protocol):
     @property
     def takes_delta(self) -> bool:
         """Does backward use the delta given, rather than one of its own from out and dout?"""
+        ...
+
+    @property
+    def rounds(self) -> bool:
+        """Do its results come in the inputs' dtype, rather than in the accumulator's?"""
         ...
 
     def supports(self, launch: Launch, q: Tensor, k: Tensor, v: Tensor, options: Options) -> str | None:

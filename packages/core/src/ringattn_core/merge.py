@@ -7,19 +7,18 @@ exp(lse_a - lse) * out_a + exp(lse_b - lse) * out_b (Milakov and Gimelshein 2018
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
+from ringattn_core.cells import row_index
 from ringattn_core.kernel import Block, accumulator_dtype
-from ringattn_core.schedule import Launch
+from ringattn_core.schedule import Launch, Schedule
 
 
 class Partial:
     """The running result of a rank's queries: `out` (tokens, num_heads, head_dim_v) and `lse` (num_heads, tokens)."""
 
-    def __init__(self, q: Tensor, head_dim_v: int) -> None:
+    def __init__(self, schedule: Schedule, q: Tensor, head_dim_v: int) -> None:
         dtype = accumulator_dtype(q.dtype)
         tokens, num_heads, _ = q.shape
         self.out = q.new_zeros((tokens, num_heads, head_dim_v), dtype=dtype)
@@ -44,49 +43,17 @@ class Partial:
 
         Attention sinks: Xiao et al. 2023, arXiv:2309.17453, in the learnt form of gpt-oss.
         """
-        if sinks is not None:
-            total = torch.logaddexp(self.lse, sinks.to(self.lse.dtype)[:, None])
-            self.out *= torch.exp(self.lse - total).nan_to_num_(0.0).T.unsqueeze(-1)
-            self.lse = total
-        return self.out.to(dtype), self.lse
+        out, lse = (self.out, self.lse) if sinks is None else with_sinks(self.out, self.lse, sinks)
+        return out.to(dtype), lse
+
+
+def with_sinks(out: Tensor, lse: Tensor, sinks: Tensor) -> tuple[Tensor, Tensor]:
+    """Fold in one more key per head whose value is 0 and whose score is the sink."""
+    total = torch.logaddexp(lse, sinks.to(lse.dtype)[:, None])
+    return out * torch.exp(lse - total).nan_to_num_(0.0).T.unsqueeze(-1).to(out.dtype), total
 
 
 def sink_gradient(sinks: Tensor, lse: Tensor, delta: Tensor) -> Tensor:
     """The gradient of `sinks` (num_heads,) from a rank's rows: a sink's probability is exp(sink - lse), its value 0."""
     weight = torch.exp(sinks.to(lse.dtype)[:, None] - lse)
     return -(weight * delta).sum(dim=1).to(sinks.dtype)
-
-
-def add_rows(total: Tensor, launch: Launch, part: Tensor) -> None:
-    """total[the launch's rows] += part, where `part` covers the box around them."""
-    _add(total, row_index(launch, total.device), launch.rows.start, part)
-
-
-def add_columns(total: Tensor, launch: Launch, part: Tensor) -> None:
-    """total[the launch's columns] += part, where `part` covers the box around them."""
-    _add(total, column_index(launch, total.device), launch.columns.start, part)
-
-
-def _add(total: Tensor, index: slice | Tensor, start: int, part: Tensor) -> None:
-    if isinstance(index, slice):
-        total[index] += part
-    else:
-        total[index] += part[index - start].to(total.dtype)
-
-
-@lru_cache(1024)
-def row_index(launch: Launch, device: torch.device) -> slice | Tensor:
-    """The launch's rows: a slice if they have no gap."""
-    return _index([tile.q for tile in launch.tiles], launch.rows if launch.dense_rows else None, device)
-
-
-@lru_cache(1024)
-def column_index(launch: Launch, device: torch.device) -> slice | Tensor:
-    """The launch's columns: a slice if they have no gap."""
-    return _index([tile.k for tile in launch.tiles], launch.columns if launch.dense_columns else None, device)
-
-
-def _index(ranges: list[range], box: range | None, device: torch.device) -> slice | Tensor:
-    if box is not None:
-        return slice(box.start, box.stop)
-    return torch.cat([torch.arange(part.start, part.stop) for part in ranges]).to(device)

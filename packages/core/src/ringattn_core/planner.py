@@ -70,6 +70,9 @@ def plan(
         head_groups=head_groups,
         queries=queries,
         keys=keys,
+        shifts=all(
+            sources_of[hop] == ((rank - hop) % cp_size,) for rank, sources_of in enumerate(routes) for hop, *_ in hops
+        ),
     )
 
 
@@ -104,8 +107,8 @@ def _length(shard: _Shard) -> int:
 
 def _stride(strides: set[int]) -> int:
     """The distance of neighbours in every run; a mask between runs of two strides would be no band."""
-    if len(strides) > 1:
-        raise ValueError(f"All runs of a layout must have one stride, got {sorted(strides)}: use ranges of one step.")
+    if len(strides) > 1 or min(strides, default=1) < 1:
+        raise ValueError(f"All runs of a layout must have one positive stride, got {sorted(strides)}.")
     return min(strides, default=1)
 
 
@@ -139,12 +142,13 @@ def _hop(mask: _Mask, shard: _Shard, sources: Sequence[_Shard]) -> tuple[tuple[P
 
 def _arranged(mask: _Mask, sequence: int, queries: list[_Line], keys: list[_Line], pieces: list[Piece]) -> list[_Line]:
     """The keys of several sources as they lie in a common buffer: the live ones, in the order of their positions."""
-    placed = []
+    placed: list[_Line] = []
+    border: int | None = None
     left, right, stride, shift = mask.left, mask.right, mask.stride, mask.shift[sequence]
     offset = pieces[-1].columns.stop if pieces else 0
     for k_start, k_length, k_offset, source in keys:
         begin, end = k_length, 0
-        for q_start, q_length, _, _ in queries:
+        for q_start, q_length, _, _ in reversed(queries):
             apart = q_start + shift - k_start
             low, high = -((left - apart) // stride), (right + apart) // stride
             if low < k_length and high > -q_length and low <= high:
@@ -153,7 +157,12 @@ def _arranged(mask: _Mask, sequence: int, queries: list[_Line], keys: list[_Line
                     break  # no query can need more of it
         if begin < end:
             pieces.append(Piece(source, range(k_offset + begin, k_offset + end), offset))
-            placed.append((k_start + begin * stride, end - begin, offset, source))
+            first, start, length = k_start + begin * stride, offset, end - begin
+            if first == border:  # This run continues the last one, so they are one.
+                first, before, start, _ = placed.pop()
+                length += before
+            placed.append((first, length, start, source))
+            border = k_start + end * stride
             offset += end - begin
     return placed
 
@@ -178,8 +187,11 @@ def _tiles(mask: _Mask, sequence: int, queries: list[_Line], keys: list[_Line]) 
         for box in row:
             if not (boxes and _below(boxes, box)):
                 boxes.append(box)
-    tiles = [Tile(range(top, bottom), range(start, stop), low, high) for top, bottom, start, stop, low, high in boxes]
-    return [trimmed for tile in tiles if (trimmed := tile.trim())]
+    return [
+        tile
+        for top, bottom, start, stop, low, high in boxes
+        if (tile := Tile(range(top, bottom), range(start, stop), low, high).trim())
+    ]
 
 
 def _beside(row: list[_Box], box: _Box) -> bool:
@@ -219,16 +231,18 @@ def _keeps(low: int, high: int, box: _Box, first: int, last: int) -> bool:
 
 
 def _launches(sequences: Iterable[list[Tile]]) -> list[Launch]:
-    """Batch tiles of one window; two sequences share no row and no column, so only one sequence's tiles can clash."""
-    batches: dict[tuple[Window, int], list[Tile]] = defaultdict(list)
+    """Batch tiles of one window that follow each other in rows and columns: a tile joins the first launch it can."""
+    batches: dict[Window, list[list[Tile]]] = defaultdict(list)
     for tiles in sequences:
-        mine: dict[Window, list[Tile]] = defaultdict(list)
         for tile in tiles:
-            # Tiles of one sequence and one window lie over each other more often than not: each gets its own launch.
-            same = mine[tile.window]
-            batches[tile.window, len(same)].append(tile)
-            same.append(tile)
-    return [Launch(tuple(tiles)) for tiles in batches.values()]
+            top, start, same = tile.q.start, tile.k.start, batches[tile.window]
+            for batch in same:
+                if batch[-1].q.stop <= top and batch[-1].k.stop <= start:
+                    batch.append(tile)
+                    break
+            else:
+                same.append([tile])
+    return [Launch(tuple(batch)) for same in batches.values() for batch in same]
 
 
 def _alive(mask: _Mask, rows: Sequence[_Shard], columns: Sequence[_Shard], hop: Sequence[tuple[int, ...]]) -> bool:

@@ -100,7 +100,8 @@ class Schedule:
     """One rank's part of an attention: `steps` in order, the same number and the same hops on every rank.
 
     `queries` and `keys` say who holds which tokens; `shard_size` is the most keys that a rank holds, the length of
-    every buffer that travels. With head groups the steps repeat for each group of kv heads.
+    every buffer that travels. With head groups the steps repeat for each group of kv heads. `shifts` says, for all ranks
+    alike, that hop h brings the keys of the rank h before: then neighbours can hand them on.
     """
 
     cp_rank: int
@@ -110,6 +111,7 @@ class Schedule:
     head_groups: int
     queries: Division
     keys: Division
+    shifts: bool
 
     @cached_property
     def area(self) -> int:

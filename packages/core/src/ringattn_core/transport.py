@@ -11,7 +11,6 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ringattn_core.kernel import accumulator_dtype
 from ringattn_core.layout import chunk
 from ringattn_core.schedule import Schedule, Step
 
@@ -26,10 +25,6 @@ class KV(NamedTuple):
         """A slice of the kv heads."""
         return KV(self.k[:, heads], self.v[:, heads])
 
-    def zeros(self) -> KV:
-        """Room for the gradients of these, in the accumulator's dtype."""
-        return KV(*(torch.zeros_like(x, dtype=accumulator_dtype(x.dtype)) for x in self))
-
 
 class Transport(Protocol):
     """Moves keys, values and their gradients between the ranks of one group.
@@ -42,12 +37,12 @@ class Transport(Protocol):
         """Every step with its keys at hand; they may be gone once the next step is asked for."""
         ...
 
-    def stream_backward(self, schedule: Schedule, kv: KV) -> Iterator[tuple[Step, KV, KV]]:
-        """Every step with its keys and with zeroed room for their gradients, which the caller adds to."""
+    def give(self, step: Step, grads: KV) -> None:
+        """In a backward pass, before the next step is asked for: the gradients of the keys in this step's buffer."""
         ...
 
     def collect(self) -> KV:
-        """After `stream_backward` has ended: the gradients of this rank's own keys, from all ranks."""
+        """After the last step of a backward pass: the gradients of this rank's own keys, from all ranks."""
         ...
 
 
@@ -55,16 +50,20 @@ class Alone:
     """The transport of a group of one rank: nothing moves."""
 
     def stream(self, schedule: Schedule, kv: KV) -> Iterator[tuple[Step, KV]]:
+        self._grads: list[KV] = []
         for step in schedule.steps:
             yield step, kv.heads(kv_heads(schedule, step, kv))
 
-    def stream_backward(self, schedule: Schedule, kv: KV) -> Iterator[tuple[Step, KV, KV]]:
-        self._grads = kv.zeros()
-        for step, part in self.stream(schedule, kv):
-            yield step, part, self._grads.heads(kv_heads(schedule, step, kv))
+    def give(self, step: Step, grads: KV) -> None:
+        self._grads.append(grads)
 
     def collect(self) -> KV:
-        return self._grads
+        return joined(self._grads)
+
+
+def joined(groups: list[KV]) -> KV:
+    """The kv heads of several groups side by side."""
+    return groups[0] if len(groups) == 1 else KV(*(torch.cat(part, dim=1) for part in zip(*groups, strict=True)))
 
 
 def kv_heads(schedule: Schedule, step: Step, kv: KV) -> slice:

@@ -5,11 +5,11 @@ results = run(4, lambda comm: comm.all_gather(torch.tensor([comm.rank])).wait())
 
 from __future__ import annotations
 
-import queue
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from threading import Event
+from threading import Event, Lock
 from time import monotonic
 from typing import TypeVar
 
@@ -30,8 +30,10 @@ def run(size: int, main: Callable[[Communicator], T], *, timeout: float = 60.0) 
     world = _World(size, timeout)
     with ThreadPoolExecutor(size) as pool:
         futures = [pool.submit(main, Threads(world, rank)) for rank in range(size)]
-        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-        world.stopped.set()
+        try:
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        finally:
+            world.stopped.set()
         for future in sorted(done, key=futures.index):
             if (error := future.exception()) is not None and not isinstance(error, _StoppedError):
                 raise error
@@ -42,22 +44,42 @@ class _StoppedError(RuntimeError):
     """Another rank has failed; this one has nothing left to wait for."""
 
 
+class _Mailbox:
+    """The messages from one rank to another: the n-th that was sent is the n-th that was asked for."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._sent, self._asked = deque[Future[Tensor]](), deque[Future[Tensor]]()
+
+    def put(self, x: Tensor) -> None:
+        self._first(self._asked, self._sent).set_result(x.clone())
+
+    def get(self) -> Future[Tensor]:
+        return self._first(self._sent, self._asked)
+
+    def _first(self, there: deque[Future[Tensor]], otherwise: deque[Future[Tensor]]) -> Future[Tensor]:
+        """The first message that the other side waits for; if there is none, a new one for it to find."""
+        with self._lock:
+            if there:
+                return there.popleft()
+            message = Future[Tensor]()
+            otherwise.append(message)
+            return message
+
+
 class _World:
     """The mailboxes between any two ranks."""
 
     def __init__(self, size: int, timeout: float) -> None:
         self.size, self.timeout, self.stopped = size, timeout, Event()
-        self._boxes = [[queue.SimpleQueue[Tensor]() for _ in range(size)] for _ in range(size)]
+        self.boxes = [[_Mailbox() for _ in range(size)] for _ in range(size)]
 
-    def put(self, source: int, destination: int, x: Tensor) -> None:
-        self._boxes[source][destination].put(x.clone())
-
-    def get(self, source: int, destination: int) -> Tensor:
+    def wait(self, message: Future[Tensor], source: int, destination: int) -> Tensor:
         deadline = monotonic() + self.timeout
         while True:
             try:
-                return self._boxes[source][destination].get(timeout=0.05)
-            except queue.Empty:
+                return message.result(timeout=0.05)
+            except TimeoutError:
                 if self.stopped.is_set():
                     raise _StoppedError(f"rank {destination} stopped waiting for rank {source}") from None
                 if monotonic() > deadline:
@@ -72,18 +94,20 @@ class _Receipt:
     """Messages on their way to a rank."""
 
     world: _World
-    sources: Sequence[int]
+    messages: Sequence[tuple[int, Future[Tensor]]]
     rank: int
     like: Tensor
 
     def wait(self) -> Tensor:
-        arrived = [self.world.get(source, self.rank) for source in self.sources]
-        for source, x in zip(self.sources, arrived, strict=True):
+        arrived = []
+        for source, message in self.messages:
+            x = self.world.wait(message, source, self.rank)
             if x.shape != self.like.shape or x.dtype != self.like.dtype:
                 raise ValueError(
                     f"rank {self.rank} expected {self.like.dtype} {tuple(self.like.shape)} from rank {source} "
                     f"and got {x.dtype} {tuple(x.shape)}: all ranks need the same shapes and dtypes."
                 )
+            arrived.append(x)
         return torch.stack(arrived) if arrived else self.like.new_empty((0, *self.like.shape))
 
 
@@ -102,9 +126,11 @@ class Threads(Communicator):
         self.rank, self.size, self._world = rank, world.size, world
 
     def send_recv(self, sends: Sequence[tuple[int, Tensor]], sources: Sequence[int], like: Tensor) -> Work:
+        boxes = self._world.boxes
         for destination, x in sends:
-            self._world.put(self.rank, destination, x)
-        return _Receipt(self._world, sources, self.rank, like)
+            boxes[self.rank][destination].put(x)
+        messages = [(source, boxes[source][self.rank].get()) for source in sources]
+        return _Receipt(self._world, messages, self.rank, like)
 
     def all_gather(self, x: Tensor) -> Work:
         everyone = range(self.size)

@@ -51,13 +51,14 @@ class TorchDist(Communicator):
     def all_gather(self, x: Tensor) -> Work:
         x = x.contiguous()
         arriving = x.new_empty((self.size, *x.shape))
-        work = dist.all_gather_into_tensor(arriving, x, group=self.group, async_op=True)
+        # Gloo takes the results one after the other, not stacked: flat views are either.
+        work = dist.all_gather_into_tensor(arriving.view(-1), x.view(-1), group=self.group, async_op=True)
         return _Pending([work], arriving, [x])
 
     def reduce_scatter(self, x: Tensor) -> Work:
         x = x.contiguous()
         arriving = torch.empty_like(x[0])
-        work = dist.reduce_scatter_tensor(arriving, x, group=self.group, async_op=True)
+        work = dist.reduce_scatter_tensor(arriving.view(-1), x.view(-1), group=self.group, async_op=True)
         return _Pending([work], arriving, [x])
 
     def all_to_all(self, x: Tensor) -> Work:

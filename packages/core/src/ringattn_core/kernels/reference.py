@@ -25,6 +25,7 @@ class Reference:
 
     name = "reference"
     takes_delta = True
+    rounds = False
 
     def supports(self, launch: Launch, q: Tensor, k: Tensor, v: Tensor, options: Options) -> str | None:
         return None
@@ -46,7 +47,8 @@ class Reference:
     def backward(
         self, queries: Queries, k: Tensor, v: Tensor, launch: Launch, options: Options, rng_state: Tensor | None
     ) -> Grads:
-        q, dtype = queries.q, accumulator_dtype(queries.q.dtype)
+        q, delta, dtype = queries.q, queries.delta, accumulator_dtype(queries.q.dtype)
+        assert delta is not None, "the executor computes delta for kernels that take it"
         dq = q.new_zeros((len(launch.rows), *q.shape[1:]), dtype=dtype)
         dk, dv = (x.new_zeros((len(launch.columns), *x.shape[1:]), dtype=dtype) for x in (k, v))
         for cells in _cells(launch, q.shape[1]):
@@ -56,7 +58,7 @@ class Reference:
             kept = _kept(scores, cells, options)
             dout = _rows(queries.dout[rows], k.shape[1])
             dweights = (dout @ _columns(v, cells).mT).view_as(scores) * kept
-            dscores = weights * (dweights - queries.delta[:, rows].unsqueeze(-1)) * slope * options.softmax_scale
+            dscores = weights * (dweights - delta[:, rows].unsqueeze(-1)) * slope * options.softmax_scale
             at = slice(cells.q.start - launch.rows.start, cells.q.stop - launch.rows.start)
             beside = slice(cells.k.start - launch.columns.start, cells.k.stop - launch.columns.start)
             dq[at] = _ungrouped(_grouped(dscores, k) @ _columns(k, cells), len(cells.q))
@@ -89,7 +91,7 @@ def _scores(q: Tensor, k: Tensor, cells: Tile, options: Options) -> _Scores:
         squashed = torch.tanh(scores / options.softcap)
         scores, slope = squashed * options.softcap, 1.0 - squashed * squashed
     if options.alibi_slopes is not None:
-        scores = scores - _alibi(cells, options).to(scores.dtype)
+        scores = scores - _alibi(cells, options, scores.dtype)
     if cells.low > -FAR or cells.high < FAR:
         i = torch.arange(cells.q.start, cells.q.stop, device=q.device)
         j = torch.arange(cells.k.start, cells.k.stop, device=q.device)
@@ -98,12 +100,13 @@ def _scores(q: Tensor, k: Tensor, cells: Tile, options: Options) -> _Scores:
     return _Scores(scores, slope)
 
 
-def _alibi(cells: Tile, options: Options) -> Tensor:
+def _alibi(cells: Tile, options: Options, dtype: torch.dtype) -> Tensor:
     """slope * distance in positions (Press et al. 2021, arXiv:2108.12409), (num_heads, rows, columns)."""
     assert options.positions is not None and options.alibi_slopes is not None
     rows = slice(cells.q.start, cells.q.stop)
     q, k = options.positions.q[rows], options.positions.k[cells.k.start : cells.k.stop]
-    slopes = options.alibi_slopes[rows].T if options.alibi_slopes.dim() == 2 else options.alibi_slopes[:, None]
+    slopes = options.alibi_slopes.to(dtype)
+    slopes = slopes[rows].T if slopes.dim() == 2 else slopes[:, None]
     return slopes[:, :, None] * (q[:, None] - k[None, :]).abs()
 
 
@@ -115,8 +118,10 @@ def _kept(scores: Tensor, cells: Tile, options: Options) -> Tensor | float:
     q = options.positions.q[cells.q.start : cells.q.stop]
     k = options.positions.k[cells.k.start : cells.k.stop]
     heads = torch.arange(scores.shape[0], device=scores.device) + options.first_head
-    # A chain of mixes (splitmix64, Steele et al. 2014): every cell has its own number, wherever it is computed.
-    number = _mix(_mix(_mix(heads + options.seed)[:, None] + q)[:, :, None] + k)
+    # A chain of mixes (splitmix64, Steele et al. 2014): every cell has its own number, wherever it is computed. The
+    # seed is mixed by itself, so that neighbouring seeds do not share masks between neighbouring heads.
+    heads = _mix(_mix(torch.full_like(heads, options.seed)) + heads)
+    number = _mix(_mix(heads[:, None] + q)[:, :, None] + k)
     uniform = (number >> 11 & (1 << 53) - 1).to(torch.float64) * 2.0**-53
     return (uniform >= options.dropout_p).to(scores.dtype) / (1.0 - options.dropout_p)
 

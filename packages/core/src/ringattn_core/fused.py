@@ -1,0 +1,199 @@
+"""Folding blocks and gradients on a GPU in one pass each, in place: the same sums as in `merge` and `gradient`.
+
+A block that comes first is the running result, without a copy, where it covers all rows. A later one is read once, and
+the running result read and written once: in the final dtype, which a row that is touched no more than twice never
+leaves, or in float32 where more is to come.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ringattn_core.kernel import Block
+from ringattn_core.merge import with_sinks
+from ringattn_core.schedule import Launch, Schedule, Step
+from ringattn_core.touch import Touch, Touches, column_touches, row_touches
+
+ROWS = 32
+
+
+class FusedPartial:
+    """`merge.Partial` for blocks in the final dtype."""
+
+    def __init__(self, schedule: Schedule, q: Tensor, head_dim_v: int) -> None:
+        self._schedule = schedule
+        self._fold = _Fold(row_touches(schedule), (schedule.query_length, q.shape[1], head_dim_v), q)
+        self._lse: Tensor | None = None
+
+    def add(self, launch: Launch, heads: slice, block: Block) -> None:
+        """Fold a launch's block for some of the query heads in, in place."""
+        if self._fold.adopt(launch, block.out):
+            self._lse = block.lse
+            return
+        tokens, num_heads, _ = self._fold.shape
+        if self._lse is None:
+            self._lse = block.lse.new_full((num_heads, tokens), -torch.inf)
+        codes = _row_codes(self._schedule, launch, block.out.device)
+        self._fold.add(codes, launch.rows, heads, block.out, self._lse[heads], block.lse)
+
+    def finish(self, dtype: torch.dtype, sinks: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(out, lse), as of `Partial.finish`."""
+        out = self._fold.total
+        tokens, num_heads, _ = out.shape
+        lse = out.new_full((num_heads, tokens), -torch.inf, dtype=torch.float32) if self._lse is None else self._lse
+        return (out, lse) if sinks is None else with_sinks(out, lse, sinks)
+
+
+class FusedRowSum:
+    """`gradient.RowSum` for gradients in the final dtype."""
+
+    def __init__(self, schedule: Schedule, q: Tensor) -> None:
+        self._schedule = schedule
+        self._fold = _Fold(row_touches(schedule), (schedule.query_length, *q.shape[1:]), q)
+
+    def add(self, launch: Launch, heads: slice, part: Tensor) -> None:
+        """Add what a launch found for some of the heads."""
+        if not self._fold.adopt(launch, part):
+            self._fold.add(_row_codes(self._schedule, launch, part.device), launch.rows, heads, part)
+
+    @property
+    def total(self) -> Tensor:
+        return self._fold.total
+
+
+class FusedColumnSum:
+    """`gradient.ColumnSum` for gradients in the final dtype."""
+
+    def __init__(self, schedule: Schedule, step: Step, x: Tensor) -> None:
+        self._schedule, self._step = schedule, step
+        self._fold = _Fold(column_touches(schedule, step), tuple(x.shape), x)
+
+    def add(self, launch: Launch, part: Tensor) -> None:
+        """Add what a launch found."""
+        if not self._fold.adopt(launch, part):
+            codes = _column_codes(self._schedule, self._step, launch, part.device)
+            self._fold.add(codes, launch.columns, slice(0, part.shape[1]), part)
+
+    @property
+    def total(self) -> Tensor:
+        return self._fold.total
+
+
+class _Fold:
+    """A running result of some rows, (rows, heads, dim)."""
+
+    def __init__(self, touches: Touches, shape: tuple[int, ...], like: Tensor) -> None:
+        self.touches, self.shape, self.like = touches, shape, like
+        self._narrow: Tensor | None = None
+        self._wide: Tensor | None = None
+
+    def adopt(self, launch: Launch, part: Tensor) -> bool:
+        """Take a part that is first everywhere as the running result itself, if it is whole."""
+        covers = self._narrow is None and part.shape == self.shape and part.is_contiguous()
+        if covers and [touch[1] for touch in self.touches.of[launch]] == [0] and not self.touches.untouched:
+            self._narrow = part
+            return True
+        return False
+
+    @property
+    def total(self) -> Tensor:
+        """The result, once every launch has been added."""
+        if self._narrow is None:
+            self._narrow = self.like.new_empty(self.shape)
+            for rows in self.touches.untouched:
+                self._narrow[rows.start : rows.stop] = 0
+        return self._narrow
+
+    def add(
+        self,
+        codes: Tensor,
+        box: range,
+        heads: slice,
+        part: Tensor,
+        lse: Tensor | None = None,
+        part_lse: Tensor | None = None,
+    ) -> None:
+        """Fold in a part that covers a box of rows; weighted by log-sum-exps, or, without them, plainly added."""
+        narrow = self.total[:, heads]
+        if self._wide is None and self.touches.most > 2:
+            self._wide = torch.empty(self.shape, dtype=torch.float32, device=part.device)
+        wide = narrow if self._wide is None else self._wide[:, heads]
+        weighted = lse is not None and part_lse is not None
+        old, new = (lse, part_lse) if weighted else (narrow, part)
+        assert old is not None and new is not None
+        dim = part.shape[2]
+        _fold_rows[(triton.cdiv(len(box), ROWS), part.shape[1])](
+            narrow, wide, old, part, new, codes, len(box), box.start, dim,
+            *narrow.stride()[:2], *wide.stride()[:2], old.stride(0), *part.stride()[:2], new.stride(0),
+            weighted, ROWS, triton.next_power_of_2(dim),
+        )  # fmt: skip
+
+
+_TOUCHED, _NARROW, _WIDE, _WIDEN = 1, 2, 4, 8  # a row's code: is it touched, read from where, written to where
+
+
+@lru_cache(2048)
+def _row_codes(schedule: Schedule, launch: Launch, device: torch.device) -> Tensor:
+    return _codes(row_touches(schedule).of[launch], launch.rows, device)
+
+
+@lru_cache(2048)
+def _column_codes(schedule: Schedule, step: Step, launch: Launch, device: torch.device) -> Tensor:
+    return _codes(column_touches(schedule, step).of[launch], launch.columns, device)
+
+
+def _codes(touches: list[Touch], box: range, device: torch.device) -> Tensor:
+    codes = torch.zeros(len(box), dtype=torch.uint8)
+    for touch in touches:
+        codes[touch.rows.start - box.start : touch.rows.stop - box.start] = _code(touch)
+    return codes.to(device)
+
+
+def _code(touch: Touch) -> int:
+    source = (0, _NARROW, _WIDE)[min(touch.turn, 2)]
+    return _TOUCHED | source | (_WIDEN if touch.turn > 0 and not touch.last else 0)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _fold_rows(  # type: ignore[no-untyped-def]
+    narrow, wide, lse, part, part_lse, codes, rows, start, dim,
+    narrow_row, narrow_head, wide_row, wide_head, lse_head, part_row, part_head, part_lse_head,
+    weighted: tl.constexpr, block: tl.constexpr, width: tl.constexpr,
+):  # fmt: skip
+    """One block of rows of one head."""
+    head = tl.program_id(1)
+    row = tl.program_id(0) * block + tl.arange(0, block)
+    column = tl.arange(0, width)[None, :]
+    code = tl.load(codes + row, mask=row < rows, other=0).to(tl.int32)
+    touched = (code & 1) != 0
+    from_narrow, from_wide, to_wide = (code & 2) != 0, (code & 4) != 0, (code & 8) != 0
+    within = column < dim
+    place = (start + row).to(tl.int64)
+    at_narrow = narrow + place[:, None] * narrow_row + head * narrow_head + column
+    at_wide = wide + place[:, None] * wide_row + head * wide_head + column
+    at_part = part + row.to(tl.int64)[:, None] * part_row + head * part_head + column
+    fresh = tl.load(at_part, mask=touched[:, None] & within, other=0.0).to(tl.float32)
+    state = tl.load(at_narrow, mask=from_narrow[:, None] & within, other=0.0).to(tl.float32)
+    state += tl.load(at_wide, mask=from_wide[:, None] & within, other=0.0).to(tl.float32)
+    if weighted:
+        at_lse = lse + head * lse_head + place
+        infinity = float("inf")
+        old = tl.load(at_lse, mask=from_narrow | from_wide, other=-infinity)
+        new = tl.load(part_lse + head * part_lse_head + row, mask=touched, other=-infinity)
+        top = tl.maximum(old, new)
+        top = tl.where(top == -infinity, 0.0, top)
+        weight_old, weight_new = tl.exp(old - top), tl.exp(new - top)
+        total = weight_old + weight_new
+        scale = tl.where(total > 0, 1.0 / total, 0.0)
+        fresh = tl.where((weight_new > 0)[:, None], fresh, 0.0)
+        state = state * (weight_old * scale)[:, None] + fresh * (weight_new * scale)[:, None]
+        tl.store(at_lse, tl.where(total > 0, top + tl.log(total), -infinity), mask=touched)
+    else:
+        state += fresh
+    tl.store(at_narrow, state.to(narrow.dtype.element_ty), mask=(touched & ~to_wide)[:, None] & within)
+    tl.store(at_wide, state.to(wide.dtype.element_ty), mask=to_wide[:, None] & within)

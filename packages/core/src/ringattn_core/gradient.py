@@ -1,0 +1,39 @@
+"""Adding up the gradients that launches find, in the accumulator's dtype."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ringattn_core.cells import column_index, row_index
+from ringattn_core.kernel import accumulator_dtype
+from ringattn_core.schedule import Launch, Schedule, Step
+
+
+class RowSum:
+    """The gradient of a rank's queries, (tokens, num_heads, head_dim)."""
+
+    def __init__(self, schedule: Schedule, q: Tensor) -> None:
+        self.total = torch.zeros_like(q, dtype=accumulator_dtype(q.dtype))
+
+    def add(self, launch: Launch, heads: slice, part: Tensor) -> None:
+        """Add what a launch found for some of the heads; `part` covers the box around its rows."""
+        _add(self.total[:, heads], row_index(launch, part.device), launch.rows.start, part)
+
+
+class ColumnSum:
+    """The gradient of the keys or values in a step's buffer, (columns, kv heads, dim)."""
+
+    def __init__(self, schedule: Schedule, step: Step, x: Tensor) -> None:
+        self.total = torch.zeros_like(x, dtype=accumulator_dtype(x.dtype))
+
+    def add(self, launch: Launch, part: Tensor) -> None:
+        """Add what a launch found; `part` covers the box around its columns."""
+        _add(self.total, column_index(launch, part.device), launch.columns.start, part)
+
+
+def _add(total: Tensor, index: slice | Tensor, start: int, part: Tensor) -> None:
+    if isinstance(index, slice):
+        total[index] += part
+    else:
+        total[index] += part[index - start].to(total.dtype)

@@ -1,0 +1,33 @@
+"""PyTorch's own flash attention under one name, wherever the tensors are: its CPU half or its CUDA half."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ringattn_core.kernel import Block, Grads, Kernel, Options, Queries
+from ringattn_core.kernels.torch_flash import TorchFlashCpu
+from ringattn_core.kernels.torch_flash_cuda import TorchFlashCuda
+from ringattn_core.schedule import Launch
+
+
+class TorchFlash:
+    """The default that needs nothing but torch."""
+
+    name = "torch_flash"
+    takes_delta = False
+    rounds = True
+
+    def __init__(self) -> None:
+        self._halves: dict[str, Kernel] = {"cpu": TorchFlashCpu(), "cuda": TorchFlashCuda()}
+
+    def supports(self, launch: Launch, q: Tensor, k: Tensor, v: Tensor, options: Options) -> str | None:
+        half = self._halves.get(q.device.type)
+        return half.supports(launch, q, k, v, options) if half else f"it does not run on {q.device.type}"
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options) -> tuple[Block, Tensor | None]:
+        return self._halves[q.device.type].forward(q, k, v, launch, options)
+
+    def backward(
+        self, queries: Queries, k: Tensor, v: Tensor, launch: Launch, options: Options, rng_state: Tensor | None
+    ) -> Grads:
+        return self._halves[queries.q.device.type].backward(queries, k, v, launch, options, rng_state)

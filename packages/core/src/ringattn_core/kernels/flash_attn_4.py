@@ -1,0 +1,106 @@
+"""FlashAttention-4 (package flash-attn-4), written in the CuTe DSL: the kernel of choice on Hopper and newer.
+
+Tiles with gaps between them go in one launch without copies: its `cu_seqlens` are read as starts and its `seqused` as
+lengths. It compiles itself at first use, some seconds for each variant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ringattn_core.kernel import Block, Grads, Options, Queries
+from ringattn_core.kernels.lengths import column_lengths, row_lengths
+from ringattn_core.schedule import Launch
+
+
+_ONE_AT_A_TIME = Lock()  # Its compiler, which any call may start, is not safe under threads.
+
+
+class FlashAttn4:
+    """bfloat16 and float16, any window, softcap, grouped heads."""
+
+    name = "flash_attn_4"
+    takes_delta = False
+    rounds = True
+
+    def supports(self, launch: Launch, q: Tensor, k: Tensor, v: Tensor, options: Options) -> str | None:
+        if q.device.type != "cuda" or torch.cuda.get_device_capability(q.device)[0] < 9:
+            return "it needs an NVIDIA GPU of the Hopper generation or newer"
+        if find_spec("flash_attn") is None or find_spec("flash_attn.cute") is None:
+            return "the package flash-attn-4 is not installed (pip install 'ringattn[fa4]')"
+        if q.dtype not in (torch.bfloat16, torch.float16):
+            return f"it takes bfloat16 and float16, not {q.dtype}"
+        dims = q.shape[2], v.shape[2]
+        if dims not in ((192, 128), (256, 256)) and not (dims[0] == dims[1] <= 128 and dims[0] % 8 == 0):
+            return f"it takes head dims up to 128, 256 and 192/128, not {dims[0]}/{dims[1]}"
+        if options.dropout_p > 0:
+            return "it has no dropout"
+        if options.alibi_slopes is not None:
+            return "it has no ALiBi"
+        return None
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options) -> tuple[Block, Tensor | None]:
+        forward, _ = _functions()
+        q, k, v = _box(q, launch.rows), _box(k, launch.columns), _box(v, launch.columns)
+        arguments = _arguments(launch, options)
+        with _ONE_AT_A_TIME:
+            if len(launch.tiles) == 1:
+                out, lse, *_ = forward(q[None], k[None], v[None], return_lse=True, **arguments)
+                return Block(out[0], lse[0]), None
+            out, lse, *_ = forward(q, k, v, return_lse=True, **arguments, **_varlen(launch, q.device))
+            return Block(out, lse), None
+
+    def backward(
+        self, queries: Queries, k: Tensor, v: Tensor, launch: Launch, options: Options, rng_state: Tensor | None
+    ) -> Grads:
+        _, backward = _functions()
+        rows = launch.rows
+        q, out, dout = (_box(x, rows) for x in (queries.q, queries.out, queries.dout))
+        lse = queries.lse[:, rows.start : rows.stop].contiguous()
+        k, v = _box(k, launch.columns), _box(v, launch.columns)
+        arguments = _arguments(launch, options) | {"deterministic": options.deterministic}
+        with _ONE_AT_A_TIME:
+            if len(launch.tiles) == 1:
+                grads = backward(q[None], k[None], v[None], out[None], dout[None], lse[None], **arguments)
+                return Grads(*(grad[0] for grad in grads[:3]))
+            return Grads(*backward(q, k, v, out, dout, lse, **arguments, **_varlen(launch, q.device))[:3])
+
+
+@cache
+def _functions() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    from flash_attn.cute.interface import _flash_attn_bwd, _flash_attn_fwd
+
+    return _flash_attn_fwd, _flash_attn_bwd
+
+
+def _arguments(launch: Launch, options: Options) -> dict[str, Any]:
+    left, right = (None if side < 0 else side for side in launch.window)
+    return {
+        "softmax_scale": options.softmax_scale,
+        "softcap": options.softcap,
+        "window_size_left": left,
+        "window_size_right": right,
+    }
+
+
+def _varlen(launch: Launch, device: torch.device) -> dict[str, Any]:
+    rows, columns = row_lengths(launch, device), column_lengths(launch, device)
+    return {
+        "cu_seqlens_q": rows.starts,
+        "cu_seqlens_k": columns.starts,
+        "seqused_q": None if launch.dense_rows else rows.used,
+        "seqused_k": None if launch.dense_columns else columns.used,
+        "max_seqlen_q": rows.longest,
+        "max_seqlen_k": columns.longest,
+    }
+
+
+def _box(x: Tensor, box: range) -> Tensor:
+    return x[box.start : box.stop]

@@ -1,0 +1,282 @@
+"""Predict what schedules cost on a machine, from the same steps that the executor walks.
+
+Every rank has three clocks: of its device, of its host, which has to issue each launch, and of its link, on which one
+transfer follows the other. Keys for the next step travel while one is computed, and so do the gradients of the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+from ringattn_core.machine import Link, Machine
+from ringattn_core.schedule import Launch, Schedule, Step
+
+ACCUMULATOR = 4  # bytes of a number in float32, in which results add up
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What attention is computed on, beside its lengths."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    head_dim_v: int | None = None  # None: as head_dim
+    itemsize: int = 2  # bytes of a number in q, k and v
+    grad_itemsize: int = ACCUMULATOR  # bytes of a number in the gradients of keys and values on their way home
+
+    @property
+    def dims(self) -> tuple[int, int]:
+        """head_dim of queries and keys, and that of values."""
+        return self.head_dim, self.head_dim if self.head_dim_v is None else self.head_dim_v
+
+    def token(self, itemsize: int) -> int:
+        """Bytes of the key and the value of a token, at so many bytes a number."""
+        return self.num_kv_heads * sum(self.dims) * itemsize
+
+    def flop(self, area: int, *, backward: bool) -> int:
+        """Floating-point operations for so many live cells of all heads: two products forward, five backward."""
+        dim, dim_v = self.dims
+        return 2 * area * self.num_heads * (3 * dim + 2 * dim_v if backward else dim + dim_v)
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What is predicted; seconds and bytes of the rank that has the most of them."""
+
+    time: float  # until the last rank is done
+    ideal: float  # an equal share of all the work in one endless launch
+    compute: float  # in attention kernels
+    merge: float  # in adding up results and gradients
+    waiting: float  # in which the device waits for keys, for gradients or for its host
+    bytes_sent: int
+    bytes_received: int
+    peak_bytes: int  # of memory beside q, k, v and their gradients' final place
+
+    @property
+    def efficiency(self) -> float:
+        """The share of the time that the work itself needs."""
+        return self.ideal / self.time if self.time else 1.0
+
+
+def predict(
+    schedules: Sequence[Schedule],
+    shape: Shape,
+    machine: Machine,
+    *,
+    backward: bool = False,
+    one_sided: bool = False,
+) -> Forecast:
+    """Predict the schedules of all ranks, in their order: a forward pass, or, with `backward`, both passes together.
+
+    Keys are handed on from neighbour to neighbour where the schedules shift, else whole shards come from their owners;
+    `one_sided` copies only the rows that a step needs, straight out of the owners' memory.
+    """
+    run = _Run(schedules, shape, machine, one_sided)
+    run.walk(backward=False)
+    if backward:
+        run.walk(backward=True)
+    area = sum(schedule.area for schedule in schedules) / len(schedules)
+    ideal = shape.flop(1, backward=False) * area / machine.forward.flops
+    ideal += shape.flop(1, backward=True) * area / machine.backward.flops if backward else 0.0
+    return Forecast(
+        time=max(rank.device for rank in run.ranks),
+        ideal=ideal,
+        compute=max(rank.compute for rank in run.ranks),
+        merge=max(rank.merge for rank in run.ranks),
+        waiting=max(rank.waiting for rank in run.ranks),
+        bytes_sent=max(rank.sent for rank in run.ranks),
+        bytes_received=max(rank.received for rank in run.ranks),
+        peak_bytes=max(_peak(schedule, shape, backward, one_sided) for schedule in schedules),
+    )
+
+
+def choose_route(
+    planned: Mapping[str, Sequence[Schedule]],
+    shape: Shape,
+    machine: Machine,
+    *,
+    backward: bool = True,
+    one_sided: bool = False,
+    memory: int | None = None,
+) -> str:
+    """The name under which the fastest schedules are planned, by prediction.
+
+    `planned` has the schedules of all ranks for each route that may be taken. Routes that need more than `memory` bytes
+    are out of the question, unless all do: then it is the one that needs the least.
+    """
+    forecasts = {
+        name: predict(schedules, shape, machine, backward=backward, one_sided=one_sided)
+        for name, schedules in planned.items()
+    }
+    fitting = [name for name in forecasts if memory is None or forecasts[name].peak_bytes <= memory]
+    if not fitting:
+        return min(forecasts, key=lambda name: forecasts[name].peak_bytes)
+    return min(fitting, key=lambda name: forecasts[name].time)
+
+
+@dataclass(slots=True)
+class _Rank:
+    """The clocks of one rank and what they were spent on, in seconds; and its traffic, in bytes."""
+
+    device: float = 0.0
+    host: float = 0.0
+    link: float = 0.0
+    compute: float = 0.0
+    merge: float = 0.0
+    waiting: float = 0.0
+    sent: int = 0
+    received: int = 0
+
+    def wait(self, until: float) -> None:
+        self.waiting += max(0.0, until - self.device)
+        self.device = max(self.device, until)
+
+    def fold(self, seconds: float) -> None:
+        self.merge += seconds
+        self.device += seconds
+
+
+class _Message(NamedTuple):
+    """Keys, or their gradients, on their way from one rank to another."""
+
+    source: int
+    destination: int
+    tokens: int
+
+
+class _Run:
+    """All ranks on their way through their schedules."""
+
+    def __init__(self, schedules: Sequence[Schedule], shape: Shape, machine: Machine, one_sided: bool) -> None:
+        self.schedules, self.shape, self.machine, self.one_sided = schedules, shape, machine, one_sided
+        self.ranks = [_Rank() for _ in schedules]
+        self.hops = [step.hop for step in schedules[0].steps]
+        self.shifts = schedules[0].shifts and not one_sided
+
+    def walk(self, *, backward: bool) -> None:
+        """One pass, in the order of the executor and of the transports."""
+        arriving, returning = self._send(0, self._keys(0), self.shape.itemsize), [0.0 for _ in self.ranks]
+        for index in range(len(self.hops)):
+            for rank, time in zip(self.ranks, arriving, strict=True):
+                rank.wait(time)
+            if index + 1 < len(self.hops):
+                arriving = self._send(index + 1, self._keys(index + 1), self.shape.itemsize)
+            for rank, schedule in zip(self.ranks, self.schedules, strict=True):
+                self._compute(rank, schedule, schedule.steps[index], backward)
+            if backward:
+                if index:
+                    self._collect(index - 1, returning)
+                returning = self._send(index, self._gradients(index), self.shape.grad_itemsize)
+        if backward:
+            self._collect(len(self.hops) - 1, returning)
+
+    def _compute(self, rank: _Rank, schedule: Schedule, step: Step, backward: bool) -> None:
+        kernels = self.machine.backward if backward else self.machine.forward
+        for launch in step.launches:
+            rank.host += kernels.call
+            rank.wait(rank.host)
+            seconds = kernels.time(self.shape.flop(launch.area, backward=backward) / schedule.head_groups)
+            rank.compute += seconds
+            rank.device += seconds
+            rank.fold(self._folded(schedule, step, launch, backward) / self.machine.memory)
+
+    def _folded(self, schedule: Schedule, step: Step, launch: Launch, backward: bool) -> float:
+        """Bytes moved to add a launch's result to what is there: nothing for the first, which stays where it is."""
+        (dim, dim_v), width = self.shape.dims, self.shape.itemsize + 2 * ACCUMULATOR
+        first, moved = next(launch for step in schedule.steps for launch in step.launches), 0
+        if launch is not first:
+            rows = sum(len(tile.q) for tile in launch.tiles)
+            moved += rows * self.shape.num_heads * (dim if backward else dim_v) * width
+        if backward and launch is not step.launches[0]:
+            columns = sum(len(tile.k) for tile in launch.tiles)
+            moved += columns * self.shape.num_kv_heads * (dim + dim_v) * width
+        return moved / schedule.head_groups
+
+    def _keys(self, index: int) -> list[_Message]:
+        """What brings the keys of a step: from the neighbours who have them, or from their owners."""
+        if self.shifts:
+            return self._shift(self.hops[index] - self.hops[index - 1] if self.hops[index] else 0)
+        steps = [schedule.steps[index] for schedule in self.schedules]
+        shard = self.schedules[0].shard_size
+        return [
+            _Message(source, rank, _needed(step, source) if self.one_sided else shard)
+            for rank, step in enumerate(steps)
+            for source in step.sources
+            if source != rank
+        ]
+
+    def _gradients(self, index: int) -> list[_Message]:
+        """What takes the gradients of a step's keys home: by the same way as the keys, or straight back."""
+        if self.shifts:
+            return self._shift((*self.hops, 0)[index + 1] - self.hops[index])
+        return [_Message(there, here, tokens) for here, there, tokens in self._keys(index)]
+
+    def _shift(self, by: int) -> list[_Message]:
+        size, shard = len(self.ranks), self.schedules[0].shard_size
+        return [_Message(rank, (rank + by) % size, shard) for rank in range(size)] if by % size else []
+
+    def _send(self, index: int, messages: Sequence[_Message], itemsize: int) -> list[float]:
+        """When each rank has received everything; a message waits for the ranks at both ends and for their links."""
+        token = self.shape.token(itemsize) // self.schedules[0].head_groups
+        received, sent = [0 for _ in self.ranks], [0 for _ in self.ranks]
+        start = [max(rank.link, rank.device) for rank in self.ranks]
+        for source, destination, tokens in messages:
+            sent[source] += tokens * token
+            received[destination] += tokens * token
+            if not self.one_sided:
+                start[destination] = max(start[destination], self.ranks[source].device)
+        for rank, begin, coming, going in zip(self.ranks, start, received, sent, strict=True):
+            if coming or going:
+                rank.link = begin + self._link(index).time(max(coming, going))
+            rank.received += coming
+            rank.sent += going
+        return [rank.link if coming else 0.0 for rank, coming in zip(self.ranks, received, strict=True)]
+
+    def _link(self, index: int) -> Link:
+        if self.one_sided:
+            return self.machine.one_sided
+        everyone = len(self.schedules[0].steps[index].sources) == len(self.ranks)
+        return self.machine.collective if everyone else self.machine.two_sided
+
+    def _collect(self, index: int, returning: Sequence[float]) -> None:
+        """Wait for the gradients sent after a step and add them to what is there."""
+        token = self.shape.token(self.shape.grad_itemsize) // self.schedules[0].head_groups
+        for rank, time in zip(self.ranks, returning, strict=True):
+            rank.wait(time)
+        for _, destination, tokens in self._gradients(index):
+            self.ranks[destination].fold(3 * tokens * token / self.machine.memory)
+
+
+def _needed(step: Step, source: int) -> int:
+    return sum(len(piece.rows) for piece in step.pieces if piece.source == source)
+
+
+def _peak(schedule: Schedule, shape: Shape, backward: bool, one_sided: bool) -> int:
+    """Bytes beside q, k and v: results, the block or gradients of the largest launch, and the buffers of two steps."""
+    (dim, dim_v), rows, heads = shape.dims, schedule.query_length, shape.num_heads
+    largest = max((len(launch.rows) for step in schedule.steps for launch in step.launches), default=0)
+    lse = rows * heads * ACCUMULATOR
+    out = rows * heads * dim_v * shape.itemsize
+    keys = _most_at_once([_buffer(schedule, step, one_sided) for step in schedule.steps])
+    buffers = keys * shape.token(shape.itemsize) // schedule.head_groups
+    if not backward:
+        return out + lse + heads * dim_v * (rows * ACCUMULATOR + largest * shape.itemsize) + buffers
+    # Of the gradients of keys, a step's own and those of the step before, on their way, are there at once.
+    buffers += keys * shape.token(shape.grad_itemsize) // schedule.head_groups
+    return out + 2 * lse + heads * dim * (rows * ACCUMULATOR + largest * shape.itemsize) + buffers
+
+
+def _buffer(schedule: Schedule, step: Step, one_sided: bool) -> int:
+    """Tokens in memory for a step: its buffer, and the whole shards from which it is filled."""
+    foreign = sum(source != schedule.cp_rank for source in step.sources)
+    shards = 0 if one_sided or len(step.sources) == 1 else foreign * schedule.shard_size
+    return schedule.buffer_length(step) + shards
+
+
+def _most_at_once(buffers: Sequence[int]) -> int:
+    """While one step is computed, the next one's keys arrive."""
+    return max(map(sum, pairwise([*buffers, 0])))

@@ -1,0 +1,78 @@
+"""Where results add up: the eager sums of `merge` and `gradient`, or, on a GPU, the fused ones of `fused`."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ringattn_core.gradient import ColumnSum, RowSum
+from ringattn_core.kernel import Block, Kernel
+from ringattn_core.merge import Partial
+from ringattn_core.schedule import Launch, Schedule, Step
+
+
+class OutTotal(Protocol):
+    """The running result of a rank's queries."""
+
+    def add(self, launch: Launch, heads: slice, block: Block) -> None: ...
+
+    def finish(self, dtype: torch.dtype, sinks: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+
+
+class RowTotal(Protocol):
+    """The running gradient of a rank's queries."""
+
+    @property
+    def total(self) -> Tensor: ...
+
+    def add(self, launch: Launch, heads: slice, part: Tensor) -> None: ...
+
+
+class ColumnTotal(Protocol):
+    """The running gradient of the keys or values in a step's buffer."""
+
+    @property
+    def total(self) -> Tensor: ...
+
+    def add(self, launch: Launch, part: Tensor) -> None: ...
+
+
+def out_total(schedule: Schedule, kernel: Kernel, q: Tensor, head_dim_v: int) -> OutTotal:
+    """Room for out and lse, (tokens, num_heads, head_dim_v) and (num_heads, tokens)."""
+    if not _fuses(kernel, q):
+        return Partial(schedule, q, head_dim_v)
+    from ringattn_core.fused import FusedPartial
+
+    return FusedPartial(schedule, q, head_dim_v)
+
+
+def row_total(schedule: Schedule, kernel: Kernel, q: Tensor) -> RowTotal:
+    """Room for dq, shaped like q."""
+    if not _fuses(kernel, q):
+        return RowSum(schedule, q)
+    from ringattn_core.fused import FusedRowSum
+
+    return FusedRowSum(schedule, q)
+
+
+def column_total(schedule: Schedule, step: Step, kernel: Kernel, x: Tensor) -> ColumnTotal:
+    """Room for the gradient of a step's keys or values, shaped like x."""
+    if not _fuses(kernel, x):
+        return ColumnSum(schedule, step, x)
+    from ringattn_core.fused import FusedColumnSum
+
+    return FusedColumnSum(schedule, step, x)
+
+
+def _fuses(kernel: Kernel, x: Tensor) -> bool:
+    """The fused sums are for kernels whose results come in the inputs' 16 bits, on a GPU that Triton compiles for."""
+    return x.is_cuda and kernel.rounds and x.element_size() == 2 and _has_triton()
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None

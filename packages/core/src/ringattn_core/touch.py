@@ -1,0 +1,76 @@
+"""How often each row is touched, in which order: what a fold has to read and where it has to write.
+
+The launches of a schedule touch a rank's rows one after the other. The first to touch a row only has to leave its own
+result there; the last one can round to the final dtype; only what lies between needs a wider place.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from ringattn_core.schedule import Launch, Schedule, Step
+
+
+class Touch(NamedTuple):
+    """A run of rows that a launch touches for the `turn`-th time, counted from 0, and perhaps for the last."""
+
+    rows: range
+    turn: int
+    last: bool
+
+
+class Touches(NamedTuple):
+    """Every launch's touches, and the runs of rows that none touches."""
+
+    of: dict[Launch, list[Touch]]
+    untouched: list[range]
+
+    @property
+    def most(self) -> int:
+        """How often the most touched row is."""
+        return max((touch.turn + 1 for found in self.of.values() for touch in found), default=0)
+
+
+@lru_cache(256)
+def row_touches(schedule: Schedule) -> Touches:
+    """Of a rank's queries, by the launches of one head group."""
+    launches = [launch for step in schedule.steps if step.head_group == 0 for launch in step.launches]
+    return _touches([(launch, [tile.q for tile in launch.tiles]) for launch in launches], schedule.query_length)
+
+
+@lru_cache(1024)
+def column_touches(schedule: Schedule, step: Step) -> Touches:
+    """Of the keys in a step's buffer, by the step's launches."""
+    parts = [(launch, [tile.k for tile in launch.tiles]) for launch in step.launches]
+    return _touches(parts, schedule.buffer_length(step))
+
+
+def _touches(parts: Sequence[tuple[Launch, list[range]]], length: int) -> Touches:
+    borders = sorted({0, length, *(end for _, runs in parts for run in runs for end in (run.start, run.stop))})
+    count = [0] * (len(borders) - 1)  # how often the rows between two borders have been touched
+    spans = [
+        [range(bisect_left(borders, run.start), bisect_left(borders, run.stop)) for run in runs] for _, runs in parts
+    ]
+    total = list(count)
+    for runs in spans:
+        for index in (index for run in runs for index in run):
+            total[index] += 1
+    found: dict[Launch, list[Touch]] = {}
+    for (launch, _), runs in zip(parts, spans, strict=True):
+        mine: list[Touch] = []
+        for index in (index for run in runs for index in run):
+            turn, rows = count[index], range(borders[index], borders[index + 1])
+            _extend(mine, Touch(rows, turn, turn + 1 == total[index]))
+            count[index] += 1
+        found[launch] = mine
+    return Touches(found, [range(borders[i], borders[i + 1]) for i, times in enumerate(total) if times == 0])
+
+
+def _extend(touches: list[Touch], touch: Touch) -> None:
+    """Add a touch; one that continues the last in the same way makes it longer."""
+    if touches and touches[-1].rows.stop == touch.rows.start and touches[-1][1:] == touch[1:]:
+        touch = touch._replace(rows=range(touches.pop().rows.start, touch.rows.stop))
+    touches.append(touch)

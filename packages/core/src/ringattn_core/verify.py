@@ -1,0 +1,175 @@
+"""Proof that the schedules of all ranks agree, and that together they compute every live cell of the mask once."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+from ringattn_core.coverage import complaint_about_cells
+from ringattn_core.layout import Division
+from ringattn_core.planner import Window
+from ringattn_core.schedule import Launch, Schedule, Step
+
+
+class ScheduleError(ValueError):
+    """The schedules of a group would not compute the attention; the message names the first thing that is wrong."""
+
+
+def verify(schedules: Sequence[Schedule], window: Window) -> None:
+    """Raise ScheduleError unless the schedules, of all ranks in their order, compute the attention under this window.
+
+    Every position is held by one rank; every live cell of the mask is computed once; the ranks take the same steps and
+    agree on who sends what to whom; keys lie in their buffers where the launches look for them; and a kernel can take
+    every launch: its window is sound, and no row or column is in it twice.
+    """
+    _check_group(schedules)
+    for name in ("queries", "keys"):
+        _check_division(getattr(schedules[0], name), name)
+    stride = _stride([schedules[0].queries, schedules[0].keys])
+    _check_sources(schedules)
+    lengths = [schedule.key_length for schedule in schedules]
+    if schedules[0].shard_size != max(lengths):
+        raise ScheduleError(f"shard_size is {schedules[0].shard_size}, but a rank holds up to {max(lengths)} keys.")
+    for schedule in schedules:
+        for step in schedule.steps:
+            _check_pieces(schedule, step, lengths)
+            for launch in step.launches:
+                _check_launch(schedule, step, launch)
+    if complaint := complaint_about_cells(schedules, window, stride):
+        raise ScheduleError(complaint)
+
+
+def _check_group(schedules: Sequence[Schedule]) -> None:
+    """All ranks of one group, in order, with the same steps."""
+    if not schedules:
+        raise ScheduleError("There is no schedule to verify: give those of all ranks, in their order.")
+    first = schedules[0]
+    for rank, schedule in enumerate(schedules):
+        if (schedule.cp_rank, schedule.cp_size) != (rank, len(schedules)):
+            raise ScheduleError(
+                f"Schedule {rank} of {len(schedules)} is that of rank {schedule.cp_rank} of {schedule.cp_size}: "
+                "give the schedules of all ranks, in their order."
+            )
+        for name in ("shard_size", "head_groups", "queries", "keys", "shifts"):
+            if getattr(schedule, name) != getattr(first, name):
+                raise ScheduleError(f"Ranks 0 and {rank} differ in {name}.")
+        if (hops := _hops(schedule)) != _hops(first):
+            raise ScheduleError(f"Rank {rank} takes the steps {hops} where rank 0 takes {_hops(first)}.")
+        _check_head_groups(schedule)
+
+
+def _hops(schedule: Schedule) -> list[tuple[int, int]]:
+    return [(step.head_group, step.hop) for step in schedule.steps]
+
+
+def _check_head_groups(schedule: Schedule) -> None:
+    """The steps of the first head group, from hop 0 upwards, again for every other."""
+    steps = [step for step in schedule.steps if step.head_group == 0]
+    hops = [step.hop for step in steps]
+    if not hops or hops[0] != 0 or hops != sorted(set(hops)):
+        raise ScheduleError(f"Rank {schedule.cp_rank} takes the hops {hops}: they start at 0 and increase.")
+    expected = [(group, *_work(step)) for group in range(schedule.head_groups) for step in steps]
+    if expected != [(step.head_group, *_work(step)) for step in schedule.steps]:
+        raise ScheduleError(
+            f"Rank {schedule.cp_rank} does not repeat the steps of head group 0 for the others, of which there are "
+            f"{schedule.head_groups - 1}."
+        )
+
+
+def _work(step: Step) -> tuple[object, ...]:
+    return step.hop, step.sources, step.destinations, step.pieces, [launch.tiles for launch in step.launches]
+
+
+def _check_division(division: Division, name: str) -> None:
+    """Every position of every sequence is held once."""
+    held: dict[int, int] = defaultdict(int)
+    stride = _stride([division])
+    last: dict[int, range] = {}  # of every residue of the stride, the last run so far
+    runs = [(sequence, run) for rank in range(division.cp_size) for sequence, run in division.runs(rank)]
+    for sequence, run in sorted(runs, key=lambda found: found[1].start):
+        start, stop = division.cu_seqlens[sequence : sequence + 2]
+        if run[0] < start or run[-1] >= stop:
+            raise ScheduleError(
+                f"The layout of the {name} puts {run} into sequence {sequence}, range({start}, {stop})."
+            )
+        before = last.get(run.start % stride)
+        if before and run.start <= before[-1]:
+            raise ScheduleError(f"The layout of the {name} has position {run.start} twice: in {before} and {run}.")
+        last[run.start % stride] = run
+        held[sequence] += len(run)
+    for sequence, (start, stop) in enumerate(pairwise(division.cu_seqlens)):
+        if held[sequence] != stop - start:
+            raise ScheduleError(
+                f"The layout of the {name} leaves out {stop - start - held[sequence]} of the {stop - start} positions "
+                f"of sequence {sequence}."
+            )
+
+
+def _stride(divisions: Iterable[Division]) -> int:
+    """The one distance of neighbours in all runs."""
+    strides = {
+        run.step
+        for division in divisions
+        for rank in range(division.cp_size)
+        for _, run in division.runs(rank)
+        if len(run) > 1
+    }
+    if len(strides) > 1 or min(strides, default=1) < 1:
+        raise ScheduleError(
+            f"The runs of the layout have the strides {sorted(strides)}: one positive stride is needed."
+        )
+    return min(strides, default=1)
+
+
+def _check_sources(schedules: Sequence[Schedule]) -> None:
+    """Whom a rank receives from sends to it; nobody's keys come twice, one's own on the first hop."""
+    for index, step in enumerate(schedules[0].steps):
+        steps = [schedule.steps[index] for schedule in schedules]
+        for rank, own in enumerate(steps):
+            if not set(own.sources) <= set(range(len(schedules))) or (step.hop == 0 and rank not in own.sources):
+                raise ScheduleError(f"Rank {rank} has the sources {own.sources} on hop {own.hop}.")
+            receivers = [other for other, its in enumerate(steps) if rank in its.sources]
+            if sorted(own.destinations) != receivers:
+                raise ScheduleError(
+                    f"Rank {rank} names the destinations {own.destinations} on hop {own.hop}, but it is among the "
+                    f"sources of {tuple(receivers)}."
+                )
+            if own.sources != ((rank - own.hop) % len(schedules),) and schedules[0].shifts:
+                raise ScheduleError(f"Rank {rank} has the sources {own.sources} on hop {own.hop}: that is no shift.")
+    for schedule in schedules:
+        sources = [source for step in schedule.steps if step.head_group == 0 for source in step.sources]
+        if len(sources) != len(set(sources)):
+            raise ScheduleError(f"Rank {schedule.cp_rank} receives keys twice: its sources are {sources}.")
+
+
+def _check_pieces(schedule: Schedule, step: Step, lengths: Sequence[int]) -> None:
+    """The rows are there in the shards, and have a place of their own in the buffer."""
+    end, where = 0, f"rank {schedule.cp_rank} on hop {step.hop}"
+    for piece in sorted(step.pieces, key=lambda piece: piece.offset):
+        if piece.source not in step.sources:
+            raise ScheduleError(f"{piece} of {where} is not of one of its sources {step.sources}.")
+        if not piece.rows or piece.rows.start < 0 or piece.rows.stop > lengths[piece.source]:
+            raise ScheduleError(f"{piece} of {where} is not within the {lengths[piece.source]} keys of its source.")
+        if piece.offset < end:
+            raise ScheduleError(f"{piece} of {where} overlaps another in the key buffer.")
+        if len(step.sources) == 1 and piece.offset != piece.rows.start:
+            raise ScheduleError(f"{piece} of {where} is not where its only source stores it.")
+        end = piece.columns.stop
+    if end > schedule.buffer_length(step):
+        raise ScheduleError(f"The pieces of {where} need {end} rows, its buffer has {schedule.buffer_length(step)}.")
+
+
+def _check_launch(schedule: Schedule, step: Step, launch: Launch) -> None:
+    """A kernel can take it as it is."""
+    where = f"a launch of rank {schedule.cp_rank} on hop {step.hop}"
+    for tile in launch.tiles:
+        if tile.q.start < 0 or tile.q.stop > schedule.query_length:
+            raise ScheduleError(f"{tile} in {where} is not within the rank's {schedule.query_length} queries.")
+        if min(tile.window) < -1 or tile.trim() != tile:
+            raise ScheduleError(f"{tile} in {where} has rows or columns without a live cell; trimmed, {tile.trim()}.")
+        if tile.window != launch.window:
+            raise ScheduleError(f"{tile} in {where} has the window {tile.window} and another tile {launch.window}.")
+    for before, after in pairwise(launch.tiles):
+        if after.q.start < before.q.stop or after.k.start < before.k.stop:
+            raise ScheduleError(f"{before} and {after} in {where} share rows or columns, or are out of order.")

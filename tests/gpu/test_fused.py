@@ -1,0 +1,93 @@
+"""The fused sums against the eager ones, launch by launch, on schedules of every kind."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ringattn_core.gradient import ColumnSum, RowSum
+from ringattn_core.kernel import Block
+from ringattn_core.layout import contiguous, striped, zigzag
+from ringattn_core.merge import Partial
+from ringattn_core.planner import plan
+from ringattn_core.route import gather, ring, waves
+
+HEADS, DIM = 4, 96
+
+
+def schedules():
+    packed = (0, 100, 101, 101, 700, 903)
+    for layout in (contiguous, zigzag, striped):
+        for route in (ring, waves(2), gather):
+            for borders in ((0, 1000), packed):
+                for window in ((-1, 0), (130, 0), (-1, -1)):
+                    for rank in (0, 3):
+                        yield plan(layout, route, borders, borders, rank, 4, window=window)
+
+
+def block_for(launch, spread: float) -> Block:
+    out = torch.randn(len(launch.rows), HEADS, DIM, device="cuda").bfloat16()
+    return Block(out, torch.randn(HEADS, len(launch.rows), device="cuda") * spread)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("spread", [1.0, 1e4])
+def test_partial(spread: float) -> None:
+    from ringattn_core.fused import FusedPartial
+
+    for schedule in schedules():
+        q = torch.empty(schedule.query_length, HEADS, DIM, device="cuda", dtype=torch.bfloat16)
+        eager, fused = Partial(schedule, q, DIM), FusedPartial(schedule, q, DIM)
+        for step in schedule.steps:
+            for launch in step.launches:
+                block = block_for(launch, spread)
+                eager.add(launch, slice(0, HEADS), Block(block.out.clone(), block.lse.clone()))
+                fused.add(launch, slice(0, HEADS), block)
+        sinks = torch.randn(HEADS, device="cuda")
+        (want, want_lse), (got, got_lse) = eager.finish(torch.float32, sinks), fused.finish(torch.bfloat16, sinks)
+        torch.testing.assert_close(got_lse, want_lse, rtol=1e-6, atol=1e-5)
+        torch.testing.assert_close(got.float(), want, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.gpu
+def test_no_live_key() -> None:
+    """A row that no launch touches has out 0 and lse -inf; a block whose lse is -inf leaves a row as it is."""
+    from ringattn_core.fused import FusedPartial
+
+    schedule = plan(contiguous, gather, (0, 8), (0, 4), 0, 1, window=(-1, 0))
+    q = torch.empty(8, HEADS, DIM, device="cuda", dtype=torch.bfloat16)
+    partial = FusedPartial(schedule, q, DIM)
+    for launch in schedule.steps[0].launches:
+        partial.add(launch, slice(0, HEADS), block_for(launch, 1.0))
+    out, lse = partial.finish(torch.bfloat16)
+    assert (out[:4] == 0).all() and (lse[:, :4] == -torch.inf).all() and lse[:, 4:].isfinite().all()
+
+    schedule = plan(contiguous, ring, (0, 64), (0, 64), 1, 2)
+    (first,), (second,) = (step.launches for step in schedule.steps)
+    partial, block = FusedPartial(schedule, q, DIM), block_for(first, 1.0)
+    nothing = Block(torch.full_like(block.out, torch.nan), torch.full_like(block.lse, -torch.inf))
+    want = block.out.clone()
+    partial.add(first, slice(0, HEADS), block)
+    partial.add(second, slice(0, HEADS), nothing)
+    assert torch.equal(partial.finish(torch.bfloat16)[0], want)
+
+
+@pytest.mark.gpu
+def test_sums() -> None:
+    from ringattn_core.fused import FusedColumnSum, FusedRowSum
+
+    for schedule in schedules():
+        q = torch.empty(schedule.query_length, HEADS, DIM, device="cuda", dtype=torch.bfloat16)
+        rows, fused_rows = RowSum(schedule, q), FusedRowSum(schedule, q)
+        for step in schedule.steps:
+            x = torch.empty(schedule.buffer_length(step), HEADS, DIM, device="cuda", dtype=torch.bfloat16)
+            columns, fused_columns = ColumnSum(schedule, step, x), FusedColumnSum(schedule, step, x)
+            for launch in step.launches:
+                dq = torch.randn(len(launch.rows), HEADS, DIM, device="cuda").bfloat16()
+                dk = torch.randn(len(launch.columns), HEADS, DIM, device="cuda").bfloat16()
+                rows.add(launch, slice(0, HEADS), dq.clone())
+                columns.add(launch, dk.clone())
+                fused_rows.add(launch, slice(0, HEADS), dq)
+                fused_columns.add(launch, dk)
+            torch.testing.assert_close(fused_columns.total.float(), columns.total, rtol=1e-2, atol=2e-2)
+        torch.testing.assert_close(fused_rows.total.float(), rows.total, rtol=1e-2, atol=2e-2)

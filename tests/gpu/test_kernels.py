@@ -1,0 +1,136 @@
+"""Every kernel on every window that the planner emits: error at most twice that of plain PyTorch in the same dtype."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from gpu.plain import plain
+from ringattn_core.kernel import Options, Queries
+from ringattn_core.kernels.cudnn import CuDnn
+from ringattn_core.kernels.flash_attn_4 import FlashAttn4
+from ringattn_core.kernels.torch_flash_cuda import TorchFlashCuda
+from ringattn_core.layout import contiguous, striped, zigzag
+from ringattn_core.planner import plan
+from ringattn_core.route import gather, ring, waves
+from ringattn_core.schedule import Launch
+
+KERNELS = [TorchFlashCuda(), CuDnn(), FlashAttn4()]
+WINDOWS = [(-1, -1), (-1, 0), (300, 0), (0, 0), (100, 50), (200, -1)]
+
+
+def launches(count: int, seed: int) -> list[tuple[Launch, int, int]]:
+    """Launches of random schedules, with the lengths of their query and key buffers."""
+    rng, found = random.Random(seed), {}
+    while len(found) < count:
+        lengths = [rng.choice([rng.randint(1, 40), rng.randint(100, 1500)]) for _ in range(rng.choice([1, 1, 2, 5]))]
+        borders = tuple(sum(lengths[:i]) for i in range(len(lengths) + 1))
+        size = rng.randint(1, 5)
+        schedule = plan(
+            rng.choice([contiguous, zigzag, striped]),
+            rng.choice([ring, waves(2), gather]),
+            borders,
+            borders,
+            rng.randrange(size),
+            size,
+            window=rng.choice(WINDOWS),
+            per_sequence=rng.random() < 0.5,
+        )
+        for step in schedule.steps:
+            for launch in step.launches:
+                dense = launch.dense_rows, launch.dense_columns
+                kind = (launch.window if max(launch.window) < 1 else min(launch.window), len(launch.tiles) > 1, dense)
+                found.setdefault(
+                    (kind, rng.randrange(3)), (launch, schedule.query_length, schedule.buffer_length(step))
+                )
+    return list(found.values())[:count]
+
+
+def check(kernel, launch, tokens_q, tokens_k, heads=(4, 2), dims=(128, 128), dtype=torch.bfloat16, softcap=0.0):
+    def draw(tokens: int, count: int, dim: int) -> torch.Tensor:
+        return torch.randn(tokens, count, dim, device="cuda").to(dtype)
+
+    q, k, v = draw(tokens_q, heads[0], dims[0]), draw(tokens_k, heads[1], dims[0]), draw(tokens_k, heads[1], dims[1])
+    dout = draw(tokens_q, heads[0], dims[1])
+    options = Options(dims[0] ** -0.5, softcap=softcap)
+    reason = kernel.supports(launch, q, k, v, options)
+    if reason:
+        return reason
+    exact = plain(launch, *(x.double() for x in (q, k, v, dout)), options.softmax_scale, softcap)
+    rough = plain(launch, q, k, v, dout, options.softmax_scale, softcap)
+    block, rng_state = kernel.forward(q, k, v, launch, options)
+    queries = Queries(q, exact[0].to(dtype), dout, exact[1].float(), None)
+    grads = kernel.backward(queries, k, v, launch, options, rng_state)
+    rows = torch.cat([torch.arange(tile.q.start, tile.q.stop) for tile in launch.tiles]).cuda()
+    columns = torch.cat([torch.arange(tile.k.start, tile.k.stop) for tile in launch.tiles]).cuda()
+    in_rows, in_columns = rows - launch.rows.start, columns - launch.columns.start
+    for name, got, want, other in (
+        ("out", block.out[in_rows], exact[0][rows], rough[0][rows]),
+        ("lse", block.lse[:, in_rows], exact[1][:, rows], rough[1][:, rows]),
+        ("dq", grads.dq[in_rows], exact[2][rows], rough[2][rows]),
+        ("dk", grads.dk[in_columns], exact[3][columns], rough[3][columns]),
+        ("dv", grads.dv[in_columns], exact[4][columns], rough[4][columns]),
+    ):
+        error, allowed = (got - want).abs().max().item(), 2 * (other - want).abs().max().item()
+        allowed += torch.finfo(dtype).eps * want.abs().max().item() + 1e-4
+        assert error <= allowed, f"{kernel.name} {name} {launch}: {error} > {allowed}"
+    return None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("seed", range(3))
+def test_random_launches(kernel, seed: int) -> None:
+    ran = [check(kernel, *case) for case in launches(14, seed)]
+    assert ran.count(None) >= 3, ran
+
+
+SHAPES = [
+    ((4, 4), (64, 64)),
+    ((8, 1), (96, 96)),
+    ((8, 2), (128, 128)),
+    ((4, 4), (192, 128)),
+    ((2, 1), (256, 256)),
+    ((6, 2), (64, 64)),
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("heads", "dims"), SHAPES)
+def test_shapes(kernel, dtype: torch.dtype, heads: tuple[int, int], dims: tuple[int, int]) -> None:
+    schedule = plan(zigzag, ring, (0, 1024), (0, 1024), 0, 2, window=(-1, 0))
+    for step in schedule.steps:
+        for launch in step.launches:
+            reason = check(kernel, launch, schedule.query_length, schedule.buffer_length(step), heads, dims, dtype)
+            if reason:
+                pytest.skip(f"{kernel.name}: {reason}")
+
+
+@pytest.mark.gpu
+def test_softcap() -> None:
+    schedule = plan(zigzag, ring, (0, 1024), (0, 1024), 0, 2, window=(-1, 0))
+    launch = schedule.steps[0].launches[0]
+    reason = check(FlashAttn4(), launch, schedule.query_length, schedule.query_length, softcap=5.0)
+    if reason:
+        pytest.skip(reason)
+    assert "softcap" in (
+        check(TorchFlashCuda(), launch, schedule.query_length, schedule.query_length, softcap=5.0) or ""
+    )
+
+
+@pytest.mark.gpu
+def test_dropout_is_replayed() -> None:
+    """With v = 1 and dropout, out's rows are the kept weights; the gradient of v by ones repeats them, column-wise."""
+    launch = plan(contiguous, ring, (0, 512), (0, 512), 0, 1).steps[0].launches[0]
+    q, k, v = (torch.randn(512, 2, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    v = torch.ones_like(v)
+    options, kernel = Options(0.125, dropout_p=0.3), TorchFlashCuda()
+    block, rng_state = kernel.forward(q, k, v, launch, options)
+    queries = Queries(q, block.out, torch.ones_like(q), block.lse, None)
+    first, second = (kernel.backward(queries, k, v, launch, options, rng_state) for _ in range(2))
+    assert torch.equal(first.dv, second.dv)
+    torch.testing.assert_close(first.dv.double().sum(0), block.out.double().sum(0), rtol=2e-2, atol=2.0)
