@@ -10,6 +10,7 @@ from itertools import groupby, pairwise
 
 from ringattn_comms.communicator import Communicator, Work
 from ringattn_comms.parcel import pack, unpack
+from ringattn_core.kernel import accumulator_dtype
 from ringattn_core.schedule import Schedule, Step
 from ringattn_core.transport import KV, joined, kv_heads
 
@@ -39,7 +40,8 @@ class Ring:
                 self._home.append(unpack(self._arriving.wait()[: schedule.key_length], part.k.shape[2]))
 
     def give(self, step: Step, grads: KV) -> None:
-        parcel = pack(grads, self._schedule.shard_size)
+        dtype = accumulator_dtype(grads.k.dtype)
+        parcel = pack(KV(grads.k.to(dtype), grads.v.to(dtype)), self._schedule.shard_size)
         if self._arriving:  # what the ranks before this one have found for the same keys
             parcel += self._arriving.wait()
         self._arriving = self.gradients.shift(parcel, self._way)

@@ -1,19 +1,20 @@
 """Keys straight from their owners, a wave of sources at a time, and gradients straight back.
 
-Whole shards travel, point to point or, when a wave holds everyone, by one all-gather and one reduce-scatter (llama 3,
-arXiv:2407.21783). The next wave's keys are on their way while one is computed, and so are the last one's gradients.
+Whole shards travel, point to point or, when a wave holds everyone, by one all-gather (llama 3, arXiv:2407.21783). The
+next wave's keys are on their way while one is computed, and so are the last one's gradients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from ringattn_comms.communicator import Communicator, Work
+from ringattn_comms.communicator import Communicator
 from ringattn_comms.parcel import arrange, disarrange, pack, unpack
+from ringattn_core.kernel import accumulator_dtype
 from ringattn_core.schedule import Schedule, Step
 from ringattn_core.transport import KV, kv_heads
 
@@ -23,78 +24,78 @@ class Waves:
 
     def __init__(self, keys: Communicator, gradients: Communicator | None = None) -> None:
         self.keys, self.gradients = keys, gradients or keys
-        self._returning: _Return | None = None
+        self._come_home: Callable[[KV], None] | None = None
 
     def stream(self, schedule: Schedule, kv: KV) -> Iterator[tuple[Step, KV]]:
-        self._schedule, self._own, self._returning = schedule, kv, None
-        fetched = _Fetch(self.keys, schedule, schedule.steps[0], kv)
+        self._schedule, self._kv, self._come_home = schedule, kv, None
+        arrive = _fetch(self.keys, schedule, schedule.steps[0], kv)
         for step, following in pairwise((*schedule.steps, None)):
             assert step is not None
-            buffer = fetched.wait()
+            keys = arrive()
             if following:
-                fetched = _Fetch(self.keys, schedule, following, kv)
-            yield step, unpack(buffer, kv.k.shape[2])
+                arrive = _fetch(self.keys, schedule, following, kv)
+            yield step, keys
 
     def give(self, step: Step, grads: KV) -> None:
-        if self._returning is None:
-            self._total = KV(*(torch.zeros_like(x, dtype=grads.k.dtype) for x in self._own))
+        if self._come_home is None:
+            self._total = KV(*(torch.zeros_like(x, dtype=accumulator_dtype(x.dtype)) for x in self._kv))
         else:
-            self._returning.add_to(self._total)
-        self._returning = _Return(self.gradients, self._schedule, step, pack(grads, len(grads.k)))
+            self._come_home(self._total)
+        self._come_home = _give(self.gradients, self._schedule, step, grads)
 
     def collect(self) -> KV:
-        assert self._returning is not None, "a backward pass gives the gradients of every step"
-        self._returning.add_to(self._total)
+        assert self._come_home is not None, "a backward pass gives the gradients of every step"
+        self._come_home(self._total)
         return self._total
 
 
-def _everyone(comm: Communicator, step: Step) -> bool:
-    return comm.size > 1 and len(step.sources) == comm.size
+def _stays(comm: Communicator, step: Step) -> bool:
+    """Does nothing move in this step, as in the first of a wave?"""
+    return step.sources == step.destinations == (comm.rank,)
 
 
-class _Fetch:
-    """A step's keys on their way."""
+def _fetch(comm: Communicator, schedule: Schedule, step: Step, kv: KV) -> Callable[[], KV]:
+    """Send a step's keys on their way; the answer waits for them."""
+    own = kv.heads(kv_heads(schedule, step, kv))
+    if _stays(comm, step):
+        return lambda: own
+    parcel = pack(own, schedule.shard_size)
+    if len(step.sources) == comm.size:
+        work, ranks, kept = comm.all_gather(parcel), list(range(comm.size)), None
+    else:
+        ranks = [rank for rank in step.sources if rank != comm.rank]
+        work = comm.send_recv([(rank, parcel) for rank in step.destinations if rank != comm.rank], ranks, parcel)
+        kept = parcel[None] if comm.rank in step.sources else None
 
-    def __init__(self, comm: Communicator, schedule: Schedule, step: Step, kv: KV) -> None:
-        self.comm, self.schedule, self.step = comm, schedule, step
-        self._parcel = pack(kv.heads(kv_heads(schedule, step, kv)), schedule.shard_size)
-        if _everyone(comm, step):
-            self._work: Work = comm.all_gather(self._parcel)
-        else:
-            sends = [(rank, self._parcel) for rank in step.destinations if rank != comm.rank]
-            self._work = comm.send_recv(sends, [rank for rank in step.sources if rank != comm.rank], self._parcel)
+    def wait() -> KV:
+        arrived = work.wait() if kept is None else torch.cat([work.wait(), kept])
+        order = [[*ranks, comm.rank].index(rank) for rank in step.sources]
+        parcels = arrived if order == list(range(len(arrived))) else arrived[order]
+        return unpack(arrange(schedule, step, parcels), own.k.shape[2])
 
-    def wait(self) -> Tensor:
-        """The step's key buffer."""
-        arrived, sources = self._work.wait(), self.step.sources
-        if _everyone(self.comm, self.step):
-            arrived = arrived[list(sources)]
-        elif self.comm.rank in sources:
-            place = sources.index(self.comm.rank)
-            arrived = torch.cat([arrived[:place], self._parcel.unsqueeze(0), arrived[place:]])
-        return arrange(self.schedule, self.step, arrived)
+    return wait
 
 
-class _Return:
-    """The gradients of a step's keys on their way to the owners, and those of one's own keys on their way home."""
+def _give(comm: Communicator, schedule: Schedule, step: Step, grads: KV) -> Callable[[KV], None]:
+    """Send the gradients of a step's keys to their owners; the answer adds what came home, in the order of ranks."""
+    if _stays(comm, step):
+        return lambda total: _add(total, schedule, step, [pack(grads, schedule.shard_size)])
+    parts = disarrange(schedule, step, pack(grads, schedule.buffer_length(step)))
+    place = {rank: index for index, rank in enumerate(step.sources)}
+    if len(step.sources) == comm.size:
+        # Not a reduce-scatter: it would add in the dtype of the message, and in an order of its own.
+        work, own = comm.all_to_all(parts[[place[rank] for rank in range(comm.size)]]), []
+    else:
+        sends = [(rank, parts[index]) for rank, index in place.items() if rank != comm.rank]
+        work = comm.send_recv(sends, [rank for rank in step.destinations if rank != comm.rank], parts[0])
+        own = [parts[place[comm.rank]]] if comm.rank in place else []
+    return lambda total: _add(total, schedule, step, [*own, *work.wait()])
 
-    def __init__(self, comm: Communicator, schedule: Schedule, step: Step, grads: Tensor) -> None:
-        self.comm, self.schedule, self.step = comm, schedule, step
-        parts = disarrange(schedule, step, grads)
-        if _everyone(comm, step):
-            order = [step.sources.index(rank) for rank in range(comm.size)]
-            self._own, self._work = None, comm.reduce_scatter(parts[order])
-        else:
-            own = comm.rank in step.sources
-            self._own = parts[step.sources.index(comm.rank)] if own else None
-            sends = [(rank, parts[place]) for place, rank in enumerate(step.sources) if rank != comm.rank]
-            self._work = comm.send_recv(sends, [rank for rank in step.destinations if rank != comm.rank], parts[0])
 
-    def add_to(self, total: KV) -> None:
-        """Wait for what others found for this rank's keys and add it, in the order of the ranks."""
-        heads, arrived = kv_heads(self.schedule, self.step, total), self._work.wait()
-        found = [arrived] if _everyone(self.comm, self.step) else list(arrived)
-        for part in found if self._own is None else [self._own, *found]:
-            grads = unpack(part[: self.schedule.key_length], total.k.shape[2])
-            total.k[:, heads] += grads.k
-            total.v[:, heads] += grads.v
+def _add(total: KV, schedule: Schedule, step: Step, parcels: list[Tensor]) -> None:
+    """Add gradients of this rank's keys to those found so far."""
+    heads = kv_heads(schedule, step, total)
+    for parcel in parcels:
+        grads = unpack(parcel[: schedule.key_length], total.k.shape[2])
+        total.k[:, heads] += grads.k
+        total.v[:, heads] += grads.v
