@@ -197,3 +197,45 @@ def _fold_rows(  # type: ignore[no-untyped-def]
         state += fresh
     tl.store(at_narrow, state.to(narrow.dtype.element_ty), mask=(touched & ~to_wide)[:, None] & within)
     tl.store(at_wide, state.to(wide.dtype.element_ty), mask=to_wide[:, None] & within)
+
+
+def fused_slots(own: Tensor, slots: Tensor, lots: tuple[tuple[int, range], ...]) -> Tensor:
+    """`totals.add_slots` in one pass, summed in float32."""
+    rows, heads, dim = own.shape
+    total = torch.empty_like(own)
+    codes = _slot_codes(lots, rows, own.device)
+    _sum_slots[(triton.cdiv(rows, ROWS), heads)](
+        total, own, slots, codes, rows, dim, *own.stride()[:2], *slots.stride()[:3],
+        slots.shape[0], ROWS, triton.next_power_of_2(dim),
+    )  # fmt: skip
+    return total
+
+
+@lru_cache(256)
+def _slot_codes(lots: tuple[tuple[int, range], ...], rows: int, device: torch.device) -> Tensor:
+    """For every row the slots that have something for it, as bits."""
+    codes = torch.zeros(rows, dtype=torch.int64)
+    for slot, part in lots:
+        codes[part.start : part.stop] |= 1 << slot
+    return codes.to(device)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _sum_slots(  # type: ignore[no-untyped-def]
+    total, own, slots, codes, rows, dim, own_row, own_head, slot_stride, slot_row, slot_head,
+    count: tl.constexpr, block: tl.constexpr, width: tl.constexpr,
+):  # fmt: skip
+    """One block of rows of one head."""
+    head = tl.program_id(1)
+    row = tl.program_id(0) * block + tl.arange(0, block)
+    column = tl.arange(0, width)[None, :]
+    inside = (row < rows)[:, None] & (column < dim)
+    code = tl.load(codes + row, mask=row < rows, other=0)
+    place = row.to(tl.int64)[:, None]
+    at_own = place * own_row + head * own_head + column
+    found = tl.load(own + at_own, mask=inside, other=0.0).to(tl.float32)
+    for slot in range(count):
+        there = ((code >> slot) & 1) != 0
+        at_slot = slots + slot * slot_stride + place * slot_row + head * slot_head + column
+        found += tl.load(at_slot, mask=inside & there[:, None], other=0.0).to(tl.float32)
+    tl.store(total + at_own, found.to(total.dtype.element_ty), mask=inside)

@@ -42,9 +42,9 @@ class Machine:
     one_sided: Link  # a copy out of another device's memory
 
 
-# All but `memory` was measured in November 2026 on two H200s joined by NVLink (NV18), with PyTorch 2.11, NCCL 2.28.9 and
-# flash-attn-4 4.0.0b36 in bf16, 32 query heads, 8 kv heads, head_dim 128. TFLOP/s of 4k, 8k, 16k and 32k tokens, full:
-# forward 555, 637, 665, 665; backward 574, 610, 609, 620; causal: 456, 528, 669, 649 and 448, 533, 578, 606.
+# All but `memory` was measured in November 2026 on two H200s joined by NVLink (NV18), with PyTorch 2.11, NCCL 2.28.9
+# and flash-attn-4 4.0.0b36 in bf16, 32 query heads, 8 kv heads, head_dim 128. TFLOP/s for 4k, 8k, 16k and 32k tokens:
+# full, 555, 637, 665, 665 forward and 574, 610, 609, 620 backward; causal, 456, 528, 669, 649 and 448, 533, 578, 606.
 H200 = Machine(
     forward=Kernels(
         flops=680e12,  # fits the full launches above with the ramp below, to 2 %

@@ -73,7 +73,25 @@ def plan(
         shifts=all(
             sources_of[hop] == ((rank - hop) % cp_size,) for rank, sources_of in enumerate(routes) for hop, *_ in hops
         ),
+        route=route,
+        window=window,
     )
+
+
+@lru_cache(1024)
+def lent(schedule: Schedule, hop: int) -> tuple[Piece, ...]:
+    """The rows of a rank's own shard that others fetch on a hop; `source` is here the rank that fetches them."""
+    (rows, strides_q), (columns, strides_k) = _shards(schedule.queries), _shards(schedule.keys)
+    stops = schedule.queries.cu_seqlens[1:], schedule.keys.cu_seqlens[1:]
+    mask, mine = _Mask(schedule.window, _stride(strides_q | strides_k), *stops), columns[schedule.cp_rank]
+    found = []
+    for rank in range(schedule.cp_size):
+        sources = schedule.route(rank, schedule.cp_size)[hop]
+        if rank != schedule.cp_rank and schedule.cp_rank in sources:
+            # Beside other sources' keys or alone, what a rank needs of this one's is the same but for its gaps.
+            pieces, _ = _hop(mask, rows[rank], [mine] if len(sources) == 1 else [mine, {}])
+            found += [Piece(rank, piece.rows, piece.rows.start) for piece in pieces]
+    return tuple(found)
 
 
 _Line = tuple[int, int, int, int]  # a span as numbers: first position, length, offset, its rank

@@ -7,6 +7,7 @@ from functools import cached_property
 from itertools import pairwise
 
 from ringattn_core.layout import Division
+from ringattn_core.route import Route
 from ringattn_core.tile import Tile
 
 
@@ -100,8 +101,9 @@ class Schedule:
     """One rank's part of an attention: `steps` in order, the same number and the same hops on every rank.
 
     `queries` and `keys` say who holds which tokens; `shard_size` is the most keys that a rank holds, the length of
-    every buffer that travels. With head groups the steps repeat for each group of kv heads. `shifts` says, for all ranks
-    alike, that hop h brings the keys of the rank h before: then neighbours can hand them on.
+    every buffer that travels. With head groups the steps repeat for each group of kv heads. `shifts` says, for all
+    ranks alike, that hop h brings the keys of the rank h before: then neighbours can hand them on. `route` and `window`
+    are what was planned for.
     """
 
     cp_rank: int
@@ -112,6 +114,8 @@ class Schedule:
     queries: Division
     keys: Division
     shifts: bool
+    route: Route
+    window: tuple[int, int]
 
     @cached_property
     def area(self) -> int:

@@ -8,39 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import NamedTuple
 
 from ringattn_core.machine import Link, Machine
 from ringattn_core.schedule import Launch, Schedule, Step
-
-ACCUMULATOR = 4  # bytes of a number in float32, in which results add up
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What attention is computed on, beside its lengths."""
-
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    head_dim_v: int | None = None  # None: as head_dim
-    itemsize: int = 2  # bytes of a number in q, k and v
-    grad_itemsize: int = ACCUMULATOR  # bytes of a number in the gradients of keys and values on their way home
-
-    @property
-    def dims(self) -> tuple[int, int]:
-        """head_dim of queries and keys, and that of values."""
-        return self.head_dim, self.head_dim if self.head_dim_v is None else self.head_dim_v
-
-    def token(self, itemsize: int) -> int:
-        """Bytes of the key and the value of a token, at so many bytes a number."""
-        return self.num_kv_heads * sum(self.dims) * itemsize
-
-    def flop(self, area: int, *, backward: bool) -> int:
-        """Floating-point operations for so many live cells of all heads: two products forward, five backward."""
-        dim, dim_v = self.dims
-        return 2 * area * self.num_heads * (3 * dim + 2 * dim_v if backward else dim + dim_v)
+from ringattn_core.shape import ACCUMULATOR, Shape, peak_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +62,7 @@ def predict(
         waiting=max(rank.waiting for rank in run.ranks),
         bytes_sent=max(rank.sent for rank in run.ranks),
         bytes_received=max(rank.received for rank in run.ranks),
-        peak_bytes=max(_peak(schedule, shape, backward, one_sided) for schedule in schedules),
+        peak_bytes=max(peak_bytes(schedule, shape, backward=backward, one_sided=one_sided) for schedule in schedules),
     )
 
 
@@ -253,30 +225,3 @@ class _Run:
 
 def _needed(step: Step, source: int) -> int:
     return sum(len(piece.rows) for piece in step.pieces if piece.source == source)
-
-
-def _peak(schedule: Schedule, shape: Shape, backward: bool, one_sided: bool) -> int:
-    """Bytes beside q, k and v: results, the block or gradients of the largest launch, and the buffers of two steps."""
-    (dim, dim_v), rows, heads = shape.dims, schedule.query_length, shape.num_heads
-    largest = max((len(launch.rows) for step in schedule.steps for launch in step.launches), default=0)
-    lse = rows * heads * ACCUMULATOR
-    out = rows * heads * dim_v * shape.itemsize
-    keys = _most_at_once([_buffer(schedule, step, one_sided) for step in schedule.steps])
-    buffers = keys * shape.token(shape.itemsize) // schedule.head_groups
-    if not backward:
-        return out + lse + heads * dim_v * (rows * ACCUMULATOR + largest * shape.itemsize) + buffers
-    # Of the gradients of keys, a step's own and those of the step before, on their way, are there at once.
-    buffers += keys * shape.token(shape.grad_itemsize) // schedule.head_groups
-    return out + 2 * lse + heads * dim * (rows * ACCUMULATOR + largest * shape.itemsize) + buffers
-
-
-def _buffer(schedule: Schedule, step: Step, one_sided: bool) -> int:
-    """Tokens in memory for a step: its buffer, and the whole shards from which it is filled."""
-    foreign = sum(source != schedule.cp_rank for source in step.sources)
-    shards = 0 if one_sided or len(step.sources) == 1 else foreign * schedule.shard_size
-    return schedule.buffer_length(step) + shards
-
-
-def _most_at_once(buffers: Sequence[int]) -> int:
-    """While one step is computed, the next one's keys arrive."""
-    return max(map(sum, pairwise([*buffers, 0])))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ringattn_core.gradient import ColumnSum, RowSum
-from ringattn_core.kernel import Block, Kernel
+from ringattn_core.kernel import Block, Kernel, accumulator_dtype
 from ringattn_core.merge import Partial
 from ringattn_core.schedule import Launch, Schedule, Step
 
@@ -66,6 +66,21 @@ def column_total(schedule: Schedule, step: Step, kernel: Kernel, x: Tensor) -> C
     from ringattn_core.fused import FusedColumnSum
 
     return FusedColumnSum(schedule, step, x)
+
+
+def add_slots(own: Tensor, slots: Tensor, lots: tuple[tuple[int, range], ...]) -> Tensor:
+    """own plus, for every lot (slot, rows), what lies in those rows of the slot; added in the accumulator's dtype.
+
+    own: (rows, heads, dim); slots: (slots, rows or more, heads, dim). On a GPU the sum is in own's dtype.
+    """
+    if own.is_cuda and own.element_size() == 2 and own.is_contiguous() and _has_triton():
+        from ringattn_core.fused import fused_slots
+
+        return fused_slots(own, slots, lots)
+    total = own.to(accumulator_dtype(own.dtype), copy=True)
+    for slot, rows in lots:
+        total[rows.start : rows.stop] += slots[slot, rows.start : rows.stop]
+    return total
 
 
 def _fuses(kernel: Kernel, x: Tensor) -> bool:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ringattn_comms.communicator import Communicator, Work
+from ringattn_comms.window import Window, Windows
 
 T = TypeVar("T")
 
@@ -52,7 +53,7 @@ class _Mailbox:
         self._sent, self._asked = deque[Future[Tensor]](), deque[Future[Tensor]]()
 
     def put(self, x: Tensor) -> None:
-        self._first(self._asked, self._sent).set_result(x.clone())
+        self._first(self._asked, self._sent).set_result(x)
 
     def get(self) -> Future[Tensor]:
         return self._first(self._sent, self._asked)
@@ -128,9 +129,16 @@ class Threads(Communicator):
     def send_recv(self, sends: Sequence[tuple[int, Tensor]], sources: Sequence[int], like: Tensor) -> Work:
         boxes = self._world.boxes
         for destination, x in sends:
-            boxes[self.rank][destination].put(x)
+            boxes[self.rank][destination].put(x.clone())
         messages = [(source, boxes[source][self.rank].get()) for source in sources]
         return _Receipt(self._world, messages, self.rank, like)
+
+    def share(self, x: Tensor) -> list[Tensor]:
+        """Every rank's own x, not a copy."""
+        boxes, everyone = self._world.boxes, range(self.size)
+        for rank in everyone:
+            boxes[self.rank][rank].put(x)
+        return [self._world.wait(boxes[rank][self.rank].get(), rank, self.rank) for rank in everyone]
 
     def all_gather(self, x: Tensor) -> Work:
         everyone = range(self.size)
@@ -142,3 +150,26 @@ class Threads(Communicator):
     def all_to_all(self, x: Tensor) -> Work:
         everyone = range(self.size)
         return self.send_recv(list(zip(everyone, x, strict=True)), everyone, x[0])
+
+
+class ThreadWindows(Windows):
+    """Windows of ranks that share one process: every memory is at hand."""
+
+    def __init__(self, comm: Threads, device: torch.device | str = "cpu") -> None:
+        super().__init__()
+        self._comm, self._device = comm, device
+
+    def allocate(self, size: int) -> Window:
+        return _ThreadWindow(self._comm, torch.empty(size, dtype=torch.uint8, device=self._device))
+
+
+class _ThreadWindow(Window):
+    def __init__(self, comm: Threads, own: Tensor) -> None:
+        self._comm = comm
+        self._memories = comm.share(own)
+
+    def memory(self, rank: int) -> Tensor:
+        return self._memories[rank]
+
+    def barrier(self) -> None:
+        self._comm.share(torch.empty(0))

@@ -19,7 +19,6 @@ from ringattn_core.kernel import Block, Grads, Options, Queries
 from ringattn_core.kernels.lengths import column_lengths, row_lengths
 from ringattn_core.schedule import Launch
 
-
 _ONE_AT_A_TIME = Lock()  # Its compiler, which any call may start, is not safe under threads.
 
 

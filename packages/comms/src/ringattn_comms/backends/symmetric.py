@@ -1,0 +1,72 @@
+"""Symmetric memory of torch.distributed: GPUs of one NVLink domain address each other's memory.
+
+NVLink multicast is not used.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ringattn_comms.window import Window, Windows
+
+
+class SymmetricWindows(Windows):
+    """Windows of a process group whose GPUs reach each other."""
+
+    def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
+        super().__init__()
+        self._group, self._device = group, device
+
+    def allocate(self, size: int) -> Window:
+        import torch.distributed._symmetric_memory as symmetric
+
+        own = symmetric.empty(size, dtype=torch.uint8, device=self._device)
+        return _SymmetricWindow(own, symmetric.rendezvous(own, group=self._group))
+
+
+class _SymmetricWindow(Window):
+    def __init__(self, own: Tensor, handle: Any) -> None:
+        self._handle = handle
+        self._memories = [handle.get_buffer(rank, own.shape, own.dtype) for rank in range(handle.world_size)]
+        self._own = own  # The memory lives as long as this tensor does.
+
+    def memory(self, rank: int) -> Tensor:
+        return self._memories[rank]
+
+    def barrier(self) -> None:
+        self._handle.barrier(channel=0)
+
+
+@cache
+def unreachable(group: dist.ProcessGroup, device: torch.device) -> str | None:
+    """Why the ranks of a group cannot address each other's memory; None if they can. All ranks ask, and all agree."""
+    if device.type != "cuda":
+        return f"symmetric memory is for GPUs, and the tensors are on {device.type}"
+    places: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(places, (_host(), device.index), group=group)
+    if len({host for host, _ in places}) > 1:
+        return "the ranks are on several hosts"
+    far = [index for _, index in places if index != device.index and not _reaches(device.index, index)]
+    found: list[Any] = [None] * len(places)
+    dist.all_gather_object(found, far, group=group)
+    for (_, index), others in zip(places, found, strict=True):
+        if others:
+            return f"GPU {index} has no peer access to GPUs {others}"
+    return None
+
+
+def _host() -> str:
+    from pathlib import Path
+    from socket import gethostname
+
+    boot = Path("/proc/sys/kernel/random/boot_id")  # Containers of one host may differ in their name.
+    return boot.read_text().strip() if boot.exists() else gethostname()
+
+
+def _reaches(device: int, peer: int) -> bool:
+    return peer < torch.cuda.device_count() and torch.cuda.can_device_access_peer(device, peer)

@@ -1,0 +1,133 @@
+"""One-sided: every rank reads the keys it needs from their owner's memory, and writes their gradients back there.
+
+Only rows that are needed move, by the copy engines where the memory is a GPU's: no multiprocessor is taken from the
+attention, nothing is forwarded through neighbours. Two barriers a pass at most, on a stream of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import groupby, pairwise
+
+import torch
+
+from ringattn_comms.side import Side
+from ringattn_comms.window import Region, Window, Windows
+from ringattn_core.kernel import accumulator_dtype
+from ringattn_core.planner import lent
+from ringattn_core.schedule import Schedule, Step
+from ringattn_core.totals import add_slots
+from ringattn_core.transport import KV, joined, kv_heads
+
+
+class Pull:
+    """A rank's end of a group with a window."""
+
+    def __init__(self, rank: int, windows: Windows) -> None:
+        self.rank, self.windows = rank, windows
+
+    def stream(self, schedule: Schedule, kv: KV) -> Iterator[tuple[Step, KV]]:
+        self.schedule, self._home = schedule, list[KV]()
+        for _, group in groupby(schedule.steps, key=lambda step: step.head_group):
+            steps = list(group)
+            self.own = kv.heads(kv_heads(schedule, steps[0], kv))
+            self.found: list[tuple[range, KV]] = []  # gradients of this rank's own keys, by itself
+            self.given = False
+            self.shelf = _Shelf(schedule, self.own, self.windows)
+            self.side = Side(self.own.k.device)
+            self._lay_out()
+            arrive = self._fetch(steps[0])
+            for step, following in pairwise((*steps, None)):
+                assert step is not None
+                keys = arrive()
+                if following:
+                    arrive = self._fetch(following)
+                yield step, keys
+            if self.given:
+                self._home.append(self._gather_in(steps))
+
+    def give(self, step: Step, grads: KV) -> None:
+        self.given = True
+        with self.side.after_main():
+            for piece in step.pieces:
+                rows, columns = (slice(part.start, part.stop) for part in (piece.rows, piece.columns))
+                if piece.source == self.rank:
+                    self.found.append((piece.rows, KV(*(grad[columns] for grad in grads))))
+                    continue
+                for place, grad in zip(self.shelf.inbox, grads, strict=True):
+                    slots = place.on(self.shelf.window, piece.source)
+                    slots[_slot(self.rank, piece.source), rows].copy_(grad[columns], non_blocking=True)
+        self.side.keep(*grads)
+
+    def collect(self) -> KV:
+        return joined(self._home)
+
+    def _lay_out(self) -> None:
+        """Put this rank's keys where others can read them."""
+        for place, x in zip(self.shelf.keys, self.own, strict=True):
+            place.on(self.shelf.window, self.rank)[: len(x)].copy_(x)
+        with self.side.after_main():
+            self.shelf.window.barrier()
+
+    def _fetch(self, step: Step) -> Callable[[], KV]:
+        """Begin to read a step's keys; the answer waits for them."""
+        if step.sources == (self.rank,):
+            return lambda: self.own
+        length = self.schedule.buffer_length(step)
+        buffer = KV(*(x.new_empty((length, *x.shape[1:])) for x in self.own))
+        with self.side.after_main():
+            for piece in step.pieces:
+                for place, x in zip(self.shelf.keys, buffer, strict=True):
+                    rows = place.on(self.shelf.window, piece.source)[piece.rows.start : piece.rows.stop]
+                    x[piece.columns.start : piece.columns.stop].copy_(rows, non_blocking=True)
+            arrived = self.side.event()
+
+        def wait() -> KV:
+            arrived()
+            return buffer
+
+        return wait
+
+    def _gather_in(self, steps: list[Step]) -> KV:
+        """After all ranks' gradients have arrived: their sum, this one's own first, then the others' by rank."""
+        with self.side.after_main():
+            self.shelf.window.barrier()
+            arrived = self.side.event()
+        arrived()
+        own = _whole(self.own, self.found)
+        inbox = [place.on(self.shelf.window, self.rank) for place in self.shelf.inbox]
+        lots = tuple((_slot(p.source, self.rank), p.rows) for step in steps for p in lent(self.schedule, step.hop))
+        return KV(*(add_slots(x, slots, lots) for x, slots in zip(own, inbox, strict=True)))
+
+
+def _slot(sender: int, owner: int) -> int:
+    """Which of the owner's slots is the sender's: every other rank has one."""
+    return sender if sender < owner else sender - 1
+
+
+def _whole(like: KV, found: list[tuple[range, KV]]) -> KV:
+    """What a rank found itself for its own keys, as one tensor for k and one for v."""
+    if len(found) == 1 and len(found[0][0]) == len(like.k):
+        return found[0][1]
+    total = KV(*(torch.zeros_like(x, dtype=accumulator_dtype(x.dtype)) for x in like))
+    for rows, part in found:
+        for whole, x in zip(total, part, strict=True):
+            whole[rows.start : rows.stop] += x
+    return total
+
+
+class _Shelf:
+    """How a pass uses the window: this rank's keys, in one of two places in turn, and a slot for each rank's gradients.
+
+    A place is written again two passes later. By then every rank has been at the barrier of the pass between, and has
+    read it before that.
+    """
+
+    def __init__(self, schedule: Schedule, own: KV, windows: Windows) -> None:
+        region, shapes, dtype = Region(), [(schedule.shard_size, *x.shape[1:]) for x in own], own.k.dtype
+        places = [[region.place(shape, dtype) for shape in shapes] for _ in range(2)]
+        # Gradients travel in the inputs' dtype, each once, and are added in the accumulator's.
+        self.inbox = [region.place((schedule.cp_size - 1, *shape), dtype) for shape in shapes]
+        self.window: Window = windows.at_least(region.end)
+        windows.turn += 1
+        self.keys = places[windows.turn % 2]

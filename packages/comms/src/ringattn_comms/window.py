@@ -1,0 +1,68 @@
+"""What one-sided transports stand on: memory on every rank of a group that every rank can address."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+_ALIGNMENT = 256  # bytes: what every GPU kernel and copy engine is content with
+
+
+class Window(ABC):
+    """As many bytes on every rank."""
+
+    @abstractmethod
+    def memory(self, rank: int) -> Tensor:
+        """The bytes of a rank, uint8."""
+
+    @abstractmethod
+    def barrier(self) -> None:
+        """What any rank does after this, on the stream that is current, comes after what all ranks did before it."""
+
+
+class Windows(ABC):
+    """The window of a group: made once, grown when it must be, and used by all layers."""
+
+    def __init__(self) -> None:
+        self._window: Window | None = None
+        self._size = 0
+        self.turn = 0
+
+    @abstractmethod
+    def allocate(self, size: int) -> Window:
+        """A window of so many bytes; all ranks ask for the same."""
+
+    def at_least(self, size: int) -> Window:
+        """A window of so many bytes or more."""
+        if self._window is None or self._size < size:
+            self._window, self._size = self.allocate(size), size
+        return self._window
+
+
+class Region:
+    """Tensors laid out one after the other in a window, alike on every rank."""
+
+    def __init__(self, start: int = 0) -> None:
+        self.end = start
+
+    def place(self, shape: Sequence[int], dtype: torch.dtype) -> Place:
+        """Room for one more tensor."""
+        start = -(-self.end // _ALIGNMENT) * _ALIGNMENT
+        self.end = start + prod(shape) * dtype.itemsize
+        return Place(start, tuple(shape), dtype)
+
+
+class Place:
+    """Where a tensor lies in every rank's memory."""
+
+    def __init__(self, start: int, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        self.start, self.shape, self.dtype = start, shape, dtype
+
+    def on(self, window: Window, rank: int) -> Tensor:
+        """The tensor on a rank."""
+        size = prod(self.shape) * self.dtype.itemsize
+        return window.memory(rank)[self.start : self.start + size].view(self.dtype).view(self.shape)
