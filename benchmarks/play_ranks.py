@@ -97,6 +97,15 @@ def passes(schedule: Schedule, kernel: str | None, tokens: int) -> tuple[Callabl
     return forward, both
 
 
+PACKINGS = {
+    "one": (0, 8192),
+    "packed": (0, 256, 7648, 8192),
+    "halves": (0, 4096, 8192),
+    "mixed": (0, 3104, 6304, 7904, 8064, 8192),
+}
+"""Borders of packed sequences in 8,192ths of a rank's tokens: the four of ring-flash-attention's varlen benchmark."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=8, help="ranks of the group")
@@ -104,31 +113,30 @@ def main() -> None:
     parser.add_argument("--routes", nargs="+", default=["ring", "waves(2)", "waves(3)"])
     parser.add_argument("--layout", default="zigzag")
     parser.add_argument("--kernel", default=None)
+    parser.add_argument("--packing", choices=PACKINGS, nargs="+", default=["one"])
+    parser.add_argument("--window", type=int, default=-1, help="keys before a query that it sees; -1 is all")
     parser.add_argument("--repeats", type=int, default=10)
     arguments = parser.parse_args()
     for local in arguments.local:
-        play(arguments, local)
+        for packing in arguments.packing:
+            play(arguments, local, packing)
 
 
-def play(arguments: argparse.Namespace, local: int) -> None:
-    size, total = arguments.size, local * arguments.size
-    whole = plan(layout_named("contiguous"), route_named("ring"), (0, total), (0, total), 0, 1, window=(-1, 0))
+def play(arguments: argparse.Namespace, local: int, packing: str) -> None:
+    size = arguments.size
+    borders = tuple(border * local * size // 8192 for border in PACKINGS[packing])
+    window = (arguments.window, 0)
+    whole = plan(layout_named("contiguous"), route_named("ring"), borders, borders, 0, 1, window=window)
     repeats = max(3, arguments.repeats * 8192 // local)
-    cases = dict(zip(("one fwd", "one both"), passes(whole, arguments.kernel, total), strict=True))
+    cases = dict(zip(("one fwd", "one both"), passes(whole, arguments.kernel, local * size), strict=True))
     for route in arguments.routes:
         for rank in range(size):
-            schedule = plan(
-                layout_named(arguments.layout),
-                route_named(route),
-                (0, total),
-                (0, total),
-                rank,
-                size,
-                window=(-1, 0),
-            )
+            layout = layout_named(arguments.layout)
+            schedule = plan(layout, route_named(route), borders, borders, rank, size, window=window)
             cases[f"{route} {rank} fwd"], cases[f"{route} {rank} both"] = passes(schedule, arguments.kernel, local)
     times = interleaved(cases, repeats)
-    print(f"\n{local} tokens on each of {size} ranks; one GPU: {times['one fwd']:.2f} / {times['one both']:.2f} ms")
+    one = f"{times['one fwd']:.2f} / {times['one both']:.2f} ms"
+    print(f"\n{local} tokens on each of {size} ranks, packing {packing}, window {window}; one GPU: {one}")
     for route in arguments.routes:
         for kind in ("fwd", "both"):
             ranks = [times["one " + kind] / size / times[f"{route} {rank} {kind}"] * 100 for rank in range(size)]

@@ -43,10 +43,10 @@ def timeline(schedules: Sequence[Schedule], *, width: int = 96) -> str:
     for schedule, own in zip(schedules, steps, strict=True):
         # Whatever is computed shows, be it ever so little.
         bars = ["█" * -(-step.area * bar // most) for step in own]
-        launches = sum(len(step.launches) for step in own)
+        count = sum(len(step.launches) for step in own)
         lines.append(
             f"rank {schedule.cp_rank:{margin}} |" + "|".join(f"{filled:·<{bar}}" for filled in bars) + "|"
-            f" {100 * schedule.area / total:5.1f} % of the cells in {launches} launches"
+            f" {100 * schedule.area / total:5.1f} % of the cells in {count} launch{'es' if count != 1 else ''}"
         )
     if schedules[0].head_groups > 1:
         lines.append(f"And so for each of {schedules[0].head_groups} groups of heads.")

@@ -23,6 +23,8 @@ class Tile:
     @property
     def window(self) -> tuple[int, int]:
         """The band as FlashAttention states it: from the bottom-right diagonal, -1 for an open side."""
+        if self.low == -FAR and self.high == FAR:
+            return -1, -1
         corner = self.k.stop - self.q.stop
         left = -1 if self.low <= self.k.start - self.q.stop + 1 else corner - self.low
         right = -1 if self.high >= self.k.stop - 1 - self.q.start else self.high - corner

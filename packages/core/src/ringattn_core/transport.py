@@ -67,6 +67,11 @@ def joined(groups: list[KV]) -> KV:
 
 
 def kv_heads(schedule: Schedule, step: Step, kv: KV) -> slice:
-    """The kv heads of a step's head group."""
-    heads = chunk(range(kv.k.shape[1]), step.head_group, schedule.head_groups)
+    """The kv heads of a step's head group. Raises ValueError where there are more groups than heads."""
+    num_kv_heads = kv.k.shape[1]
+    if schedule.head_groups > num_kv_heads:
+        raise ValueError(
+            f"head_groups is {schedule.head_groups} and there are {num_kv_heads} kv heads: a group needs one at least."
+        )
+    heads = chunk(range(num_kv_heads), step.head_group, schedule.head_groups)
     return slice(heads.start, heads.stop)

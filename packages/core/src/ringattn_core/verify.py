@@ -16,12 +16,13 @@ class ScheduleError(ValueError):
     """The schedules of a group would not compute the attention; the message names the first thing that is wrong."""
 
 
-def verify(schedules: Sequence[Schedule], window: Window) -> None:
+def verify(schedules: Sequence[Schedule], window: Window | None = None) -> None:
     """Raise ScheduleError unless the schedules, of all ranks in their order, compute the attention under this window.
 
-    Every position is held by one rank; every live cell of the mask is computed once; the ranks take the same steps and
-    agree on who sends what to whom; keys lie in their buffers where the launches look for them; and a kernel can take
-    every launch: its window is sound, and no row or column is in it twice.
+    Without a window, it is that for which they were planned. What is checked: every position is held by one rank; every
+    live cell of the mask is computed once; the ranks take the same steps and agree on who sends what to whom; keys lie
+    in their buffers where the launches look for them; and a kernel can take every launch: its window is sound, and no
+    row or column is in it twice.
     """
     _check_group(schedules)
     for name in ("queries", "keys"):
@@ -36,7 +37,7 @@ def verify(schedules: Sequence[Schedule], window: Window) -> None:
             _check_pieces(schedule, step, lengths)
             for launch in step.launches:
                 _check_launch(schedule, step, launch)
-    if complaint := complaint_about_cells(schedules, window, stride):
+    if complaint := complaint_about_cells(schedules, window or schedules[0].window, stride):
         raise ScheduleError(complaint)
 
 
@@ -51,7 +52,7 @@ def _check_group(schedules: Sequence[Schedule]) -> None:
                 f"Schedule {rank} of {len(schedules)} is that of rank {schedule.cp_rank} of {schedule.cp_size}: "
                 "give the schedules of all ranks, in their order."
             )
-        for name in ("shard_size", "head_groups", "queries", "keys", "shifts"):
+        for name in ("queries", "keys", "shard_size", "head_groups", "shifts", "window"):
             if getattr(schedule, name) != getattr(first, name):
                 raise ScheduleError(f"Ranks 0 and {rank} differ in {name}.")
         if (hops := _hops(schedule)) != _hops(first):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ringattn_core.kernel import Block, Grads, Options, Queries
-from ringattn_core.kernels.lengths import column_lengths, row_lengths
+from ringattn_core.kernels.lengths import varlen
 from ringattn_core.schedule import Launch
 
 _ONE_AT_A_TIME = Lock()  # Its compiler, which any call may start, is not safe under threads.
@@ -53,7 +53,7 @@ class FlashAttn4:
             if len(launch.tiles) == 1:
                 out, lse, *_ = forward(q[None], k[None], v[None], return_lse=True, **arguments)
                 return Block(out[0], lse[0]), None
-            out, lse, *_ = forward(q, k, v, return_lse=True, **arguments, **_varlen(launch, q.device))
+            out, lse, *_ = forward(q, k, v, return_lse=True, **arguments, **varlen(launch, q.device)._asdict())
             return Block(out, lse), None
 
     def backward(
@@ -69,7 +69,7 @@ class FlashAttn4:
             if len(launch.tiles) == 1:
                 grads = backward(q[None], k[None], v[None], out[None], dout[None], lse[None], **arguments)
                 return Grads(*(grad[0] for grad in grads[:3]))
-            return Grads(*backward(q, k, v, out, dout, lse, **arguments, **_varlen(launch, q.device))[:3])
+            return Grads(*backward(q, k, v, out, dout, lse, **arguments, **varlen(launch, q.device)._asdict())[:3])
 
 
 @cache
@@ -86,18 +86,6 @@ def _arguments(launch: Launch, options: Options) -> dict[str, Any]:
         "softcap": options.softcap,
         "window_size_left": left,
         "window_size_right": right,
-    }
-
-
-def _varlen(launch: Launch, device: torch.device) -> dict[str, Any]:
-    rows, columns = row_lengths(launch, device), column_lengths(launch, device)
-    return {
-        "cu_seqlens_q": rows.starts,
-        "cu_seqlens_k": columns.starts,
-        "seqused_q": None if launch.dense_rows else rows.used,
-        "seqused_k": None if launch.dense_columns else columns.used,
-        "max_seqlen_q": rows.longest,
-        "max_seqlen_k": columns.longest,
     }
 
 

@@ -21,6 +21,25 @@ class Lengths(NamedTuple):
     longest: int
 
 
+class Varlen(NamedTuple):
+    """A launch of several tiles as FlashAttention 3 and 4 take it: lengths used of sequences that may have gaps."""
+
+    cu_seqlens_q: Tensor  # (tiles + 1,), read as starts where `seqused_q` is given
+    cu_seqlens_k: Tensor
+    seqused_q: Tensor | None  # (tiles,), None without gaps
+    seqused_k: Tensor | None
+    max_seqlen_q: int
+    max_seqlen_k: int
+
+
+def varlen(launch: Launch, device: torch.device) -> Varlen:
+    """The lengths of a launch's tiles, of rows and columns in its boxes."""
+    rows, columns = row_lengths(launch, device), column_lengths(launch, device)
+    used_q = None if launch.dense_rows else rows.used
+    used_k = None if launch.dense_columns else columns.used
+    return Varlen(rows.starts, columns.starts, used_q, used_k, rows.longest, columns.longest)
+
+
 @lru_cache(1024)
 def row_lengths(launch: Launch, device: torch.device) -> Lengths:
     """Of the launch's rows."""

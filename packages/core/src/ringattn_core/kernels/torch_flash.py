@@ -1,7 +1,7 @@
 """PyTorch's own flash attention, as its CPU build has it: causal and full tiles, without options.
 
-`aten::_scaled_dot_product_flash_attention_for_cpu` returns the log-sum-exp, and its backward takes the out and lse it is
-given for those of all keys, which makes the gradients of one block those of the whole. Its causal mask is aligned to
+`aten::_scaled_dot_product_flash_attention_for_cpu` returns the log-sum-exp, and its backward takes the out and lse it
+is given for those of all keys, which makes the gradients of one block those of the whole. Its causal mask is aligned to
 the top left, so a tile with more keys than queries goes in two parts: the keys that all queries see, and a square.
 """
 
@@ -63,7 +63,7 @@ class TorchFlashCpu:
         for part in (part for tile in launch.tiles for part in _parts(tile)):
             rows, columns = _slice(part.q), _slice(part.k)
             q, out, dout = (_grouped(x[rows], k) for x in (queries.q, queries.out, queries.dout))
-            lse = queries.lse[:, rows].unflatten(0, (k.shape[1], -1))
+            lse = queries.lse[:, rows].reshape(k.shape[1], -1, len(part.q))
             keys, values = (_shared(x[columns], q) for x in (k, v))
             grads = _BACKWARD(dout, q, keys, values, out, lse, 0.0, part.causal, scale=options.softmax_scale)
             dq[_slice(part.q, launch.rows.start)] += _ungrouped(grads[0])
@@ -116,7 +116,7 @@ def _slice(part: range, start: int = 0) -> slice:
 
 def _grouped(x: Tensor, k: Tensor) -> Tensor:
     """(rows, num_heads, head_dim) -> (num_kv_heads, heads of a group, rows, head_dim)."""
-    return _dense(x).unflatten(1, (k.shape[1], -1)).permute(1, 2, 0, 3)
+    return _dense(x).reshape(len(x), k.shape[1], -1, x.shape[2]).permute(1, 2, 0, 3)
 
 
 def _ungrouped(x: Tensor) -> Tensor:

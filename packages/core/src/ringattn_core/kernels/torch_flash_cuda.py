@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ringattn_core.cells import column_index, row_index
 from ringattn_core.kernel import Block, Grads, Options, Queries
-from ringattn_core.kernels.lengths import column_lengths, row_lengths
+from ringattn_core.kernels.compact import CAUSAL, FULL, Compact, compact
 from ringattn_core.schedule import Launch
 
 
@@ -40,81 +39,46 @@ class TorchFlashCuda:
         return None
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options) -> tuple[Block, Tensor | None]:
-        rows, columns = row_index(launch, q.device), column_index(launch, q.device)
-        lengths = _lengths(launch, q.device)
+        part = compact(launch, q.device)
         out, lse, rng_state, *_ = torch.ops.aten._flash_attention_forward(
-            *_batched(launch, q[rows], k[columns], v[columns]),
-            *lengths,
+            part.of_rows(q),
+            part.of_columns(k),
+            part.of_columns(v),
+            *_lengths(part),
             options.dropout_p,
-            launch.window == (-1, 0),
+            launch.window == CAUSAL,
             False,
             **_arguments(launch, options),
         )
-        if len(launch.tiles) == 1:
-            out, lse = out[0], lse[0]
-        return Block(*_spread(launch, out, lse)), rng_state if options.dropout_p > 0 else None
+        return part.block(out, lse), rng_state if options.dropout_p > 0 else None
 
     def backward(
         self, queries: Queries, k: Tensor, v: Tensor, launch: Launch, options: Options, rng_state: Tensor | None
     ) -> Grads:
-        device = queries.q.device
-        rows, columns = row_index(launch, device), column_index(launch, device)
-        nothing = torch.empty(0, dtype=torch.int64, device=device)
-        lse = queries.lse[:, rows].contiguous()
-        dout, q, k_part, v_part, out = _batched(
-            launch, queries.dout[rows], queries.q[rows], k[columns], v[columns], queries.out[rows]
-        )
+        part = compact(launch, queries.q.device)
+        nothing = torch.empty(0, dtype=torch.int64, device=queries.q.device)
         grads = torch.ops.aten._flash_attention_backward(
-            dout,
-            q,
-            k_part,
-            v_part,
-            out,
-            lse[None] if len(launch.tiles) == 1 else lse,
-            *_lengths(launch, device),
+            part.of_rows(queries.dout),
+            part.of_rows(queries.q),
+            part.of_columns(k),
+            part.of_columns(v),
+            part.of_rows(queries.out),
+            part.of_lse(queries.lse),
+            *_lengths(part),
             options.dropout_p,
-            launch.window == (-1, 0),
+            launch.window == CAUSAL,
             nothing if rng_state is None else rng_state,
             nothing,
             **_arguments(launch, options),
         )
-        dq, dk, dv = (grad[0] for grad in grads) if len(launch.tiles) == 1 else grads
-        return Grads(
-            _in_box(dq, rows, launch.rows), _in_box(dk, columns, launch.columns), _in_box(dv, columns, launch.columns)
-        )
+        return part.grads(*grads)
 
 
-def _batched(launch: Launch, *tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(x[None] for x in tensors) if len(launch.tiles) == 1 else tensors
-
-
-def _lengths(launch: Launch, device: torch.device) -> tuple[Tensor | None, Tensor | None, int, int]:
-    if len(launch.tiles) == 1:
-        return None, None, len(launch.rows), len(launch.columns)
-    rows, columns = row_lengths(launch, device), column_lengths(launch, device)
-    return rows.compact, columns.compact, rows.longest, columns.longest
+def _lengths(part: Compact) -> tuple[Tensor | None, Tensor | None, int, int]:
+    return part.lengths or (None, None, len(part.launch.rows), len(part.launch.columns))
 
 
 def _arguments(launch: Launch, options: Options) -> dict[str, Any]:
     left, right = launch.window
-    open_or_causal = launch.window in ((-1, -1), (-1, 0))
-    window = {} if open_or_causal else {"window_size_left": left, "window_size_right": right}
+    window = {} if launch.window in (FULL, CAUSAL) else {"window_size_left": left, "window_size_right": right}
     return {"scale": options.softmax_scale} | window
-
-
-def _spread(launch: Launch, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
-    """From the rows without gaps to the box around them."""
-    rows = row_index(launch, out.device)
-    if isinstance(rows, slice):
-        return out, lse
-    box_lse = lse.new_empty((lse.shape[0], len(launch.rows)))
-    box_lse[:, rows - launch.rows.start] = lse
-    return _in_box(out, rows, launch.rows), box_lse
-
-
-def _in_box(x: Tensor, index: slice | Tensor, box: range) -> Tensor:
-    if isinstance(index, slice):
-        return x
-    spread = x.new_empty((len(box), *x.shape[1:]))
-    spread[index - box.start] = x
-    return spread
