@@ -21,7 +21,8 @@ from ringattn_core.kernels.choose import choose
 from ringattn_core.layout import layout_named
 from ringattn_core.planner import plan
 from ringattn_core.route import route_named
-from ringattn_core.schedule import Schedule, Step
+from ringattn_core.schedule import Piece, Schedule, Step
+from ringattn_core.totals import add_slots
 from ringattn_core.transport import KV
 
 HEADS, KV_HEADS, DIM = 32, 8, 128
@@ -61,9 +62,12 @@ class Played:
         if step.sources == (self.rank,):
             self.own = grads
             return
+        if self.rank in step.sources:
+            own = [piece for piece in step.pieces if piece.source == self.rank]
+            self.own = KV(*(_taken(grad, own, slots) for grad, slots in zip(grads, self.arrived, strict=True)))
         self.side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.side):
-            for piece in step.pieces:
+            for piece in (piece for piece in step.pieces if piece.source != self.rank):
                 for slot, grad in zip(self.arrived, grads, strict=True):
                     slot[0, : len(piece.rows)].copy_(grad[piece.columns.start : piece.columns.stop])
         for grad in grads:
@@ -71,11 +75,16 @@ class Played:
 
     def collect(self) -> KV:
         torch.cuda.current_stream().wait_stream(self.side)
-        return KV(*(_sum(own, slots) for own, slots in zip(self.own, self.arrived, strict=True)))
+        lots = tuple((slot, range(self.arrived.k.shape[1])) for slot in range(len(self.arrived.k)))
+        return KV(*(add_slots(own, slots, lots) for own, slots in zip(self.own, self.arrived, strict=True)))
 
 
-def _sum(own: Tensor, slots: Tensor) -> Tensor:
-    return slots.sum(0, dtype=torch.float32).add_(own).to(own.dtype)
+def _taken(grad: Tensor, pieces: list[Piece], slots: Tensor) -> Tensor:
+    """What lies in a step's buffer for this rank's own keys."""
+    own = torch.zeros_like(slots[0])
+    for piece in pieces:
+        own[piece.rows.start : piece.rows.stop] = grad[piece.columns.start : piece.columns.stop]
+    return own
 
 
 def passes(schedule: Schedule, kernel: str | None, tokens: int) -> tuple[Callable[[], object], Callable[[], object]]:

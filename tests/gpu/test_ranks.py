@@ -1,50 +1,71 @@
-"""Whole attentions on one GPU, ranks as threads: every kernel, both passes, within twice plain PyTorch's error."""
+"""Ranks as threads of one GPU: every kernel, both passes, within twice plain PyTorch's error.
+
+The passes are called themselves: autograd would run the backward passes of all threads on the GPU's one thread, where
+the first would wait for the others for ever.
+"""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
-import ringattn
-from ringattn_comms.backends.threads import run
+from ringattn_comms.backends.threads import ThreadWindows, run
+from ringattn_comms.connect import connect
+from ringattn_comms.pull import Pull
+from ringattn_core.errors import UnsupportedError
+from ringattn_core.execute import attend, attend_backward
+from ringattn_core.kernel import Options
+from ringattn_core.kernels.choose import choose
+from ringattn_core.layout import zigzag
+from ringattn_core.planner import plan
+from ringattn_core.route import route_named
+from ringattn_core.transport import KV
 
-HEADS, KV_HEADS, DIM, TOKENS = 8, 2, 128, 1024
+HEADS, KV_HEADS, DIM = 8, 2, 128
+Found = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def dense(q, k, v, dout, window, dtype):
-    q, k, v = (x.detach().to(dtype).requires_grad_() for x in (q, k, v))
-    group = q.shape[2] // k.shape[2]
-    keys, values = (x.repeat_interleave(group, dim=2).transpose(1, 2) for x in (k, v))
-    scores = q.transpose(1, 2) @ keys.mT * DIM**-0.5
-    apart = torch.arange(q.shape[1], device="cuda")[None] - torch.arange(q.shape[1], device="cuda")[:, None]
-    dead = (apart > 0) | (apart < -window if window >= 0 else torch.zeros_like(apart, dtype=torch.bool))
-    out = (torch.softmax(scores.masked_fill(dead, -torch.inf), dim=-1) @ values).transpose(1, 2)
+def dense(q: Tensor, k: Tensor, v: Tensor, dout: Tensor, window: int, dtype: torch.dtype) -> Found:
+    q, k, v = (x.to(dtype).requires_grad_() for x in (q, k, v))
+    keys, values = (x.repeat_interleave(HEADS // KV_HEADS, dim=1).transpose(0, 1) for x in (k, v))
+    scores = q.transpose(0, 1) @ keys.mT * DIM**-0.5
+    token = torch.arange(len(q), device="cuda")
+    apart = token[None] - token[:, None]
+    dead = (apart > 0) | (apart < (-window if window >= 0 else -len(q)))
+    out = (torch.softmax(scores.masked_fill(dead, -torch.inf), dim=-1) @ values).transpose(0, 1)
     return out.detach(), *torch.autograd.grad((out * dout.to(dtype)).sum(), (q, k, v))
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kernel", ["torch_flash", "flash_attn_4", "cudnn"])
-@pytest.mark.parametrize("route", ["ring", "waves", "gather"])
-@pytest.mark.parametrize(("size", "batch", "window"), [(1, 1, -1), (2, 2, -1), (4, 1, 300), (3, 1, -1)])
-def test_attention(kernel: str, route: str, size: int, batch: int, window: int) -> None:
-    def draw(heads: int) -> torch.Tensor:
-        return torch.randn(batch, TOKENS + 8 * size, heads, DIM, device="cuda").bfloat16()
-
-    q, k, v, dout = draw(HEADS), draw(KV_HEADS), draw(KV_HEADS), draw(HEADS)
-    borders = [0, q.shape[1]]
+@pytest.mark.parametrize("route", ["ring", "waves(2)", "gather"])
+@pytest.mark.parametrize(("size", "window", "one_sided"), [(2, -1, True), (4, 300, False), (3, -1, True)])
+def test_both_passes(kernel: str, route: str, size: int, window: int, one_sided: bool) -> None:
+    total = 1024 + 8 * size
+    q, dout = (torch.randn(total, HEADS, DIM, device="cuda").bfloat16() for _ in range(2))
+    k, v = (torch.randn(total, KV_HEADS, DIM, device="cuda").bfloat16() for _ in range(2))
+    options = Options(DIM**-0.5)
 
     def main(comm):
-        cp = ringattn.ContextParallel(comm, "zigzag", route, cu_seqlens=borders, kernel=kernel)
-        parts = [x.requires_grad_() for x in cp.shard(q, k, v)]
-        out = ringattn.attention(*parts, cp=cp, causal=True, window_size=(window, 0))
-        grads = torch.autograd.grad((out * cp.shard(dout)).sum(), parts)
-        return [cp.unshard(x.detach()) for x in (out, *grads)]
+        schedule = plan(zigzag, route_named(route), (0, total), (0, total), comm.rank, size, window=(window, 0))
+        rows = torch.tensor(schedule.queries.positions(comm.rank), device="cuda")
+        chosen, kv = choose(q[rows], k[rows], v[rows], schedule, options, kernel), KV(k[rows], v[rows])
+        windows = ThreadWindows(comm, "cuda")
+
+        def transport():
+            return Pull(comm.rank, windows) if one_sided else connect(comm, schedule)
+
+        result = attend(schedule, transport(), chosen, q[rows], kv, options)
+        grads = attend_backward(schedule, transport(), chosen, dout[rows], q[rows], kv, result, options)
+        return rows, (result.out, *grads[:3])
 
     try:
-        results = run(size, main)
-    except ringattn.UnsupportedError as error:
+        results = run(size, main, timeout=40)
+    except UnsupportedError as error:
         pytest.skip(str(error))
     exact, rough = (dense(q, k, v, dout, window, dtype) for dtype in (torch.float64, torch.bfloat16))
-    for name, got, want, other in zip(("out", "dq", "dk", "dv"), results[0], exact, rough, strict=True):
-        error, allowed = (got - want).abs().max().item(), 2 * (other - want).abs().max().item()
-        assert error <= allowed + 1e-4, f"{name}: {error} > {allowed}"
+    for rows, found in results:
+        for name, got, want, other in zip(("out", "dq", "dk", "dv"), found, exact, rough, strict=True):
+            error, allowed = (got - want[rows]).abs().max().item(), 2 * (other - want).abs().max().item()
+            assert error <= allowed + 1e-4, f"{name}: {error} > {allowed}"

@@ -120,7 +120,8 @@ class _Shelf:
     """How a pass uses the window: this rank's keys, in one of two places in turn, and a slot for each rank's gradients.
 
     A place is written again two passes later. By then every rank has been at the barrier of the pass between, and has
-    read it before that.
+    read it before that. Where the shapes are not those of the pass before, its places lie across this one's, and one
+    more barrier makes sure that all have read them.
     """
 
     def __init__(self, schedule: Schedule, own: KV, windows: Windows) -> None:
@@ -129,5 +130,8 @@ class _Shelf:
         # Gradients travel in the inputs' dtype, each once, and are added in the accumulator's.
         self.inbox = [region.place((schedule.cp_size - 1, *shape), dtype) for shape in shapes]
         self.window: Window = windows.at_least(region.end)
+        if windows.shapes not in (None, (shapes, dtype)):
+            self.window.barrier()
+        windows.shapes = shapes, dtype
         windows.turn += 1
         self.keys = places[windows.turn % 2]

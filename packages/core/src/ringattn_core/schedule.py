@@ -68,7 +68,7 @@ class Piece:
         return range(self.offset, self.offset + len(self.rows))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Step:
     """What a rank computes while the keys of `sources` are at hand.
 

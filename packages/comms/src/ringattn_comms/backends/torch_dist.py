@@ -11,6 +11,10 @@ from torch import Tensor
 
 from ringattn_comms.communicator import Communicator, Work
 
+# PyTorch 2.13 has new names for these two, and warns of the old ones, which are the only ones before.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 
 @dataclass(frozen=True, slots=True)
 class _Pending:
@@ -52,13 +56,13 @@ class TorchDist(Communicator):
         x = x.contiguous()
         arriving = x.new_empty((self.size, *x.shape))
         # Gloo takes the results one after the other, not stacked: flat views are either.
-        work = dist.all_gather_into_tensor(arriving.view(-1), x.view(-1), group=self.group, async_op=True)
+        work = _all_gather(arriving.view(-1), x.view(-1), group=self.group, async_op=True)
         return _Pending([work], arriving, [x])
 
     def reduce_scatter(self, x: Tensor) -> Work:
         x = x.contiguous()
         arriving = torch.empty_like(x[0])
-        work = dist.reduce_scatter_tensor(arriving.view(-1), x.view(-1), group=self.group, async_op=True)
+        work = _reduce_scatter(arriving.view(-1), x.view(-1), group=self.group, async_op=True)
         return _Pending([work], arriving, [x])
 
     def all_to_all(self, x: Tensor) -> Work:

@@ -1,0 +1,112 @@
+"""Layouts divide, spans say where."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plans import Case, cases
+from ringattn_core.layout import (
+    LAYOUTS,
+    Division,
+    Layout,
+    Span,
+    chunk,
+    contiguous,
+    layout_named,
+    striped,
+    zigzag,
+)
+
+
+def test_contiguous_gives_each_rank_one_chunk() -> None:
+    assert [contiguous(range(10), rank, 4) for rank in range(4)] == [
+        (range(0, 2),),
+        (range(2, 5),),
+        (range(5, 7),),
+        (range(7, 10),),
+    ]
+
+
+def test_zigzag_gives_each_rank_a_chunk_and_its_mirror_image() -> None:
+    assert zigzag(range(16), 0, 4) == (range(0, 2), range(14, 16))
+    assert zigzag(range(16), 3, 4) == (range(6, 8), range(8, 10))
+
+
+def test_striped_deals_tokens_like_cards() -> None:
+    assert striped(range(10, 20), 1, 4) == (range(11, 20, 4),)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=list(LAYOUTS))
+@pytest.mark.parametrize("extent", [range(0), range(3), range(5, 6), range(7, 71), range(100, 1101)], ids=str)
+@pytest.mark.parametrize("cp_size", [1, 2, 3, 8])
+def test_a_layout_gives_every_position_to_one_rank(layout: Layout, extent: range, cp_size: int) -> None:
+    found = [position for rank in range(cp_size) for run in layout(extent, rank, cp_size) for position in run]
+    assert sorted(found) == list(extent)
+
+
+@given(st.integers(0, 100), st.integers(1, 20))
+def test_chunks_follow_each_other_and_differ_by_one_token_at_most(size: int, count: int) -> None:
+    chunks = [chunk(range(3, 3 + size), index, count) for index in range(count)]
+    assert [position for part in chunks for position in part] == list(range(3, 3 + size))
+    assert max(map(len, chunks)) - min(map(len, chunks)) <= 1
+
+
+def test_layout_named_takes_names_and_layouts() -> None:
+    assert layout_named("zigzag") is zigzag
+    assert layout_named(striped) is striped
+
+
+def test_layout_named_tells_the_nearest_name() -> None:
+    with pytest.raises(ValueError, match=r"no layout 'zig-zag'; there are .* Did you mean 'zigzag'\?"):
+        layout_named("zig-zag")
+
+
+def test_per_sequence_every_sequence_is_divided_by_itself() -> None:
+    division = Division(zigzag, (0, 8, 8, 12), 2)
+    assert division.spans(0) == (
+        Span(0, range(0, 2), 0),
+        Span(0, range(6, 8), 2),
+        Span(2, range(8, 9), 4),
+        Span(2, range(11, 12), 5),
+    )
+    assert division.positions(1) == [2, 3, 4, 5, 9, 10]
+    assert division.length(1) == 6
+
+
+def test_a_divided_stream_is_cut_at_the_borders_of_sequences() -> None:
+    division = Division(contiguous, (0, 5, 5, 6, 12), 2, per_sequence=False)
+    assert division.spans(0) == (Span(0, range(0, 5), 0), Span(2, range(5, 6), 5))
+    assert division.spans(1) == (Span(3, range(6, 12), 0),)
+
+
+def test_stripes_of_a_stream_are_cut_between_their_tokens() -> None:
+    division = Division(striped, (0, 4, 9), 3, per_sequence=False)
+    assert division.spans(1) == (Span(0, range(1, 4, 3), 0), Span(1, range(4, 9, 3), 1))
+    assert division.spans(2) == (Span(0, range(2, 4, 3), 0), Span(1, range(5, 9, 3), 1))
+
+
+def test_every_row_of_a_batch_is_divided() -> None:
+    division = Division(contiguous, (0, 6, 12), 3, per_sequence=False, batch=2)
+    assert division.positions(1) == [2, 3, 8, 9]
+
+
+def test_the_rows_of_a_span_are_where_it_is_stored() -> None:
+    assert Span(3, range(10, 20, 2), 7).rows == range(7, 12)
+
+
+@settings(max_examples=150, deadline=None)
+@given(cases())
+def test_a_division_holds_every_token_once_in_spans_of_one_sequence(case: Case) -> None:
+    division = Division(case.layout, case.cu_seqlens_q, case.cp_size, case.per_sequence, case.batch)
+    positions = []
+    for rank in range(case.cp_size):
+        offset = 0
+        for span in division.spans(rank):
+            start, stop = case.cu_seqlens_q[span.sequence : span.sequence + 2]
+            assert span.offset == offset and start <= span.positions[0] and span.positions[-1] < stop
+            offset += len(span.positions)
+        assert offset == division.length(rank) == len(division.positions(rank))
+        positions += division.positions(rank)
+    assert sorted(positions) == list(range(case.cu_seqlens_q[-1]))

@@ -1,0 +1,227 @@
+"""What the planner derives: every cell once, and the special cases that other libraries write by hand."""
+
+from __future__ import annotations
+
+from collections import Counter
+from time import process_time
+
+import pytest
+from hypothesis import given, settings
+
+from plans import Case, cases, causal, computed, wound
+from ringattn_core import planner
+from ringattn_core.coverage import mask_area
+from ringattn_core.layout import Layout, contiguous, striped, zigzag
+from ringattn_core.planner import lent, plan
+from ringattn_core.route import double_ring, gather, ring, waves
+from ringattn_core.schedule import Launch, Schedule
+from ringattn_core.tile import FAR, Tile
+from ringattn_core.verify import verify
+
+FULL, CAUSAL = (-1, -1), (-1, 0)
+
+
+def launches(schedule: Schedule, hop: int) -> list[tuple[Launch, ...]]:
+    return [step.launches for step in schedule.steps if step.hop == hop]
+
+
+def only(schedule: Schedule, hop: int) -> Tile:
+    """The single tile that is computed on a hop."""
+    (((tile,),),) = ([launch.tiles for launch in found] for found in launches(schedule, hop))
+    return tile
+
+
+@settings(max_examples=200, deadline=None)
+@given(cases())
+def test_every_live_cell_is_computed_once(case: Case) -> None:
+    schedules = case.plan()
+    assert computed(schedules) == Counter(case.live())
+    verify(schedules, case.window)
+    assert sum(schedule.area for schedule in schedules) == mask_area(case.cu_seqlens_q, case.cu_seqlens_k, case.window)
+
+
+@settings(max_examples=25, deadline=None)
+@given(cases(most=1 << 18))
+def test_long_sequences_are_proved_without_looking_at_cells(case: Case) -> None:
+    verify(case.plan(), case.window)
+
+
+def test_ring_is_causal_then_full_then_nothing() -> None:
+    for rank, schedule in enumerate(causal(contiguous, ring, 4, 16)):
+        square = range(4), range(4)
+        assert only(schedule, 0) == Tile(*square, high=0) and only(schedule, 0).window == CAUSAL
+        for hop in range(1, 4):
+            if hop <= rank:
+                assert only(schedule, hop) == Tile(*square)
+            else:
+                assert launches(schedule, hop) == [()]
+
+
+def test_zigzag_has_three_branches_of_one_launch_each() -> None:
+    for rank, schedule in enumerate(causal(zigzag, ring, 4, 32)):
+        assert only(schedule, 0) == Tile(range(8), range(8), high=0)
+        for hop in range(1, 4):
+            earlier = hop <= rank
+            expected = Tile(range(8), range(4)) if earlier else Tile(range(4, 8), range(8))
+            assert only(schedule, hop) == expected
+
+
+def test_zigzag_varlen_takes_half_of_every_sequence_in_one_launch() -> None:
+    schedule = causal(zigzag, ring, 2, 8, 16)[0]
+    ((launch,),) = launches(schedule, 1)
+    assert launch.tiles == (Tile(range(2, 4), range(0, 4)), Tile(range(8, 12), range(4, 12)))
+
+
+def test_stripes_of_later_ranks_are_shifted_by_one() -> None:
+    for rank, schedule in enumerate(causal(striped, ring, 4, 32)):
+        for hop in range(4):
+            if hop <= rank:
+                assert only(schedule, hop) == Tile(range(8), range(8), high=0)
+            else:
+                # q[1:] against k[:-1]: no query sees the key of its own row, so of column - row, -1 is the most.
+                assert only(schedule, hop) == Tile(range(1, 8), range(0, 7), high=-1)
+            assert only(schedule, hop).window == CAUSAL
+
+
+def test_a_gathered_stream_is_cut_as_llama3_does() -> None:
+    # llama3_flash_attn_prepare_cu_seqlens gives rank 1 the queries [0, 2, 8] and the keys [0, 10, 16].
+    case = Case(contiguous, gather, (0, 10, 16), (0, 10, 16), 2, per_sequence=False)
+    ((launch,),) = launches(case.plan()[1], 0)
+    assert launch.window == CAUSAL, "queries are the last of their keys: aligned bottom-right, that is causal"
+    assert [(tile.q, tile.k) for tile in launch.tiles] == [(range(0, 2), range(0, 10)), (range(2, 8), range(10, 16))]
+
+
+def test_balanced_gather_takes_each_half_against_all_keys_before_it() -> None:
+    first, second = causal(zigzag, gather, 4, 32)[1].steps[0].launches
+    assert first.tiles == (Tile(range(0, 4), range(0, 8), high=4),)
+    assert second.tiles == (Tile(range(4, 8), range(0, 28), high=20),)
+    assert first.window == second.window == CAUSAL
+
+
+def test_two_waves_of_zigzag_take_three_launches_at_most() -> None:
+    for schedule in causal(zigzag, waves(2), 8, 1 << 20):
+        first, second = schedule.steps
+        assert len(first.launches) == 1 and 1 <= len(second.launches) <= 2
+
+
+@pytest.mark.parametrize("layout", [contiguous, zigzag, striped])
+def test_a_full_mask_is_one_launch_a_step(layout: Layout) -> None:
+    for route in (ring, waves(3), gather):
+        for schedule in causal(layout, route, 4, 40, window=FULL):
+            assert [len(step.launches) for step in schedule.steps] == [1] * len(schedule.steps)
+            assert all(launch.window == FULL for step in schedule.steps for launch in step.launches)
+
+
+def test_hops_beyond_the_window_vanish_for_all_ranks() -> None:
+    for schedule in causal(contiguous, ring, 8, 64, window=(8, 0)):
+        assert [step.hop for step in schedule.steps] == [0, 1]
+    assert only(schedule, 0) == Tile(range(8), range(8), high=0), "nothing of a chunk of 8 is 8 back"
+    assert only(schedule, 1) == Tile(range(8), range(8), low=0) and only(schedule, 1).window == (0, -1)
+
+
+def test_a_wave_fetches_only_the_rows_that_a_window_reaches() -> None:
+    schedule = causal(contiguous, gather, 8, 64, window=(5, 0))[3]
+    assert [(piece.source, piece.rows) for piece in schedule.steps[0].pieces] == [(2, range(3, 8)), (3, range(0, 8))]
+
+
+def test_of_a_wave_only_live_keys_lie_in_the_buffer_in_the_order_of_their_positions() -> None:
+    schedule = causal(zigzag, waves(2), 4, 32)[1]
+    assert [(piece.source, piece.rows, piece.offset) for piece in schedule.steps[1].pieces] == [
+        (0, range(0, 4), 0),
+        (2, range(0, 4), 4),
+        (3, range(0, 4), 8),
+        (3, range(4, 8), 12),
+        (2, range(4, 8), 16),
+    ]
+
+
+def test_cross_attention_is_aligned_bottom_right() -> None:
+    case = Case(contiguous, ring, (0, 3), (0, 5), 1)
+    assert only(case.plan()[0], 0) == Tile(range(3), range(5), high=2)
+
+
+def test_queries_without_keys_take_part_without_launches() -> None:
+    schedules = Case(zigzag, ring, (0, 8), (0, 0), 2).plan()
+    assert [len(schedule.steps) for schedule in schedules] == [1, 1]
+    assert [schedule.area for schedule in schedules] == [0, 0]
+
+
+def test_ranks_without_a_token_walk_along() -> None:
+    schedules = causal(contiguous, ring, 8, 3)
+    assert [schedule.query_length for schedule in schedules] == [0, 0, 1, 0, 0, 1, 0, 1]
+    assert len({tuple(step.hop for step in schedule.steps) for schedule in schedules}) == 1
+
+
+def test_every_head_group_takes_the_same_steps() -> None:
+    schedule = Case(zigzag, ring, (0, 16), (0, 16), 4, head_groups=3).plan()[2]
+    assert [(step.head_group, step.hop) for step in schedule.steps] == [(g, h) for g in range(3) for h in range(4)]
+    assert schedule.area == Case(zigzag, ring, (0, 16), (0, 16), 4).plan()[2].area
+
+
+def test_double_ring_takes_a_node_at_a_time() -> None:
+    schedule = causal(zigzag, double_ring(4), 8, 64)[5]
+    assert [step.sources for step in schedule.steps] == [(5,), (4, 6, 7), (0, 1, 2, 3)]
+
+
+def test_a_layout_that_stores_sequences_in_another_order_splits_launches_instead_of_clashing() -> None:
+    # The window makes tiles of both sequences alike, but one's rows come first and the other's columns.
+    schedules = Case(wound, ring, (0, 1, 35, 48), (0, 1, 35, 62), 4, (8, 3), per_sequence=False).plan()
+    verify(schedules, (8, 3))
+
+
+@settings(max_examples=100, deadline=None)
+@given(cases())
+def test_what_is_lent_is_what_others_fetch(case: Case) -> None:
+    schedules = case.plan()
+    for owner in schedules:
+        for index, step in enumerate(owner.steps):
+            fetched = {
+                (schedule.cp_rank, piece.rows)
+                for schedule in schedules
+                for piece in schedule.steps[index].pieces
+                if piece.source == owner.cp_rank != schedule.cp_rank
+            }
+            assert {(piece.source, piece.rows) for piece in lent(owner, step.hop)} == fetched
+
+
+def test_plans_are_kept() -> None:
+    assert causal(zigzag, ring, 2, 8)[0] is causal(zigzag, ring, 2, 8)[0]
+
+
+def test_bad_borders_are_refused() -> None:
+    with pytest.raises(ValueError, match="cu_seqlens_q must start at 0 and have one entry more"):
+        plan(zigzag, ring, (1, 4), (0, 4), 0, 1)
+    with pytest.raises(ValueError, match=r"cu_seqlens_k must never decrease, but entry 2 is 4 after 8"):
+        plan(zigzag, ring, (0, 8, 12), (0, 8, 4), 0, 1)
+    with pytest.raises(ValueError, match="cu_seqlens_q has 2 sequences and cu_seqlens_k has 1"):
+        plan(zigzag, ring, (0, 8, 12), (0, 8), 0, 1)
+    with pytest.raises(ValueError, match="cp_rank must be from 0 to cp_size - 1 = 3, got 4"):
+        plan(zigzag, ring, (0, 8), (0, 8), 4, 4)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        lambda extent, rank, size: (extent[::-1],),
+        lambda extent, rank, size: (extent[: len(extent) // 2], extent[len(extent) // 2 :: 2]),
+    ],
+    ids=["backwards", "two strides"],
+)
+def test_layouts_for_which_masks_are_no_bands_are_refused(layout: Layout) -> None:
+    with pytest.raises(ValueError, match="All runs of a layout must have one positive stride"):
+        plan(layout, ring, (0, 8), (0, 8), 0, 1)
+
+
+@pytest.mark.parametrize("route", [ring, waves(2), gather], ids=["ring", "waves", "gather"])
+def test_planning_many_documents_is_no_quadratic_affair(route: planner.Route) -> None:
+    def seconds(documents: int) -> float:
+        borders, best = tuple(range(0, 64 * documents + 1, 64)), FAR * 1.0
+        for _ in range(3):
+            plan.cache_clear()
+            planner._shards.cache_clear()
+            start = process_time()
+            plan(zigzag, route, borders, borders, 3, 8, window=CAUSAL)
+            best = min(best, process_time() - start)
+        return best
+
+    assert seconds(1600) < 8 * seconds(400), "four times the documents should take four times as long"

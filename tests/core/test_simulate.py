@@ -1,0 +1,157 @@
+"""Predictions: what follows from a schedule exactly, and what was measured, to a few per cent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import inf
+
+import pytest
+from hypothesis import given, settings
+
+from plans import Case, cases, causal
+from ringattn_core.layout import contiguous, zigzag
+from ringattn_core.machine import H200, Kernels, Link, Machine
+from ringattn_core.planner import plan
+from ringattn_core.route import Route, gather, ring, waves
+from ringattn_core.schedule import Schedule
+from ringattn_core.shape import Shape
+from ringattn_core.simulate import choose_route, predict
+
+SHAPE = Shape(num_heads=32, num_kv_heads=8, head_dim=128)
+FREE = Link(0.0, inf)
+# Communication and merging cost nothing: what remains are kernels.
+KERNELS_ONLY = replace(H200, memory=inf, two_sided=FREE, collective=FREE, one_sided=FREE)
+# One operation a second, one byte a second, no overhead: everything can be worked out by hand.
+PLAIN = Machine(Kernels(1.0, 0.0, 0.0), Kernels(1.0, 0.0, 0.0), inf, Link(0.0, 1.0), Link(0.0, 1.0), Link(0.0, 1.0))
+SMALL = Shape(num_heads=1, num_kv_heads=1, head_dim=1, itemsize=1)  # 4 operations a cell, 2 bytes a token
+
+
+@pytest.mark.parametrize(
+    ("local", "route", "forward", "both"),
+    [
+        (4096, ring, (71, 73), (78, 79)),
+        (8192, ring, (85, 89), (87, 89)),
+        (32768, ring, (97, 97), (97, 98)),
+        (4096, waves(2), (85, 99), (85, 92)),
+        (8192, waves(2), (94, 96), (92, 94)),
+        (32768, waves(2), (98, 98), (99, 99)),
+    ],
+)
+def test_one_gpu_playing_each_rank_of_eight(
+    local: int, route: Route, forward: tuple[int, int], both: tuple[int, int]
+) -> None:
+    # Measured with FA4 on an H200, kernels only, in % of an eighth of the time that one GPU takes for all.
+    schedules = causal(zigzag, route, 8, 8 * local)
+    for backward, (least, most) in ((False, forward), (True, both)):
+        alone = predict(causal(zigzag, ring, 1, 8 * local), SHAPE, KERNELS_ONLY, backward=backward)
+        found = 100 * alone.time / 8 / predict(schedules, SHAPE, KERNELS_ONLY, backward=backward).time
+        assert least - 5 <= found <= most + 5
+
+
+def test_a_rank_alone_computes_and_nothing_else() -> None:
+    forecast = predict(causal(zigzag, ring, 1, 8), SMALL, PLAIN)
+    assert forecast.time == forecast.compute == forecast.ideal == 36 * 4
+    assert forecast.waiting == forecast.merge == forecast.bytes_sent == forecast.bytes_received == 0
+    assert forecast.efficiency == 1.0
+
+
+def test_a_ring_hides_what_it_moves_behind_what_it_computes() -> None:
+    # A shard of 4 tokens takes 8 s to arrive; the first step takes 40 s and the second 64 s.
+    forecast = predict(causal(contiguous, ring, 2, 8), SMALL, PLAIN)
+    assert (forecast.time, forecast.waiting) == (40 + 64, 0)
+    assert (forecast.bytes_sent, forecast.bytes_received) == (8, 8)
+
+
+def test_a_gather_waits_for_the_first_key() -> None:
+    forecast = predict(causal(contiguous, gather, 2, 8), SMALL, PLAIN)
+    assert (forecast.time, forecast.waiting) == (8 + 40 + 64, 8)
+
+
+def test_a_slow_link_is_waited_for() -> None:
+    slow = replace(PLAIN, two_sided=Link(0.0, 0.1))
+    forecast = predict(causal(contiguous, ring, 2, 8), SMALL, slow)
+    assert (forecast.time, forecast.waiting) == (80 + 64, 40)
+
+
+def test_gradients_come_home_after_the_last_step() -> None:
+    # Backward takes 10 operations a cell; the gradients of 4 keys, in float32, take 32 s to come home.
+    forecast = predict(causal(contiguous, ring, 2, 8), SMALL, PLAIN, backward=True)
+    assert forecast.time == (40 + 64) + (100 + 160) + 32
+    assert forecast.bytes_sent == 8 + 8 + 32 + 32, "keys twice; gradients hop on and then home"
+    direct = predict(causal(contiguous, waves(2), 2, 8), SMALL, PLAIN, backward=True)
+    assert direct.time == forecast.time, "with two ranks, two waves are a ring"
+
+
+def test_one_sided_copies_move_only_the_rows_that_are_needed() -> None:
+    schedules = causal(contiguous, waves(2), 4, 64, window=(3, 0))
+    whole, rows = (predict(schedules, SMALL, PLAIN, one_sided=side) for side in (False, True))
+    assert (whole.bytes_received, rows.bytes_received) == (3 * 16 * 2, 3 * 2)
+    assert rows.time <= whole.time
+
+
+def test_a_causal_contiguous_layout_waits_and_zigzag_does_not() -> None:
+    unbalanced, balanced = (predict(causal(layout, ring, 8, 1 << 18), SHAPE, H200) for layout in (contiguous, zigzag))
+    assert unbalanced.time > 1.7 * balanced.time
+    assert unbalanced.efficiency < 0.6 and balanced.efficiency > 0.9
+
+
+def test_adding_up_costs_what_it_reads_and_writes() -> None:
+    machine = replace(PLAIN, memory=1.0)
+    schedules = causal(contiguous, ring, 2, 8)
+    # The second launch of rank 1 is added to the first: 4 rows of 1 head, read in 1 byte, read and written in 4.
+    assert predict(schedules, SMALL, machine).merge == 4 * (1 + 2 * 4)
+
+
+def test_the_host_can_be_the_bound() -> None:
+    slow_host = replace(H200, forward=replace(H200.forward, call=10e-3))
+    schedules = causal(zigzag, ring, 8, 4096)
+    assert predict(schedules, SHAPE, slow_host).time >= 8 * 10e-3
+    assert predict(schedules, SHAPE, slow_host).waiting > 60e-3
+
+
+def test_head_groups_move_the_same_bytes_in_more_messages() -> None:
+    one, four = (Case(zigzag, gather, (0, 4096), (0, 4096), 4, head_groups=n).plan() for n in (1, 4))
+    assert predict(one, SHAPE, H200).bytes_sent == predict(four, SHAPE, H200).bytes_sent
+    assert predict(four, SHAPE, H200).peak_bytes < predict(one, SHAPE, H200).peak_bytes
+
+
+@settings(max_examples=100, deadline=None)
+@given(cases())
+def test_predictions_hold_together(case: Case) -> None:
+    schedules = case.plan()
+    for one_sided in (False, True):
+        forward, both = (
+            predict(schedules, SHAPE, H200, backward=backward, one_sided=one_sided) for backward in (False, True)
+        )
+        assert 0 <= forward.compute <= forward.time <= both.time
+        assert 0 <= forward.waiting <= forward.time
+        assert forward.bytes_received <= both.bytes_received
+        assert forward.efficiency <= 1.0 + 1e-9 and both.efficiency <= 1.0 + 1e-9
+
+
+def routes(tokens: int, cp_size: int = 8) -> dict[str, Sequence[Schedule]]:
+    candidates = {"ring": ring, "waves(2)": waves(2), "waves(3)": waves(3), "gather": gather}
+    return {name: causal(zigzag, route, cp_size, tokens) for name, route in candidates.items()}
+
+
+def test_waves_are_chosen_where_launches_are_small_and_any_memory_will_do() -> None:
+    assert choose_route(routes(8 * 4096), SHAPE, H200).startswith("waves")
+    assert choose_route(routes(8 * 4096), SHAPE, H200, backward=False, one_sided=True) == "waves(2)"
+
+
+def test_a_bound_on_memory_leaves_the_ring() -> None:
+    planned = routes(8 * 8192)
+    least = predict(planned["ring"], SHAPE, H200, backward=True).peak_bytes
+    assert choose_route(planned, SHAPE, H200, memory=least) == "ring"
+    assert choose_route(planned, SHAPE, H200, memory=0) == "ring", "if none fits, the smallest"
+
+
+def test_equal_routes_go_to_the_first() -> None:
+    assert choose_route(routes(2 * 4096, cp_size=2), SHAPE, H200, backward=False) == "ring"
+
+
+def test_a_schedule_of_nothing_takes_no_time() -> None:
+    schedules = [plan(zigzag, gather, (0, 0), (0, 0), rank, 2) for rank in range(2)]
+    forecast = predict(schedules, SHAPE, H200, backward=True)
+    assert (forecast.time, forecast.efficiency, forecast.peak_bytes) == (0.0, 1.0, 0)
