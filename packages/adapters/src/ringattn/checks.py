@@ -2,36 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from operator import index
+
 import torch
 from torch import Tensor
 
+from ringattn.context_parallel import ContextParallel
 from ringattn_core.schedule import Schedule
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Raise unless q, k and v are what `attention` takes, one with the other."""
-    shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+def shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Raise unless the shapes of q, k and v are what `attention` takes, one with the other."""
     if q.dim() not in (3, 4) or k.dim() != q.dim() or v.dim() != q.dim():
         raise ValueError(
-            f"q, k and v must all be (batch, tokens, heads, head_dim), or all (tokens, heads, head_dim); got {shapes}."
+            "q, k and v must all be (batch, tokens, heads, head_dim), or all (tokens, heads, head_dim); got "
+            f"{_shapes(q, k, v)}."
         )
+    if k.shape[:-1] != v.shape[:-1] or k.shape[:-3] != q.shape[:-3]:
+        raise ValueError(
+            f"k and v must have the same batch, tokens and heads, and q the same batch; got {_shapes(q, k, v)}."
+        )
+    if q.shape[-1] != k.shape[-1]:
+        raise ValueError(
+            f"q and k must have the same head_dim, got {q.shape[-1]} and {k.shape[-1]}: {_shapes(q, k, v)}."
+        )
+    if k.shape[-2] == 0 or q.shape[-2] % k.shape[-2]:
+        raise ValueError(
+            f"num_kv_heads must divide num_heads: q has {q.shape[-2]} heads and k has {k.shape[-2]}. Each kv head "
+            "serves a group of query heads of the same size."
+        )
+
+
+def _shapes(q: Tensor, k: Tensor, v: Tensor) -> str:
+    return f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+
+
+def dtypes(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Raise unless q, k and v are numbers of one kind and in one place."""
     if len({q.dtype, k.dtype, v.dtype}) > 1 or q.dtype not in _DTYPES:
         raise TypeError(
             f"q, k and v must have one dtype out of float16, bfloat16, float32 and float64; got q {q.dtype}, "
             f"k {k.dtype}, v {v.dtype}. Cast them with .to(q.dtype)."
         )
     if len({q.device, k.device, v.device}) > 1:
-        raise ValueError(f"q, k and v must be on one device; got q {q.device}, k {k.device}, v {v.device}.")
-    if k.shape[:-1] != v.shape[:-1] or k.shape[:-3] != q.shape[:-3]:
-        raise ValueError(f"k and v must have the same batch, tokens and heads, and q the same batch; got {shapes}.")
-    if q.shape[-1] != k.shape[-1]:
-        raise ValueError(f"q and k must have the same head_dim, got {q.shape[-1]} and {k.shape[-1]} ({shapes}).")
-    if k.shape[-2] == 0 or q.shape[-2] % k.shape[-2]:
         raise ValueError(
-            f"num_kv_heads must divide num_heads: q has {q.shape[-2]} heads and k has {k.shape[-2]}. Each kv head "
-            "serves a group of query heads of the same size."
+            f"q, k and v must be on one device; got q {q.device}, k {k.device}, v {v.device}. Move them with "
+            ".to(q.device)."
         )
 
 
@@ -40,22 +59,37 @@ def options(q: Tensor, sinks: Tensor | None, alibi_slopes: Tensor | None, dropou
     heads = q.shape[-2]
     if not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p}: it is the share of probabilities to drop.")
-    if softcap < 0:
+    if not softcap >= 0.0:
         raise ValueError(f"softcap must be positive, or 0 for none, got {softcap}.")
-    if sinks is not None and sinks.shape != (heads,):
-        raise ValueError(f"sinks must be one logit for each of the {heads} query heads, got {tuple(sinks.shape)}.")
+    if sinks is not None:
+        if sinks.shape != (heads,):
+            raise ValueError(f"sinks must be one logit for each of the {heads} query heads, got {tuple(sinks.shape)}.")
+        _beside(q, sinks, "sinks")
     if alibi_slopes is not None:
-        per_row = (q.shape[0], heads) if q.dim() == 4 else (1, heads)
+        per_row = (q.shape[0] if q.dim() == 4 else 1, heads)
         if alibi_slopes.shape not in ((heads,), per_row):
             raise ValueError(
                 f"alibi_slopes must be (num_heads,) = ({heads},) or (batch, num_heads) = {per_row}, got "
                 f"{tuple(alibi_slopes.shape)}."
             )
+        _beside(q, alibi_slopes, "alibi_slopes")
+        if alibi_slopes.requires_grad and torch.is_grad_enabled():
+            raise ValueError("alibi_slopes get no gradient, but require one: pass alibi_slopes.detach().")
+
+
+def _beside(q: Tensor, x: Tensor, name: str) -> None:
+    if not x.is_floating_point() or x.device != q.device:
+        raise TypeError(f"{name} must be floating point and on {q.device}, as q is; got {x.dtype} on {x.device}.")
 
 
 def window(causal: bool, window_size: tuple[int, int]) -> tuple[int, int]:
     """The mask as one pair (left, right), with -1 for an open side. Raises where causal and window_size contradict."""
-    left, right = (-1 if side < 0 else int(side) for side in window_size)
+    try:
+        left, right = (max(index(side), -1) for side in window_size)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"window_size must be (left, right), two whole numbers, -1 for an open side; got {window_size!r}."
+        ) from None
     if causal and right > 0:
         raise ValueError(
             f"causal=True and window_size={tuple(window_size)} contradict each other: causal sees no key after the "
@@ -64,15 +98,36 @@ def window(causal: bool, window_size: tuple[int, int]) -> tuple[int, int]:
     return left, 0 if causal else right
 
 
+def parallel(cp: ContextParallel, k: Tensor) -> None:
+    """Raise unless `cp` is one, and its groups of kv heads are of one size."""
+    if not isinstance(cp, ContextParallel):
+        raise TypeError(f"cp must be a ContextParallel, got {type(cp).__name__}: say ContextParallel(group).")
+    if k.shape[-2] % cp.head_groups:
+        raise ValueError(
+            f"head_groups must divide num_kv_heads, got {cp.head_groups} groups of {k.shape[-2]} kv heads: every "
+            "message has the same size."
+        )
+
+
+def sequences(cu_seqlens: Sequence[int], cu_seqlens_k: Sequence[int]) -> None:
+    """Raise unless there are as many sequences of queries as of keys."""
+    if len(cu_seqlens) != len(cu_seqlens_k):
+        raise ValueError(
+            f"cu_seqlens are the borders of {len(cu_seqlens) - 1} sequences and cu_seqlens_k of "
+            f"{len(cu_seqlens_k) - 1}: every sequence of queries needs its sequence of keys, of no tokens if need be."
+        )
+
+
 def shares(schedule: Schedule, q: Tensor, k: Tensor, batch: int) -> None:
     """Raise unless this rank's tensors are as long as its share of the sequences."""
-    for name, x, tokens, division in (
-        ("q", q, schedule.query_length, schedule.queries),
-        ("k", k, schedule.key_length, schedule.keys),
+    for name, borders, x, tokens, division in (
+        ("q", "cu_seqlens", q, schedule.query_length, schedule.queries),
+        ("k", "cu_seqlens_k (cu_seqlens, if there are none)", k, schedule.key_length, schedule.keys),
     ):
         if x.shape[-3] * batch != tokens:
+            rank = f"rank {schedule.cp_rank} of {schedule.cp_size}"
             raise ValueError(
-                f"cu_seqlens sum up to {division.cu_seqlens[-1] // batch} tokens, of which rank {schedule.cp_rank} of "
-                f"{schedule.cp_size} holds {tokens // batch}, but {name} has {x.shape[-3]}. cu_seqlens are global "
-                "borders, and q, k, v this rank's shares in the order of the layout: cp.shard makes them."
+                f"{name} has {x.shape[-3]} tokens, but {borders} sum up to {division.cu_seqlens[-1] // batch}, of "
+                f"which {rank} holds {tokens // batch}. These are global borders, and q, k, v this rank's shares in "
+                "the order of the layout: cp.shard makes them."
             )

@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ringattn.lengths import Lengths, read, sequence_positions
+from ringattn.lengths import Borders, Lengths, read, sequence_positions
+from ringattn.untraced import untraced
 from ringattn_comms.communicator import Communicator
 from ringattn_comms.connect import Group, communicator
 from ringattn_core.layout import Division, Layout, layout_named
 from ringattn_core.route import Route, route_named
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ContextParallel:
     """A group of ranks that hold one sequence together.
 
@@ -31,8 +32,9 @@ class ContextParallel:
     head_groups: keys travel in so many groups of kv heads: less memory, more messages.
     kernel: the name of a kernel; None chooses.
 
-    Raises ValueError for a layout or route that does not exist (with the nearest name) or bad borders, and, when it is
-    first used, for a group that this process is not in.
+    Raises ValueError for a layout or route that does not exist (with the nearest name) or bad borders, TypeError for
+    what is neither a name nor a function, and, when it is first used, ValueError for a group that this process is not
+    in or a mesh of several dimensions.
     """
 
     group: Group = None
@@ -46,16 +48,13 @@ class ContextParallel:
     def __post_init__(self) -> None:
         object.__setattr__(self, "layout", layout_named(self.layout))
         object.__setattr__(self, "route", route_named("waves" if self.route == "auto" else self.route))
+        for kind, function in (("layout", self.layout), ("route", self.route)):
+            if not callable(function):
+                raise TypeError(f"{kind} must be a name or a function, got {function!r}.")
         if self.cu_seqlens is not None:
             object.__setattr__(self, "cu_seqlens", read(self.cu_seqlens))
         if self.head_groups < 1:
             raise ValueError(f"head_groups must be 1 or more, got {self.head_groups}.")
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    def __hash__(self) -> int:
-        return id(self)
 
     @cached_property
     def communicator(self) -> Communicator:
@@ -78,7 +77,7 @@ class ContextParallel:
 
     def division(self, length: int) -> Division:
         """Who holds which of `length` tokens. Raises ValueError where that contradicts `cu_seqlens`."""
-        borders = (0, length) if self.cu_seqlens is None else read(self.cu_seqlens)
+        borders = Borders((0, length)) if self.cu_seqlens is None else read(self.cu_seqlens)
         if borders[-1] != length:
             raise ValueError(
                 f"cu_seqlens ends at {borders[-1]}, but the tensor to shard has {length} tokens along the sequence: "
@@ -93,6 +92,7 @@ class ContextParallel:
             )
         return division
 
+    @untraced
     def shard(self, *tensors: Tensor, dim: int = 1) -> Any:
         """This rank's share of whole tensors along `dim`: one tensor for one, a tuple for several.
 
@@ -102,6 +102,7 @@ class ContextParallel:
         shards = tuple(x.index_select(dim, rows) for x, rows in zip(tensors, index, strict=True))
         return shards[0] if len(shards) == 1 else shards
 
+    @untraced
     def unshard(self, *tensors: Tensor, dim: int = 1) -> Any:
         """The whole tensors from every rank's shares: the inverse of `shard`, on every rank.
 
@@ -111,11 +112,14 @@ class ContextParallel:
         whole = tuple(self._unshard(x, dim) for x in tensors)
         return whole[0] if len(whole) == 1 else whole
 
+    @untraced
     def position_ids(self, length: int, device: torch.device | str | None = None) -> Tensor:
         """The positions of this rank's tokens in their sequences, for rotary embeddings: (1, local tokens) int64."""
         division = self.division(length)
-        return self.shard(sequence_positions(division.cu_seqlens).to(device)[None])  # type: ignore[no-any-return]
+        positions = sequence_positions(division.cu_seqlens)[_index(division, self.cp_rank, torch.device("cpu"))]
+        return positions.to(device)[None]
 
+    @untraced
     def shift_labels(self, labels: Tensor, dim: int = 1, ignore_index: int = -100) -> Tensor:
         """Every token's label is the next token's: shift the whole labels, before `shard`.
 
@@ -154,8 +158,9 @@ class _Unshard(torch.autograd.Function):
         return whole
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        division, comm, (grad,) = ctx.division, ctx.comm, grads
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        division, comm = ctx.division, ctx.comm
         parts = grad.new_zeros((comm.size, max(_lengths(division)), *grad.shape[1:]))
         for rank, length in enumerate(_lengths(division)):
             parts[rank, :length] = grad[_index(division, rank, grad.device)]
@@ -174,4 +179,7 @@ def _even(division: Division) -> bool:
 
 @lru_cache(64)
 def _index(division: Division, rank: int, device: torch.device) -> Tensor:
-    return torch.tensor(division.positions(rank), dtype=torch.int64).to(device)
+    """The stream positions of a rank's tokens, in storage order."""
+    with torch.inference_mode(False):  # What is kept here may be part of a backward pass later.
+        runs = [torch.arange(run.start, run.stop, run.step) for _, run in division.runs(rank)]
+        return torch.cat(runs).to(device) if runs else torch.empty(0, dtype=torch.int64, device=device)

@@ -13,10 +13,12 @@ from typing import Any
 
 from torch import Tensor
 
+from ringattn import checks
 from ringattn.attention import attention
 from ringattn.context_parallel import ContextParallel
-from ringattn.lengths import read
+from ringattn.lengths import Borders, read, scaled
 from ringattn.llama3 import head_groups, stream_borders
+from ringattn.untraced import untraced
 from ringattn_comms.connect import Group
 from ringattn_core.layout import Layout, contiguous
 from ringattn_core.route import Route, gather
@@ -24,27 +26,34 @@ from ringattn_core.route import Route, gather
 Window = tuple[int, int]
 Function = Callable[..., Any]
 
-_DOC = """{summary}
+_DOC = """{summary}, exact, over the keys of all ranks of a group.
 
-    {tensors}
+    {tensors} float16, bfloat16, float32 or float64.
     {lengths}dropout_p: share of attention probabilities dropped, in [0, 1).
     softmax_scale: what scores are multiplied with; None is head_dim ** -0.5.
     causal, window_size: query i sees key j of its sequence if -left <= j - i <= right; -1 is an open side, causal means
         right = 0. Positions are global, so a window reaches over the borders of ranks.
-    alibi_slopes: (num_heads,) or (batch, num_heads) float32.
+    alibi_slopes: (num_heads,) or (batch, num_heads) floats.
     deterministic: gradients are bitwise the same from run to run.
     return_attn_probs: also return (softmax_lse, None); lse is {lse} float32, the natural logarithm.
     group: a ProcessGroup, a one-dimensional DeviceMesh, or None for all processes.
 
     Returns out, shaped like q and in its dtype, or (out, softmax_lse, None). Raises ValueError or TypeError for what
-    does not fit, before anything is communicated. The same as `ringattn.attention` with layout {layout}, route {route}.
+    does not fit, before anything is communicated. The same as `ringattn.attention` with layout "{layout}" and route
+    "{route}".
     """
-_BATCH = (
-    "float16, bfloat16, float32 or float64; q (batch, tokens, num_heads, head_dim), k and v the same with num_kv_heads."
-)
-_PACKED = "float16, bfloat16, float32 or float64; q (tokens, num_heads, head_dim), k and v the same with num_kv_heads."
+_TENSORS = {
+    "q k v": "q: ({rows}, num_heads, head_dim); k, v: ({rows}, num_kv_heads, head_dim).",
+    "q kv": "q: ({rows}, num_heads, head_dim); kv: ({rows}, 2, num_kv_heads, head_dim), k before v.",
+    "qkv": "qkv: ({rows}, 3, num_heads, head_dim), q before k before v.",
+}
 _LOCAL = """cu_seqlens: int32 borders of the packed sequences *on this rank*: global ones divided by the group's size.
     max_seqlen: unused, there for the signature.
+    """
+_STRIDE = """heads_k_stride: kv heads gathered at a time; it divides num_kv_heads.
+    """
+_PREPARED = """cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, local_k_slice: what
+        `llama3_flash_attn_prepare_cu_seqlens` returned for this rank.
     """
 
 
@@ -68,7 +77,7 @@ def batch(prefix: str, layout: Layout, route: Route) -> tuple[Function, Function
         tail = dropout_p, softmax_scale, causal, window_size, alibi_slopes, deterministic, return_attn_probs
         return _attend(q, k, v, cp, None, *tail)
 
-    return _named(func, prefix, _doc("Attention over a batch", _BATCH, "", "(batch, num_heads, tokens)", layout, route))
+    return _named(func, prefix, "Attention over a batch", "batch, tokens", "", layout, route)
 
 
 def varlen(prefix: str, layout: Layout, route: Route) -> tuple[Function, Function, Function]:
@@ -89,13 +98,13 @@ def varlen(prefix: str, layout: Layout, route: Route) -> tuple[Function, Functio
         return_attn_probs: bool = False,
         group: Group = None,
     ) -> Any:
+        checks.shapes(q, k, v)
         cp = ContextParallel(group, layout, route)
-        borders = [border * cp.cp_size for border in read(cu_seqlens)]
+        borders = _global_borders(cu_seqlens, q, k, cp)
         tail = dropout_p, softmax_scale, causal, window_size, alibi_slopes, deterministic, return_attn_probs
         return _attend(q, k, v, cp, borders, *tail)
 
-    doc = _doc("Attention over packed sequences", _PACKED, _LOCAL, "(num_heads, tokens)", layout, route)
-    return _named(func, prefix, doc)
+    return _named(func, prefix, "Attention over packed sequences", "tokens", _LOCAL, layout, route)
 
 
 def balanced_gather(prefix: str, layout: Layout) -> tuple[Function, Function, Function]:
@@ -117,14 +126,14 @@ def balanced_gather(prefix: str, layout: Layout) -> tuple[Function, Function, Fu
         return_attn_probs: bool = False,
         group: Group = None,
     ) -> Any:
+        checks.shapes(q, k, v)
         cp = ContextParallel(group, layout, gather, head_groups=head_groups(k, heads_k_stride))
-        borders = [border * cp.cp_size for border in read(cu_seqlens)]
+        borders = _global_borders(cu_seqlens, q, k, cp)
         tail = dropout_p, softmax_scale, causal, window_size, alibi_slopes, deterministic, return_attn_probs
         return _attend(q, k, v, cp, borders, *tail)
 
-    lengths = _LOCAL + "heads_k_stride: kv heads gathered at a time; it divides num_kv_heads.\n    "
-    doc = _doc("Balanced attention over packed sequences", _PACKED, lengths, "(num_heads, tokens)", layout, gather)
-    return _named(func, prefix, doc)
+    summary = "Balanced attention over packed sequences"
+    return _named(func, prefix, summary, "tokens", _LOCAL + _STRIDE, layout, gather)
 
 
 def llama3(prefix: str) -> tuple[Function, Function, Function]:
@@ -149,20 +158,25 @@ def llama3(prefix: str) -> tuple[Function, Function, Function]:
         return_attn_probs: bool = False,
         group: Group = None,
     ) -> Any:
+        checks.shapes(q, k, v)
         groups = head_groups(k, heads_k_stride)
         cp = ContextParallel(group, contiguous, gather, per_sequence=False, head_groups=groups)
-        total = k.shape[0] * cp.cp_size
-        borders = stream_borders(cu_seqlens_q, cu_seqlens_k, local_k_slice, cp.cp_rank, total // cp.cp_size, total)
+        borders = stream_borders(cu_seqlens_q, cu_seqlens_k, local_k_slice, cp.cp_rank, cp.cp_size, q.shape[-3])
         tail = dropout_p, softmax_scale, causal, window_size, alibi_slopes, deterministic, return_attn_probs
         return _attend(q, k, v, cp, borders, *tail)
 
-    lengths = (
-        "cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, local_k_slice: what "
-        "`llama3_flash_attn_prepare_cu_seqlens`\n        returned for this rank.\n    "
-        "heads_k_stride: kv heads gathered at a time; it divides num_kv_heads.\n    "
-    )
-    doc = _doc("Attention over a packed stream", _PACKED, lengths, "(num_heads, tokens)", contiguous, gather)
-    return _named(func, prefix, doc)
+    return _named(func, prefix, "Attention over a packed stream", "tokens", _PREPARED + _STRIDE, contiguous, gather)
+
+
+def _global_borders(cu_seqlens: Tensor, q: Tensor, k: Tensor, cp: ContextParallel) -> Borders:
+    """The borders of the whole sequences, of which every rank holds as much as `cu_seqlens` say of this one."""
+    local = read(cu_seqlens)
+    if not local[-1] == q.shape[-3] == k.shape[-3]:
+        raise ValueError(
+            f"cu_seqlens end at {local[-1]}, but q has {q.shape[-3]} tokens and k {k.shape[-3]}: here they are the "
+            f"borders of the sequences as this rank holds them, the global ones divided by the {cp.cp_size} ranks."
+        )
+    return scaled(local, cp.cp_size)
 
 
 def _attend(
@@ -170,7 +184,7 @@ def _attend(
     k: Tensor,
     v: Tensor,
     cp: ContextParallel,
-    borders: list[int] | None,
+    borders: Borders | None,
     dropout_p: float,
     softmax_scale: float | None,
     causal: bool,
@@ -196,48 +210,40 @@ def _attend(
     return (*out, None) if return_attn_probs else out
 
 
-def _doc(summary: str, tensors: str, lengths: str, lse: str, layout: Layout, route: Route) -> str:
-    name = "gather" if route is gather else "ring"
-    return _DOC.format(
-        summary=f"{summary}, exact, over the keys of all ranks of a group.",
-        tensors=tensors,
-        lengths=lengths,
-        lse=lse,
-        layout=f'"{layout.__name__}"',
-        route=f'"{name}"',
-    )
-
-
-def _named(func: Function, prefix: str, doc: str) -> tuple[Function, Function, Function]:
+def _named(
+    func: Function, prefix: str, summary: str, rows: str, lengths: str, layout: Layout, route: Route
+) -> tuple[Function, Function, Function]:
     """func under its name, and the two that take k and v, or q, k and v, in one (..., 2 or 3, heads, head_dim)."""
+    func = untraced(func)
 
     @wraps(func)
     def kvpacked(q: Tensor, kv: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return func(q, *_unpacked(kv, 2, "kv"), *args, **kwargs)
+        return func(q, *_unpacked(kv, 2, "kv", rows), *args, **kwargs)
 
     @wraps(func)
     def qkvpacked(qkv: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return func(*_unpacked(qkv, 3, "qkv"), *args, **kwargs)
+        return func(*_unpacked(qkv, 3, "qkv", rows), *args, **kwargs)
 
     names = f"{prefix}_func", f"{prefix}_kvpacked_func", f"{prefix}_qkvpacked_func"
-    for function, name, tensors in zip((func, kvpacked, qkvpacked), names, ("q k v", "q kv", "qkv"), strict=True):
+    functions: tuple[Function, Function, Function] = func, kvpacked, qkvpacked
+    for function, name, tensors in zip(functions, names, _TENSORS, strict=True):
         vars(function)["__signature__"] = _signature(func, tensors.split())
-        for attribute, value in (
-            ("__name__", name),
-            ("__qualname__", name),
-            ("__module__", "ringattn"),
-            ("__doc__", doc),
-        ):
-            setattr(function, attribute, value)
-    return func, kvpacked, qkvpacked
-
-
-def _unpacked(packed: Tensor, count: int, name: str) -> tuple[Tensor, ...]:
-    if packed.dim() < 4 or packed.shape[-3] != count:
-        raise ValueError(
-            f"{name} must be (batch, tokens, {count}, heads, head_dim) or (tokens, {count}, heads, head_dim), got "
-            f"{tuple(packed.shape)}."
+        function.__name__ = function.__qualname__ = name
+        function.__module__ = "ringattn"
+        function.__doc__ = _DOC.format(
+            summary=summary,
+            tensors=_TENSORS[tensors].format(rows=rows),
+            lengths=lengths,
+            lse=f"({rows.replace('tokens', 'num_heads, tokens')})",
+            layout=layout.__name__,
+            route="gather" if route is gather else route.__name__,
         )
+    return functions
+
+
+def _unpacked(packed: Tensor, count: int, name: str, rows: str) -> tuple[Tensor, ...]:
+    if packed.dim() not in (4, 5) or packed.shape[-3] != count:
+        raise ValueError(f"{name} must be ({rows}, {count}, heads, head_dim), got {tuple(packed.shape)}.")
     return packed.unbind(-3)
 
 

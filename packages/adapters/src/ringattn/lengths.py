@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import cached_property, lru_cache
 from itertools import pairwise
+from operator import index
 from weakref import ref
 
 import torch
@@ -13,41 +15,93 @@ from ringattn_core.errors import check_cu_seqlens
 
 Lengths = Sequence[int] | Tensor
 
-_read: dict[int, tuple[ref[Tensor], int, tuple[int, ...]]] = {}  # by id, for as long as the tensor lives unchanged
+_WHOLE = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
 
 
-def read(cu_seqlens: Lengths, name: str = "cu_seqlens") -> tuple[int, ...]:
+class Borders(tuple[int, ...]):
+    """Cumulative lengths that were checked. Every layer looks plans up by them, so their hash is computed once."""
+
+    @cached_property
+    def _hash(self) -> int:
+        return super().__hash__()
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
+_read: dict[int, tuple[ref[Tensor], int, Borders]] = {}  # by id, for as long as the tensor lives unchanged
+
+
+def read(cu_seqlens: Lengths, name: str = "cu_seqlens") -> Borders:
     """The borders as a tuple. A tensor on a GPU is waited for the first time that it is seen, and not again.
 
     Raises TypeError for what is no one-dimensional sequence of whole numbers, ValueError for what is not cumulative.
     """
+    if isinstance(cu_seqlens, Borders):
+        return cu_seqlens
     if not isinstance(cu_seqlens, Tensor):
-        borders = tuple(int(border) for border in cu_seqlens)
-        check_cu_seqlens(borders, name)
-        return borders
-    if cu_seqlens.dim() != 1 or cu_seqlens.is_floating_point():
+        return _checked(cu_seqlens, name)
+    if cu_seqlens.dim() != 1 or cu_seqlens.dtype not in _WHOLE:
         raise TypeError(
             f"{name} must be a one-dimensional tensor of whole numbers, got {cu_seqlens.dtype} of shape "
             f"{tuple(cu_seqlens.shape)}."
         )
-    version = 0 if cu_seqlens.is_inference() else cu_seqlens._version
+    if cu_seqlens.is_inference():
+        # It does not count its changes, so that one could go unnoticed.
+        return _checked(cu_seqlens.tolist(), name)
     seen = _read.get(id(cu_seqlens))
-    if seen and seen[0]() is cu_seqlens and seen[1] == version:
+    if seen and seen[0]() is cu_seqlens and seen[1] == cu_seqlens._version:
         return seen[2]
-    borders = tuple(cu_seqlens.tolist())
-    check_cu_seqlens(borders, name)
-    key = id(cu_seqlens)
-    _read[key] = ref(cu_seqlens, lambda _: _read.pop(key, None)), version, borders
+    borders = _checked(cu_seqlens.tolist(), name)
+    _remember(cu_seqlens, borders)
     return borders
 
 
-def repeated(borders: tuple[int, ...], batch: int) -> tuple[int, ...]:
+def written(borders: Iterable[int], like: Tensor) -> Tensor:
+    """The borders as a tensor of the dtype and on the device of `like`; `read` need not wait for it."""
+    checked = _checked(borders, "cu_seqlens")
+    with torch.inference_mode(False):
+        tensor = torch.tensor(checked, dtype=like.dtype, device=like.device)
+    _remember(tensor, checked)
+    return tensor
+
+
+@lru_cache(64)
+def scaled(borders: Borders, factor: int) -> Borders:
+    """The borders where every sequence is `factor` times as long."""
+    return Borders(border * factor for border in borders)
+
+
+@lru_cache(64)
+def repeated(borders: Borders, batch: int) -> Borders:
     """The borders of `batch` rows that are each divided in this way, laid end to end."""
+    if batch == 0:
+        return scaled(borders, 0)
     total = borders[-1]
-    return (0, *(row * total + border for row in range(batch) for border in borders[1:]))
+    return Borders((0, *(row * total + border for row in range(batch) for border in borders[1:])))
 
 
-def sequence_positions(borders: tuple[int, ...]) -> Tensor:
+def sequence_positions(borders: Sequence[int]) -> Tensor:
     """Every token's position in its own sequence: (total,) int64."""
-    parts = [torch.arange(stop - start) for start, stop in pairwise(borders)]
-    return torch.cat(parts)
+    return torch.cat([torch.arange(stop - start) for start, stop in pairwise(borders)])
+
+
+def _checked(values: Iterable[int], name: str) -> Borders:
+    try:
+        borders = Borders(map(index, values))
+    except TypeError:
+        raise TypeError(
+            f"{name} must be a list or a one-dimensional tensor of whole numbers, got {_short(values)}."
+        ) from None
+    check_cu_seqlens(borders, name)
+    return borders
+
+
+def _remember(tensor: Tensor, borders: Borders) -> None:
+    key = id(tensor)
+    _read[key] = ref(tensor, lambda _: _read.pop(key, None)), tensor._version, borders
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
+from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 
-import torch
 from torch import Tensor
 
-from ringattn.lengths import read
+from ringattn.lengths import Borders, read, written
 
 
 class ContractError(ValueError, AssertionError):
@@ -34,18 +35,22 @@ def llama3_flash_attn_prepare_cu_seqlens(
             f"cu_seqlens end at {borders[-1]} tokens, which {world_size} ranks do not divide: pad the stream to "
             f"{-(-borders[-1] // world_size) * world_size}."
         )
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank must be from 0 to world_size - 1 = {world_size - 1}, got {rank}.")
     length = borders[-1] // world_size
     start, stop = rank * length, (rank + 1) * length
-    first, last = bisect_right(borders, start) - 1, bisect_left(borders, stop)
-    if borders[first] == start:  # of empty sequences at the border, the first
-        first = bisect_left(borders, start)
+    # The rank's tokens lie in these sequences, from the border at or before their start to that at or after their end.
+    first = bisect_left(borders, start)
+    if borders[first] > start:
+        first -= 1
+    last = bisect_left(borders, stop, lo=first + 1)
     q = [min(max(border, start), stop) - start for border in borders[first : last + 1]]
     k = [border - borders[first] for border in borders[first : last + 1]]
     if causal:
         k[-1] = stop - borders[first]
     return (
-        torch.tensor(q, dtype=cu_seqlens.dtype, device=cu_seqlens.device),
-        torch.tensor(k, dtype=cu_seqlens.dtype, device=cu_seqlens.device),
+        written(q, cu_seqlens),
+        written(k, cu_seqlens),
         _longest(q),
         _longest(k),
         slice(borders[first], borders[first] + k[-1]),
@@ -53,23 +58,34 @@ def llama3_flash_attn_prepare_cu_seqlens(
 
 
 def stream_borders(
-    cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, local_k_slice: slice, rank: int, length: int, total: int
-) -> list[int]:
-    """Borders of the whole stream under which this rank's queries see just the keys that it was told.
+    cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, local_k_slice: slice, rank: int, size: int, length: int
+) -> Borders:
+    """Borders of the whole stream under which this rank's `length` queries see just the keys that it was told.
 
     What lies before and after its slice counts as sequences of others. Every rank's view gives the same communication,
     an all-gather of everything, so that it does not matter that the views differ.
     """
+    if not isinstance(local_k_slice, slice):
+        raise TypeError(f"local_k_slice must be a slice of the gathered keys, got {local_k_slice!r}.")
     q, k = read(cu_seqlens_q, "cu_seqlens_q"), read(cu_seqlens_k, "cu_seqlens_k")
-    begin, start, stop = int(local_k_slice.start or 0), rank * length, (rank + 1) * length
-    inside = [begin + border for border in k]
-    if q[-1] != length or [min(max(border, start), stop) - start for border in inside] != list(q):
+    keys, tokens = range(size * length)[local_k_slice], range(rank * length, (rank + 1) * length)
+    borders = _stream_borders(q, k, keys, tokens, size * length)
+    if borders is None:
         raise ValueError(
-            f"cu_seqlens_q {list(q)}, cu_seqlens_k {list(k)} and local_k_slice {local_k_slice} do not describe the "
-            f"tokens {start} to {stop} that rank {rank} holds: take all of them from "
+            f"cu_seqlens_q (to {q[-1]}), cu_seqlens_k (to {k[-1]}) and {local_k_slice} do not describe the tokens "
+            f"{tokens.start} to {tokens.stop} that rank {rank} of {size} holds: take all of them from "
             "llama3_flash_attn_prepare_cu_seqlens, called with this rank and group size and the global cu_seqlens."
         )
-    return [*([0] if begin > 0 else []), *inside, *([total] if inside[-1] < total else [])]
+    return borders
+
+
+@lru_cache(64)
+def _stream_borders(q: Borders, k: Borders, keys: range, tokens: range, total: int) -> Borders | None:
+    inside = [keys.start + border for border in k]
+    held = [min(max(border, tokens.start), tokens.stop) - tokens.start for border in inside]
+    if inside[-1] != keys.stop or held != list(q) or q[-1] != len(tokens):
+        return None
+    return Borders(([0] if keys.start > 0 else []) + inside + ([total] if keys.stop < total else []))
 
 
 def head_groups(k: Tensor, heads_k_stride: int) -> int:
@@ -80,5 +96,5 @@ def head_groups(k: Tensor, heads_k_stride: int) -> int:
     return heads // heads_k_stride
 
 
-def _longest(borders: list[int]) -> int:
+def _longest(borders: Sequence[int]) -> int:
     return max(stop - start for start, stop in pairwise(borders))

@@ -1,3 +1,25 @@
-"""The math and the schedule of exact attention over a sharded sequence; depends on nothing but torch."""
+"""The math and the schedule of exact attention over a sharded sequence; depends on nothing but torch.
 
-__version__ = "0.1.0"
+What is imported here, the schedule half, does not even import torch.
+"""
+
+from ringattn_core.errors import UnsupportedError
+from ringattn_core.layout import Division, contiguous, striped, zigzag
+from ringattn_core.planner import plan, plan_all
+from ringattn_core.route import double_ring, gather, ring, waves
+from ringattn_core.verify import verify
+
+__all__ = [
+    "Division",
+    "UnsupportedError",
+    "contiguous",
+    "double_ring",
+    "gather",
+    "plan",
+    "plan_all",
+    "ring",
+    "striped",
+    "verify",
+    "waves",
+    "zigzag",
+]

@@ -78,6 +78,37 @@ def plan(
     )
 
 
+def plan_all(
+    layout: Layout,
+    route: Route,
+    cu_seqlens: tuple[int, ...],
+    cp_size: int,
+    *,
+    cu_seqlens_k: tuple[int, ...] | None = None,
+    window: Window = (-1, -1),
+    per_sequence: bool = True,
+    batch: int = 1,
+    head_groups: int = 1,
+) -> tuple[Schedule, ...]:
+    """Every rank's schedule, in rank order: what `verify`, `draw` and `simulate` look at. As `plan` otherwise."""
+    keys = cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
+    return tuple(
+        plan(
+            layout,
+            route,
+            cu_seqlens,
+            keys,
+            rank,
+            cp_size,
+            window=window,
+            per_sequence=per_sequence,
+            batch=batch,
+            head_groups=head_groups,
+        )
+        for rank in range(cp_size)
+    )
+
+
 @lru_cache(1024)
 def lent(schedule: Schedule, hop: int) -> tuple[Piece, ...]:
     """The rows of a rank's own shard that others fetch on a hop; `source` is here the rank that fetches them."""

@@ -18,7 +18,7 @@ from ringattn_comms.window import Window, Windows
 class SymmetricWindows(Windows):
     """Windows of a process group whose GPUs reach each other."""
 
-    def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
+    def __init__(self, group: dist.ProcessGroup | None, device: torch.device) -> None:
         super().__init__()
         self._group, self._device = group, device
 
@@ -26,7 +26,7 @@ class SymmetricWindows(Windows):
         import torch.distributed._symmetric_memory as symmetric
 
         own = symmetric.empty(size, dtype=torch.uint8, device=self._device)
-        return _SymmetricWindow(own, symmetric.rendezvous(own, group=self._group))
+        return _SymmetricWindow(own, symmetric.rendezvous(own, group=self._group or dist.group.WORLD))
 
 
 class _SymmetricWindow(Window):
@@ -43,7 +43,7 @@ class _SymmetricWindow(Window):
 
 
 @cache
-def unreachable(group: dist.ProcessGroup, device: torch.device) -> str | None:
+def unreachable(group: dist.ProcessGroup | None, device: torch.device) -> str | None:
     """Why the ranks of a group cannot address each other's memory; None if they can. All ranks ask, and all agree."""
     if device.type != "cuda":
         return f"symmetric memory is for GPUs, and the tensors are on {device.type}"

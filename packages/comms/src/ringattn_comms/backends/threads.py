@@ -26,8 +26,8 @@ def run(size: int, main: Callable[[Communicator], T], *, timeout: float = 60.0) 
     """Call `main` on `size` ranks at once and return what each returned, in rank order.
 
     The first exception of any rank stops the others and is raised here. A rank that waits for a message longer than
-    `timeout` seconds raises TimeoutError. On a GPU call `attend_backward` yourself: autograd runs the backward passes of
-    all threads on one thread of its own, where each would wait for the next.
+    `timeout` seconds raises TimeoutError. On a GPU call `attend_backward` yourself: autograd runs the backward passes
+    of all threads on one thread of its own, where each would wait for the next.
     """
     world = _World(size, timeout)
     with ThreadPoolExecutor(size) as pool:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from ringattn_comms.communicator import Communicator, Work
+from ringattn_comms.window import Windows
 
 # PyTorch 2.13 has new names for these two, and warns of the old ones, which are the only ones before.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -35,8 +37,9 @@ class TorchDist(Communicator):
     """A rank of a process group; None is the default group. Groups of non-contiguous global ranks are fine."""
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
-        self.group = group if group is not None else dist.distributed_c10d._get_default_group()
-        self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
+        # None stays None: who keeps the default group alive makes gloo abort when the process ends.
+        self.group = group
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
 
     def send_recv(self, sends: Sequence[tuple[int, Tensor]], sources: Sequence[int], like: Tensor) -> Work:
         arriving = like.new_empty((len(sources), *like.shape))
@@ -70,3 +73,14 @@ class TorchDist(Communicator):
         arriving = torch.empty_like(x)
         work = dist.all_to_all_single(arriving, x, group=self.group, async_op=True)
         return _Pending([work], arriving, [x])
+
+    def windows(self, device: torch.device) -> Windows | None:
+        return _windows(self.group, device) if device.type == "cuda" else None
+
+
+@cache
+def _windows(group: dist.ProcessGroup | None, device: torch.device) -> Windows | None:
+    """The group's windows, found once: all ranks ask together, when they first attend on this device."""
+    from ringattn_comms.backends.symmetric import SymmetricWindows, unreachable
+
+    return None if unreachable(group, device) else SymmetricWindows(group, device)

@@ -1,0 +1,1 @@
+"""What runs from a terminal: `python -m ringattn.cli.demo`."""

@@ -1,0 +1,171 @@
+"""The demo: a real model reads a text in one process, then on several that hold a part each, and nothing changes."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from ringattn import ContextParallel
+from ringattn.cli import group, pictures, reference, smollm
+from ringattn.cli.reference import Reference
+from ringattn.cli.worker import Job, Result
+from ringattn_comms.communicator import Solo
+from ringattn_core import draw
+from ringattn_core.planner import plan
+
+TOLERANCE = 1e-4  # float32, 30 layers: what is left is the order of summation
+# Of the largest logit. SmolLM2's reach 43 here, where one process alone is 1e-4 away from itself in float64: a longer
+# text can hit on a larger difference than TOLERANCE with nothing being wrong.
+ROUNDING = 1e-5
+console = Console(highlight=False)
+
+
+class Layout(StrEnum):
+    """Who holds which tokens."""
+
+    CONTIGUOUS = "contiguous"
+    ZIGZAG = "zigzag"
+    STRIPED = "striped"
+
+
+class Route(StrEnum):
+    """Where keys come from, and when."""
+
+    RING = "ring"
+    WAVES = "waves"
+    GATHER = "gather"
+
+
+def demo(
+    tokens: Annotated[int, typer.Option(min=64, max=smollm.CONTEXT, help="Tokens of text to read.")] = 2048,
+    cp: Annotated[int, typer.Option(min=1, max=16, help="Processes to spread them over.")] = 4,
+    layout: Annotated[Layout, typer.Option(help="Who holds which tokens.")] = Layout.ZIGZAG,
+    route: Annotated[Route, typer.Option(help="Where keys come from, and when.")] = Route.WAVES,
+) -> None:
+    """Run SmolLM2-135M-Instruct on source code of Python, in one process and on several that hold a part of it each.
+
+    The loss and all logits have to agree within 1e-4, or the command fails.
+    """
+    try:
+        agreed = _show(tokens, cp, layout.value, route.value)
+    except (smollm.MissingError, group.FailedError) as error:
+        console.print(Text(str(error), style="red"))
+        raise typer.Exit(1) from None
+    raise typer.Exit(0 if agreed else 1)
+
+
+def _show(tokens: int, cp: int, layout: str, route: str) -> bool:
+    console.print(
+        Panel(
+            f"[bold]SmolLM2-135M-Instruct[/] reads [bold]{tokens:,}[/] tokens of Python's standard library: in one "
+            f"process, and then on [bold]{cp}[/] that hold a part of the text each.\nEvery token still attends to all "
+            "tokens before it, wherever they are.",
+            title="ringattn",
+            border_style="cyan",
+        )
+    )
+    with tempfile.TemporaryDirectory(prefix="ringattn-") as folder:
+        model, ids = _load(tokens)
+        _explain(tokens, cp, layout, route)
+        threads = max(1, (os.cpu_count() or 1) // cp)
+        expected, results = _run(model, ids, Job(model.config, Path(folder), cp, layout, route, threads))
+    return _compare(expected, results, tokens)
+
+
+def _heading(number: int, title: str, note: str = "") -> None:
+    console.print(f"\n[bold cyan]{number}[/] [bold]{title}[/] [dim]{note}[/]")
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("  {task.description}"),
+        BarColumn(bar_width=40),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}", style="dim"),
+        TimeElapsedColumn(),
+        console=console,
+    )
+
+
+def _load(tokens: int) -> tuple[Any, Any]:
+    _heading(1, "Loading", f"{smollm.FILE}, Llama architecture, as float32")
+    with _progress() as progress, smollm.quiet():
+        task = progress.add_task("tokenizer", total=2, unit="parts")
+        tokenizer = smollm.load_tokenizer()
+        ids = smollm.text(tokenizer, tokens)
+        progress.update(task, advance=1, description="weights  ")
+        model = smollm.load_model()
+        progress.update(task, advance=1, description="loaded   ")
+    return model, ids
+
+
+def _explain(tokens: int, cp: int, layout: str, route: str) -> None:
+    made = ContextParallel(Solo(), layout, route)
+    assert callable(made.layout) and callable(made.route), "the names were looked up when it was made"
+    borders = (0, tokens)
+    schedules = [plan(made.layout, made.route, borders, borders, rank, cp, window=(-1, 0)) for rank in range(cp)]
+    _heading(2, "Who holds which tokens", f"layout {layout}")
+    _draw(draw.ownership(schedules[0].queries, width=48))
+    _heading(3, "Who computes which part of the attention matrix, and when", f"route {route}")
+    _draw(draw.mask(schedules, size=min(24, max(16, 4 * cp))))
+    _draw(draw.timeline(schedules, width=40))
+
+
+def _draw(drawing: str) -> None:
+    console.print(Padding(pictures.colored(drawing), (0, 2, 0, 2)))
+
+
+def _run(model: Any, ids: Any, job: Job) -> tuple[Reference, list[Result]]:
+    _heading(4, "Running", "the same weights, the same text")
+    layers = model.config.num_hidden_layers
+    with _progress() as progress:
+        alone = progress.add_task("one process", total=layers, unit="layers")
+        expected = reference.run(model, ids, job.files, lambda: progress.advance(alone))
+        tasks = [
+            progress.add_task(f"[{pictures.color(rank)}]rank {rank:<6}[/]", total=None, unit="starting")
+            for rank in range(job.cp)
+        ]
+        results: dict[int, Result] = {}
+        for event in group.run(job):
+            if event.kind == "ready":
+                progress.reset(tasks[event.rank], total=layers, unit="layers")
+            elif event.kind == "layer":
+                progress.advance(tasks[event.rank])
+            else:
+                results[event.rank] = event.content
+    return expected, [results[rank] for rank in range(job.cp)]
+
+
+def _compare(expected: Reference, results: list[Result], tokens: int) -> bool:
+    _heading(5, "Compared")
+    apart = abs(results[0].loss - expected.loss)
+    difference, largest = (max(getattr(result, name) for result in results) for name in ("difference", "largest"))
+    table = Table(box=None, padding=(0, 3, 0, 2), header_style="dim")
+    for title in ("", "one process", f"{len(results)} processes", "difference"):
+        table.add_column(title, justify="right" if title else "left")
+    table.add_row("loss", f"{expected.loss:.6f}", f"{results[0].loss:.6f}", f"{apart:.1e}")
+    table.add_row("logits", f"up to {largest:.1f}", "", f"{difference:.1e}")
+    table.add_row("seconds", f"{expected.seconds:.1f}", f"{max(result.seconds for result in results):.1f}", "")
+    console.print(table)
+    agreed = apart <= TOLERANCE and difference <= max(TOLERANCE, ROUNDING * largest)
+    verdict = "[bold green]✓ The same[/]" if agreed else "[bold red]✗ Not the same[/]"
+    limit = (
+        f"{ROUNDING:.0e} of the largest logit" if TOLERANCE < difference <= ROUNDING * largest else f"{TOLERANCE:.0e}"
+    )
+    console.print(f"\n  {verdict} within {limit}, for {tokens:,} tokens on {len(results)} processes.")
+    return agreed
+
+
+if __name__ == "__main__":
+    typer.run(demo)

@@ -1,0 +1,13 @@
+"""Context parallelism for the decoders of Hugging Face transformers.
+
+Importing this package registers the attention implementation "ringattn". Two lines then spread a model's sequences
+over a group of ranks:
+
+    import ringattn.hf
+    ringattn.hf.parallelize(model, mesh["cp"])
+"""
+
+from ringattn.hf.parallel import parallelize, restore, unshard
+from ringattn.hf.register import NAME
+
+__all__ = ["NAME", "parallelize", "restore", "unshard"]

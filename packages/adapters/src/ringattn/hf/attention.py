@@ -1,0 +1,84 @@
+"""The attention function that transformers calls in every layer of a parallelized model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ringattn.attention import attention
+from ringattn.hf.batch import KEYWORD, ShardedBatch
+from ringattn_core.errors import UnsupportedError
+
+# What some models pass and no band of the mask expresses, with the reason that a user gets to read.
+_REFUSED = {
+    "position_bias": "a bias for every pair of tokens, which would have to be sharded in two dimensions",
+    "indices": "a sparse indexer, which picks keys from all ranks for each query",
+    "cache": "a paged cache of continuous batching",
+    "output_attentions": "the attention weights themselves, which are never formed as a whole",
+}
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """This rank's share of one layer's attention, by transformers' contract for attention functions.
+
+    query: (batch, num_heads, tokens, head_dim); key, value: (batch, num_kv_heads, tokens, head_dim and head_dim_v).
+    sliding_window: query i sees key j if i - j < sliding_window, on global positions. s_aux: (num_heads,) sink logits.
+
+    Returns (out, None), out being (batch, tokens, num_heads, head_dim_v). Raises UnsupportedError for what it cannot
+    express, and where the model was not parallelized.
+    """
+    batch = kwargs.get(KEYWORD)
+    if not isinstance(batch, ShardedBatch):
+        raise UnsupportedError(
+            f"{type(module).__name__} uses the attention implementation 'ringattn', but nobody said over which ranks "
+            "its sequences are sharded: call ringattn.hf.parallelize(model, group) before the model runs."
+        )
+    _check(module, attention_mask, kwargs)
+    batch.note_call()
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    left = -1 if sliding_window is None else sliding_window - 1
+    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
+    out = attention(
+        q,
+        k,
+        v,
+        cp=batch.stream,
+        causal=causal,
+        window_size=(left, 0 if causal else left),
+        softcap=softcap or 0.0,
+        sinks=s_aux,
+        softmax_scale=scaling,
+        dropout_p=dropout,
+    )
+    return out.unflatten(0, (query.shape[0], -1)), None
+
+
+def _check(module: nn.Module, attention_mask: Tensor | None, kwargs: dict[str, Any]) -> None:
+    """Raise UnsupportedError for what the model asks of this call and the mask of bands cannot say."""
+    for name, reason in _REFUSED.items():
+        given = kwargs.get(name)
+        if given is not None and given is not False:
+            raise UnsupportedError(f"{type(module).__name__} passes {name!r} to its attention: {reason}.")
+    if attention_mask is not None:
+        raise UnsupportedError(
+            f"{type(module).__name__} passes a mask of shape {tuple(attention_mask.shape)} to its attention. Causal "
+            "and windowed masks need none, padding goes into attention_mask=(batch, tokens), and packed sequences into "
+            "position_ids or cu_seq_lens_q; other masks are not supported."
+        )

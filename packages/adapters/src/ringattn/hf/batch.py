@@ -1,0 +1,95 @@
+"""One batch spread over the ranks: what the hook makes of the model's arguments, and what every layer gets to know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from ringattn.context_parallel import ContextParallel
+from ringattn_core.layout import Layout, chunk
+
+KEYWORD = "ringattn_batch"  # under this name the batch travels through the model's keyword arguments
+
+
+@dataclass(frozen=True, eq=False)
+class ShardedBatch:
+    """How a batch of `rows` x `tokens` is divided.
+
+    row: divides one row; every row is divided alike, so that a rank's shares are a rectangle.
+    stream: divides the rows laid end to end, with the borders of all sequences in them: what attention needs.
+    tokens: how many of a row's tokens are the user's; more are padding, where there are fewer than ranks.
+    """
+
+    row: ContextParallel
+    stream: ContextParallel
+    rows: int
+    tokens: int
+    _calls: list[None]
+
+    def shard(self, x: Tensor, dim: int = 1) -> Tensor:
+        """This rank's share of a whole tensor."""
+        shard: Tensor = self.row.shard(x, dim=dim)
+        return shard
+
+    def unshard(self, x: Tensor, dim: int = 1) -> Tensor:
+        """The whole tensor from all ranks' shares, without padding."""
+        whole: Tensor = self.row.unshard(x, dim=dim)
+        return whole.narrow(dim, 0, self.tokens)
+
+    def note_call(self) -> None:
+        """A layer's attention has found its way here."""
+        self._calls.append(None)
+
+    @property
+    def was_used(self) -> bool:
+        """Did any layer's attention?"""
+        return bool(self._calls)
+
+
+def divide(cp: ContextParallel, borders: list[tuple[int, ...]], tokens: int) -> ShardedBatch:
+    """The division of rows with these borders of sequences; `tokens` of each row are the user's.
+
+    Every packed sequence is divided by itself, which balances the work of each, where that also balances the tokens;
+    else the row is divided as a whole. Neither needs lengths that divide by anything.
+    """
+    length = borders[0][-1]
+    whole = replace(cp, cu_seqlens=(0, length))
+    if len(borders) == 1:
+        row = replace(cp, cu_seqlens=borders[0])
+        if not _balanced(row, length):
+            row = replace(row, per_sequence=False)
+        return ShardedBatch(row, row, 1, tokens, [])
+    ends = [place * length + border for place, row in enumerate(borders) for border in row[1:]]
+    assert callable(cp.layout), "the name was looked up when cp was made"
+    stream = replace(cp, layout=_by_row(cp.layout, len(borders)), per_sequence=False, cu_seqlens=[0, *ends])
+    return ShardedBatch(whole, stream, len(borders), tokens, [])
+
+
+def _balanced(row: ContextParallel, length: int) -> bool:
+    """Does no rank hold much more than its share? Many short sequences would all leave their odd tokens to a few."""
+    division = row.division(length)
+    most = max(division.length(rank) for rank in range(row.cp_size))
+    return most <= length / row.cp_size * 1.05 + 1 and min(map(division.length, range(row.cp_size))) > 0
+
+
+@cache
+def _by_row(layout: Layout, rows: int) -> Layout:
+    """The layout that divides every one of so many equal rows of a stream. Cached: plans are found by their layout."""
+
+    def by_row(extent: range, cp_rank: int, cp_size: int) -> tuple[range, ...]:
+        return tuple(run for row in range(rows) for run in layout(chunk(extent, row, rows), cp_rank, cp_size))
+
+    return by_row
+
+
+def padded(x: Tensor, length: int, dim: int, value: float) -> Tensor:
+    """x with `value` at its end along `dim`, up to `length`."""
+    missing = length - x.shape[dim]
+    if missing <= 0:
+        return x
+    shape = list(x.shape)
+    shape[dim] = missing
+    return torch.cat([x, x.new_full(shape, value)], dim=dim)

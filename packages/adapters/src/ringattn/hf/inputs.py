@@ -1,0 +1,81 @@
+"""What the arguments of a model become on one rank: shifted labels, global positions, shards of everything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ringattn.context_parallel import ContextParallel
+from ringattn.hf import packing
+from ringattn.hf.batch import KEYWORD, ShardedBatch, divide, padded
+
+IGNORED = -100  # transformers' label for "no target here"
+# Said of the whole batch, and used up here: what the model would make of them would be wrong on a shard.
+_CONSUMED = ("attention_mask", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
+
+
+def shard(arguments: dict[str, Any], cp: ContextParallel) -> dict[str, Any]:
+    """This rank's arguments, the `ShardedBatch` among them, from the whole batch's.
+
+    input_ids or labels: (rows, tokens); inputs_embeds: (rows, tokens, hidden). Raises ValueError for arguments that
+    contradict each other, and for those that mean nothing on a shard.
+    """
+    tokens_of = arguments.get("input_ids") if arguments.get("inputs_embeds") is None else arguments["inputs_embeds"]
+    if tokens_of is None:
+        raise ValueError("The model got neither input_ids nor inputs_embeds: one of them says what to shard.")
+    rows, tokens = tokens_of.shape[:2]
+    borders = _borders(arguments, rows, tokens)
+    length = max(tokens, cp.cp_size)  # a rank without a token would be a model run on nothing
+    if length > tokens:
+        borders = [(*row, length) for row in borders]
+    batch = divide(cp, borders, tokens)
+    local = {name: value for name, value in arguments.items() if name not in _CONSUMED}
+    for name in ("input_ids", "inputs_embeds"):
+        if local.get(name) is not None:
+            local[name] = batch.shard(padded(local[name], length, 1, 0))
+    local["position_ids"] = _positions(arguments.get("position_ids"), batch, length, tokens_of.device)
+    local.update(_labels(arguments, batch, length))
+    # A cache of one rank's keys alone would be of no use to the next call.
+    local["use_cache"] = False
+    return {**local, KEYWORD: batch}
+
+
+def _borders(arguments: dict[str, Any], rows: int, tokens: int) -> list[packing.Borders]:
+    mask = arguments.get("attention_mask")
+    if mask is not None and not (isinstance(mask, Tensor) and mask.shape == (rows, tokens)):
+        given = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(
+            f"attention_mask must be (rows, tokens) = ({rows}, {tokens}) with 0 at padding, got {given}. Packed "
+            "sequences are said by position_ids that restart, or by cu_seq_lens_q."
+        )
+    if arguments.get("cu_seq_lens_q") is not None:
+        return packing.from_lengths(arguments["cu_seq_lens_q"], rows, tokens)
+    return packing.from_tensors(rows, tokens, arguments.get("position_ids"), mask)
+
+
+def _positions(given: Tensor | None, batch: ShardedBatch, length: int, device: torch.device) -> Tensor:
+    """This rank's global positions, which rotary embeddings are made of."""
+    if given is None:
+        return batch.shard(torch.arange(length, device=device)[None])
+    return batch.shard(padded(given, length, given.dim() - 1, 0), dim=given.dim() - 1)
+
+
+def _labels(arguments: dict[str, Any], batch: ShardedBatch, length: int) -> dict[str, Any]:
+    """Labels for the loss of transformers, such that the mean over the ranks is what one process would compute.
+
+    They are shifted before they are sharded: a shard's last target is the first token of another rank's.
+    """
+    shifted = arguments.get("shift_labels")
+    if shifted is None:
+        if arguments.get("labels") is None:
+            return {}
+        shifted = arguments["labels"].roll(-1, dims=1)
+        shifted[:, -1] = IGNORED
+    items = arguments.get("num_items_in_batch")
+    items = (shifted != IGNORED).sum() if items is None else items
+    shifted = batch.shard(padded(shifted, length, 1, IGNORED)).contiguous()
+    # The loss reads shift_labels, and is computed at all only if there are labels.
+    labels = None if arguments.get("labels") is None else shifted
+    return {"labels": labels, "shift_labels": shifted, "num_items_in_batch": items / batch.row.cp_size}

@@ -1,0 +1,118 @@
+"""Models whose tokens meet outside the attention call, or in masks that are no bands: refused, with the reason."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from ringattn_core.errors import UnsupportedError
+
+_SUPPORTED = ("full_attention", "sliding_attention")
+
+_RECURRENT = "its state passes from token to token outside the attention call, and would have to travel between ranks"
+_SPARSE = "it picks keys for each query by itself, from the tokens of its own rank alone"
+_LAYERS = {
+    "linear_attention": _RECURRENT,
+    "hybrid": _RECURRENT,
+    "hybrid_sliding": _RECURRENT,
+    "mamba": _RECURRENT,
+    "recurrent": _RECURRENT,
+    "conv": "it mixes neighbouring tokens, which the border of a shard parts",
+    "chunked_attention": "where its chunks end never reaches the attention call",
+    "window_attention": "where its windows end never reaches the attention call",
+    "reference_sliding_attention": "its window depends on which tokens were generated",
+    "indexed_attention": _SPARSE,
+    "compressed_sparse_attention": _SPARSE,
+    "heavily_compressed_attention": _SPARSE,
+    "minimax_m3_sparse": _SPARSE,
+}
+# A head that reads its answer off one token, or has a loss that is not that of the next token.
+_HEADS = (
+    "ForSequenceClassification",
+    "ForQuestionAnswering",
+    "ForTokenClassification",
+    "ForMultipleChoice",
+    "ForMaskedLM",
+)
+# These count positions from the padding in the batch, which a shard does not have.
+_OWN_POSITIONS = ("camembert", "data2vec-text", "opt", "roberta", "roberta-prelayernorm", "xlm-roberta", "xmod")
+
+
+def check(model: PreTrainedModel) -> None:
+    """Raise UnsupportedError, with the layer type and the reason, unless the model can run on shards."""
+    name = type(model).__name__
+    for reason in _reasons(model, model.config):
+        raise UnsupportedError(f"{name} cannot run on a sharded sequence: {reason}.")
+
+
+def _reasons(model: PreTrainedModel, config: PretrainedConfig) -> Iterator[str]:
+    name = type(model).__name__
+    if config.is_encoder_decoder:
+        yield "it is an encoder-decoder, whose cross attention joins two sequences (decoder-only models are supported)"
+    text = config.get_text_config()
+    if text is not config:
+        yield (
+            "it has more towers than that of text, and images or sounds are laid into the sequence inside it "
+            "(parallelize the decoder alone, and give it inputs_embeds)"
+        )
+    yield from _layer_reasons(text)
+    if getattr(text, "use_bidirectional_attention", None):
+        yield "use_bidirectional_attention asks for a mask that the attention call does not get to know"
+    if text.model_type in _OWN_POSITIONS:
+        yield f"{text.model_type!r} counts positions from the padding in its batch, of which a shard has only a part"
+    if name.endswith(_HEADS):
+        yield "its head looks for one token or its loss is not that of the next token (use the ...ForCausalLM class)"
+    if not type(model).is_backend_compatible():
+        yield "its attention is its own code, which does not ask transformers' AttentionInterface for a function"
+    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(model.forward).parameters.values()):
+        yield "its forward takes no **kwargs, through which the plan of a batch has to reach the attention layers"
+
+
+def _layer_reasons(config: PretrainedConfig) -> Iterator[str]:
+    found = set(getattr(config, "layer_types", None) or ()) - set(_SUPPORTED)
+    if getattr(config, "attention_chunk_size", None) is not None:
+        found.add("chunked_attention")
+    for kind in sorted(found):
+        reason = _LAYERS.get(kind, "nothing is known here of what it does")
+        yield f"it has layers of type {kind!r}: {reason} (supported are {' and '.join(map(repr, _SUPPORTED))})"
+
+
+def check_call(name: str, arguments: dict[str, Any], config: PretrainedConfig) -> None:
+    """Raise UnsupportedError for arguments of a forward pass that mean something else on a shard than on the whole."""
+    routers = arguments.get("output_router_logits")
+    if getattr(config, "output_router_logits", False) if routers is None else routers:
+        raise UnsupportedError(
+            f"{name} got output_router_logits=True: the loss that balances experts is no mean over tokens, so that the "
+            "shards' losses do not add up to it. Set config.output_router_logits to False."
+        )
+    if arguments.get("output_attentions"):
+        raise UnsupportedError(f"{name} got output_attentions=True: the weights are never formed as a whole.")
+    if arguments.get("past_key_values") is not None or arguments.get("use_cache"):
+        raise UnsupportedError(
+            f"{name} got a {type(arguments.get('past_key_values')).__name__} as its cache, which would hold this rank's "
+            "keys alone: pass past_key_values=ringattn.hf.ShardedCache(group), or use_cache=False."
+        )
+    keep = arguments.get("logits_to_keep", 0)
+    if not isinstance(keep, int) or keep:
+        raise UnsupportedError(
+            f"{name} got logits_to_keep={keep}, which would keep as many of each rank's tokens: take the last logits "
+            "from ringattn.hf.unshard(model, output.logits)."
+        )
+
+
+def outermost(model: nn.Module) -> PreTrainedModel:
+    """The transformers model in a module: itself, or the first within DDP, PEFT or a compiled module.
+
+    Raises TypeError where there is none.
+    """
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            return module
+    raise TypeError(
+        f"ringattn.hf.parallelize takes a transformers model, or a module around one, and got {type(model).__name__}. "
+        "Any other model calls ringattn.attention itself, with ringattn.ContextParallel for its inputs."
+    )

@@ -1,0 +1,259 @@
+"""Bad input gets a message: what was given, what was expected, what to do; and nothing has been communicated."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import ringattn
+from adapters.comms import Mute
+from adapters.sharded import FAMILIES, Family, problem
+from ringattn.attention import attention
+from ringattn.context_parallel import ContextParallel
+from ringattn_comms.communicator import Solo
+
+B, T, H, HK, D = 2, 8, 4, 2, 8
+
+
+def tensor(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.zeros(shape, dtype=dtype)
+
+
+def call(error: type[Exception], message: str, **given: Any) -> None:
+    """One rank of two makes a good call, but for what is given."""
+    cp = given.pop("cp", None) or ContextParallel(Mute(0, 2), **given.pop("parallel", {}))
+    good = {"q": tensor(B, T, H, D), "k": tensor(B, T, HK, D), "v": tensor(B, T, HK, D)}
+    with pytest.raises(error, match=message):
+        attention(**(good | given), cp=cp)
+
+
+def test_a_good_call_communicates() -> None:
+    """Without this the other tests would prove nothing."""
+    call(AssertionError, "rank 0 called send_recv")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"q": tensor(T, H, D)},
+            r"q, k and v must all be \(batch, tokens, heads, head_dim\), or all .*got q \(8, 4, 8\), k",
+        ),
+        ({"q": tensor(B, T, 3, H, D)}, r"or all \(tokens, heads, head_dim\); got q \(2, 8, 3, 4, 8\)"),
+        ({"v": tensor(B, T, 1, D)}, r"k and v must have the same batch, tokens and heads.*got .*v \(2, 8, 1, 8\)"),
+        ({"v": tensor(B, 9, HK, D)}, r"k and v must have the same batch, tokens and heads.*v \(2, 9, 2, 8\)"),
+        ({"q": tensor(3, T, H, D)}, r"q the same batch; got q \(3, 8, 4, 8\)"),
+        ({"q": tensor(B, T, H, 16)}, "q and k must have the same head_dim, got 16 and 8"),
+        (
+            {"q": tensor(B, T, 5, D)},
+            "num_kv_heads must divide num_heads: q has 5 heads and k has 2.*group of query heads",
+        ),
+        ({"k": tensor(B, T, 0, D), "v": tensor(B, T, 0, D)}, "q has 4 heads and k has 0"),
+    ],
+    ids=str,
+)
+def test_shapes(given: dict[str, Tensor], message: str) -> None:
+    call(ValueError, message, **given)
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+def test_dtypes(name: str) -> None:
+    heads = H if name == "q" else HK
+    expected = r"must have one dtype out of float16, bfloat16, float32 and float64; got .*{} {}.* Cast them with .to\("
+    for dtype in (torch.float16, torch.int32, torch.bool, torch.complex64, torch.float8_e4m3fn):
+        x = torch.empty(B, T, heads, D, dtype=dtype)
+        call(TypeError, expected.format(name, dtype), **{name: x})
+    whole = [torch.empty(B, T, heads, D, dtype=torch.int64) for heads in (H, HK, HK)]
+    call(TypeError, expected.format("q", "torch.int64"), **dict(zip("qkv", whole, strict=True)))
+    with torch.autocast("cpu"):
+        call(TypeError, expected.format("q", "torch.int64"), **dict(zip("qkv", whole, strict=True)))
+
+
+def test_devices() -> None:
+    call(
+        ValueError, r"must be on one device; got q cpu, k meta, v cpu. Move", k=torch.empty(B, T, HK, D, device="meta")
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"dropout_p": 1.0}, ValueError, r"dropout_p must be in \[0, 1\), got 1.0: it is the share"),
+        ({"dropout_p": -0.1}, ValueError, r"dropout_p must be in \[0, 1\), got -0.1"),
+        ({"dropout_p": float("nan")}, ValueError, "got nan"),
+        ({"softcap": -1.0}, ValueError, "softcap must be positive, or 0 for none, got -1.0"),
+        ({"softcap": float("nan")}, ValueError, "got nan"),
+        (
+            {"causal": True, "window_size": (4, 2)},
+            ValueError,
+            r"causal=True and window_size=\(4, 2\) contradict.*Say window_size=\(4, 0\), or causal=False",
+        ),
+        ({"window_size": (4,)}, TypeError, r"window_size must be \(left, right\), two whole numbers.*got \(4,\)"),
+        ({"window_size": (4, 0, 0)}, TypeError, r"got \(4, 0, 0\)"),
+        ({"window_size": (1.5, 0)}, TypeError, r"got \(1.5, 0\)"),
+        ({"window_size": 4}, TypeError, "got 4"),
+        ({"window_size": None}, TypeError, "-1 for an open side; got None"),
+        ({"sinks": tensor(HK)}, ValueError, r"one logit for each of the 4 query heads, got \(2,\)"),
+        ({"sinks": tensor(H, 1)}, ValueError, r"got \(4, 1\)"),
+        (
+            {"sinks": torch.zeros(H, dtype=torch.int64)},
+            TypeError,
+            "sinks must be floating point.*got torch.int64 on cpu",
+        ),
+        ({"sinks": torch.zeros(H, device="meta")}, TypeError, "on cpu, as q is; got torch.float32 on meta"),
+        (
+            {"alibi_slopes": tensor(HK)},
+            ValueError,
+            r"\(num_heads,\) = \(4,\) or \(batch, num_heads\) = \(2, 4\), got \(2,\)",
+        ),
+        ({"alibi_slopes": tensor(3, H)}, ValueError, r"\(batch, num_heads\) = \(2, 4\), got \(3, 4\)"),
+        ({"alibi_slopes": torch.zeros(H, dtype=torch.int32)}, TypeError, "alibi_slopes must be floating point"),
+        ({"alibi_slopes": torch.zeros(H, requires_grad=True)}, ValueError, r"get no gradient.*alibi_slopes.detach\(\)"),
+    ],
+    ids=str,
+)
+def test_options(given: dict[str, Any], error: type[Exception], message: str) -> None:
+    call(error, message, **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"cu_seqlens": [1, 16]}, ValueError, r"cu_seqlens must start at 0 .*got \[1, 16\].*\[0, 3, 8\]"),
+        ({"cu_seqlens": [0, 9, 4, 16]}, ValueError, "cu_seqlens must never decrease, but entry 2 is 4 after 9"),
+        (
+            {"cu_seqlens": [0, 8, 14]},
+            ValueError,
+            "q has 8 tokens, but cu_seqlens sum up to 14, of which rank 0 of 2 holds 7.*global.*cp.shard makes them",
+        ),
+        ({"cu_seqlens": [0, 4, 8]}, ValueError, "q has 8 tokens, but cu_seqlens sum up to 8, .* holds 4"),
+        ({"cu_seqlens": torch.zeros(3)}, TypeError, "cu_seqlens must be a one-dimensional tensor of whole numbers"),
+        (
+            {"cu_seqlens": [0, 16], "cu_seqlens_k": [0, 9]},
+            ValueError,
+            r"k has 8 tokens, but cu_seqlens_k \(.*\) sum up to 9",
+        ),
+        ({"cu_seqlens": [0, 16], "cu_seqlens_k": [0, 9, 8]}, ValueError, "cu_seqlens_k must never decrease"),
+        (
+            {"cu_seqlens": [0, 16], "cu_seqlens_k": [0, 8, 16]},
+            ValueError,
+            "cu_seqlens are the borders of 1 sequences and cu_seqlens_k of 2",
+        ),
+        ({"cu_seqlens_k": [0, 16]}, ValueError, "cu_seqlens_k was given without cu_seqlens: say"),
+        (
+            {"cu_seqlens": [0, 16], "k": tensor(B, 6, HK, D), "v": tensor(B, 6, HK, D)},
+            ValueError,
+            "k has 6 tokens, but cu_seqlens_k .*cu_seqlens, if there are none.* sum up to 16",
+        ),
+    ],
+    ids=str,
+)
+def test_lengths(given: dict[str, Any], error: type[Exception], message: str) -> None:
+    call(error, message, **given)
+
+
+def test_layouts_and_routes() -> None:
+    """Names that do not exist, with the nearest one."""
+    for given, message in (
+        ({"layout": "zigzig"}, "There is no layout 'zigzig'; there are 'contiguous', .* Did you mean 'zigzag'"),
+        ({"layout": "stripe"}, "Did you mean 'striped'"),
+        ({"route": "rings"}, "There is no route 'rings'; there are 'ring', .* Did you mean 'ring'"),
+        ({"route": "wave"}, "Did you mean 'waves'"),
+        ({"route": "waves(0)"}, r"waves\(count\) takes a count of 1 or more, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ContextParallel(Solo(), **given)
+    for name in ("layout", "route"):
+        with pytest.raises(TypeError, match=f"{name} must be a name or a function, got 3"):
+            ContextParallel(Solo(), **{name: 3})
+    call(ValueError, r"double_ring\(3\) needs a cp_size that 3 divides, got 2", parallel={"route": "double_ring(3)"})
+
+
+def test_kernels() -> None:
+    call(ValueError, "There is no kernel 'referense'.*Did you mean 'reference'", parallel={"kernel": "referense"})
+
+
+def test_head_groups() -> None:
+    """They divide the kv heads, for every message has the same size."""
+    with pytest.raises(ValueError, match="head_groups must be 1 or more, got 0"):
+        ContextParallel(Solo(), head_groups=0)
+    for groups in (3, 4):
+        message = f"head_groups must divide num_kv_heads, got {groups} groups of 2 kv heads"
+        call(ValueError, message, parallel={"head_groups": groups})
+
+
+def test_cp() -> None:
+    """A group alone is not what `attention` takes."""
+    call(TypeError, r"cp must be a ContextParallel, got Mute: say ContextParallel\(group\)", cp=Mute(0, 2))
+
+
+def test_no_process_group() -> None:
+    """None is the default group, and there is none here; other groups are in test_processes.py."""
+    message = "There is no default process group: call torch.distributed.init_process_group first"
+    with pytest.raises(ValueError, match=message):
+        ringattn.ring_flash_attn_func(tensor(B, T, H, D), tensor(B, T, HK, D), tensor(B, T, HK, D))
+    with pytest.raises(ValueError, match=message):
+        ContextParallel().shard(torch.zeros(1, 8))
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+def test_kvpacked_tensors(family: Family) -> None:
+    rows, front = ("tokens", (T,)) if family.packed else ("batch, tokens", (B, T))
+    between = family.between(Mute(0, 2), [0, 4, 16], False, 1)
+    function = getattr(ringattn, f"{family.prefix}_kvpacked_func")
+    with pytest.raises(AssertionError, match="rank 0 called"):
+        function(tensor(*front, H, D), tensor(*front, 2, HK, D), *between, group=Mute(0, 2))
+    for shape in ((*front, 3, HK, D), (*front, HK * D), (2, *front, HK, D, 1, 1)):
+        message = f"kv must be ({rows}, 2, heads, head_dim), got {shape}."
+        with pytest.raises(ValueError, match=re.escape(message)):
+            function(tensor(*front, H, D), tensor(*shape), *between, group=Mute(0, 2))
+
+
+def test_qkvpacked_tensors() -> None:
+    with pytest.raises(ValueError, match=r"qkv must be \(batch, tokens, 3, heads, head_dim\), got \(2, 8, 2, 4, 8\)"):
+        ringattn.ring_flash_attn_qkvpacked_func(tensor(B, T, 2, H, D), group=Mute(0, 2))
+    with pytest.raises(ValueError, match=r"qkv must be \(tokens, 3, heads, head_dim\), got \(8, 4, 8\)"):
+        ringattn.stripe_flash_attn_varlen_qkvpacked_func(tensor(T, H, D), torch.tensor([0, T]), T, group=Mute(0, 2))
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family.packed], ids=str)
+def test_packed_functions(family: Family) -> None:
+    """Tensors and lengths of functions for packed sequences, before these are made global."""
+    function, comm = getattr(ringattn, f"{family.prefix}_func"), Mute(0, 2)
+    between = family.between(comm, [0, 4, 16], False, 1)
+    good = tensor(T, H, D), tensor(T, HK, D), tensor(T, HK, D)
+    with pytest.raises(AssertionError, match="rank 0 called"):
+        function(*good, *between, group=comm)
+    for bad, message in (
+        ((tensor(H, D), *good[1:]), r"got q \(4, 8\)"),
+        ((good[0], tensor(T, 3, D), tensor(T, 3, D)), "num_kv_heads must divide num_heads"),
+        ((good[0], good[1], tensor(7, HK, D)), "k and v must have the same"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            function(*bad, *between, group=comm)
+    shorter = [x[:7] for x in good]
+    expected = (
+        "do not describe" if family.layout == "stream" else "cu_seqlens end at 8, but q has 7 tokens and k 7.*2 ranks"
+    )
+    with pytest.raises(ValueError, match=expected):
+        function(*shorter, *between, group=comm)
+    with pytest.raises(ValueError, match=r"k has 7 tokens|and k 7"):
+        function(good[0], *shorter[1:], *between, group=comm)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+def test_families_check_as_attention_does(family: Family) -> None:
+    whole, cu_seqlens = problem(family, 2)
+    own = [x[..., : x.shape[-3] // 2, :, :] for x in whole[:3]]
+    between, function = family.between(Mute(0, 2), cu_seqlens, False, 1), getattr(ringattn, f"{family.prefix}_func")
+    for given, message in (
+        ({"dropout_p": 1.5}, r"dropout_p must be in \[0, 1\), got 1.5"),
+        ({"causal": True, "window_size": (1, 1)}, "contradict each other"),
+        ({"alibi_slopes": torch.zeros(7)}, "alibi_slopes must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            function(*own, *between, group=Mute(0, 2), **given)

@@ -1,0 +1,115 @@
+"""The claim of the project, on cases that hypothesis makes up: sharded attention is dense attention, to 1e-10.
+
+150 cases by default, always the same ones; RINGATTN_FUZZ=20000 in the environment draws that many new ones.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from itertools import accumulate
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from problem import Part, Problem, assert_exact
+from ringattn_comms.backends.threads import Threads, ThreadWindows, run
+from ringattn_comms.connect import connect
+from ringattn_comms.pull import Pull
+from ringattn_core.kernels import reference
+
+FUZZ = int(os.environ.get("RINGATTN_FUZZ", "0"))
+
+
+@dataclass(frozen=True)
+class Case:
+    problem: Problem
+    layout: str
+    route: str
+    cp_size: int
+    pull: bool
+    per_sequence: bool
+    batch: int
+    head_groups: int
+    scores: int  # how many the reference kernel holds at once
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    cp_size = draw(st.integers(1, 5))
+    routes = ["ring", "waves(2)", "waves(3)", "gather", *(["double_ring(2)"] if cp_size % 2 == 0 else [])]
+    # Short and empty sequences, fewer tokens than ranks, and now and then more tokens than any window.
+    count = draw(st.integers(1, 4))
+    lengths = st.lists(st.one_of(st.integers(0, 7), st.integers(8, 40)), min_size=count, max_size=count)
+    lengths_q = draw(lengths.filter(any))
+    lengths_k = draw(st.one_of(st.just(lengths_q), lengths.filter(any)))
+    batch = draw(st.sampled_from([1, 1, 1, 2]))
+    num_heads, num_kv_heads = draw(st.sampled_from([(4, 4), (4, 2), (3, 1), (6, 3)]))
+    side = st.integers(0, 12)
+    problem = Problem(
+        (0, *accumulate(lengths_q * batch)),
+        (0, *accumulate(lengths_k * batch)),
+        window=draw(
+            st.one_of(
+                st.sampled_from([(-1, -1), (-1, 0)]),
+                st.tuples(st.integers(0, 30), st.just(0)),
+                st.tuples(side, side),
+                st.tuples(side, st.just(-1)),
+                st.tuples(st.just(-1), side),
+            )
+        ),
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim_v=draw(st.sampled_from([4, 6])),
+        softcap=draw(st.sampled_from([0.0, 0.0, 2.0])),
+        sinks=draw(st.booleans()),
+        alibi=draw(st.sampled_from(["", "", "head", "token"])),
+        dropout_p=draw(st.sampled_from([0.0, 0.0, 0.3])),
+        seed=draw(st.integers(0, 2**32)),
+    )
+    return Case(
+        problem,
+        draw(st.sampled_from(["contiguous", "zigzag", "striped"])),
+        draw(st.sampled_from(routes)),
+        cp_size,
+        pull=cp_size > 1 and draw(st.booleans()),
+        per_sequence=draw(st.booleans()),
+        batch=batch,
+        head_groups=draw(st.integers(1, num_kv_heads)),
+        scores=draw(st.sampled_from([reference.SCORES, 64])),
+    )
+
+
+@settings(
+    max_examples=FUZZ or 150,
+    derandomize=not FUZZ,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+@given(case=cases())
+def test_sharded_attention_is_dense_attention(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "SCORES", case.scores)
+    problem = case.problem
+
+    def main(comm: Threads) -> Part:
+        windows = ThreadWindows(comm)
+        return problem.solve_on(
+            comm,
+            case.layout,
+            case.route,
+            per_sequence=case.per_sequence,
+            batch=case.batch,
+            head_groups=case.head_groups,
+            link=(lambda comm, _: Pull(comm.rank, windows)) if case.pull else connect,
+        )
+
+    parts = run(case.cp_size, main, timeout=10)
+    assert_exact(parts, problem.solve())
+
+
+def test_keys_that_no_rank_needs_are_not_waited_for() -> None:
+    """Two documents on two nodes: the hop between the nodes is dead, and the rest looks like a ring to some ranks."""
+    problem = Problem((0, 8, 16), window=(-1, 0))
+    parts = run(4, lambda comm: problem.solve_on(comm, "contiguous", "double_ring(2)", per_sequence=False), timeout=5)
+    assert_exact(parts, problem.solve())

@@ -1,0 +1,115 @@
+"""Sharded attention on real processes: the default group, subgroups, device meshes, and 16 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+import processes
+from problem import Part, Problem, assert_exact, assert_fair
+from ringattn_comms.connect import communicator
+
+PACKED = (0, 11, 11, 13, 40)
+CAUSAL = Problem(PACKED, window=(-1, 0))
+PROBLEMS = {
+    "causal, with all options": Problem(
+        PACKED, window=(-1, 0), softcap=3.0, sinks=True, alibi="head", dropout_p=0.2, head_dim_v=6
+    ),
+    "a window": Problem(PACKED, window=(5, 2), num_heads=6, num_kv_heads=3),
+    "cross attention": Problem((0, 6, 20), (0, 17, 23)),
+    "more ranks than tokens": Problem((0, 1, 2), window=(-1, 0)),
+    "no tokens at all": Problem((0, 0)),
+}
+WAYS = [("contiguous", "ring"), ("zigzag", "waves"), ("striped", "gather"), ("zigzag", "ring")]
+NARROW = [
+    Problem((0, 40, 96), window=(-1, 0), head_dim=32, head_dim_v=32, sinks=True, lse_gradient=False, dtype=dtype)
+    for dtype in (torch.bfloat16, torch.float16)
+]
+
+
+def solve(problems: Sequence[Problem]) -> list[list[Part]]:
+    """Every problem in every way on the default group."""
+    comm = communicator(None)
+    return [
+        [problem.solve_on(comm, *way, head_groups=1 + index % 2) for index, way in enumerate(WAYS)]
+        for problem in problems
+    ]
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_the_default_group(size: int) -> None:
+    problems = [*PROBLEMS.values(), *NARROW]
+    ranks = processes.run(size, solve, problems)
+    for index, problem in enumerate(problems):
+        for way in range(len(WAYS)):
+            parts = [rank[index][way] for rank in ranks]
+            if problem.dtype == torch.float64:
+                assert_exact(parts, problem.solve())
+            else:
+                assert_fair(problem, parts)
+
+
+def solve_in_groups() -> dict[str, Part]:
+    """On ranks 0 and 2 and on ranks 1 and 3, at the same time; on the rows and the columns of a mesh; on a mesh."""
+    rank = dist.get_rank()
+    halves = [dist.new_group([0, 2]), dist.new_group([1, 3])]
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "cp"))
+    groups = {
+        "half": halves[rank % 2],
+        "cp": mesh["cp"],
+        "dp": mesh["dp"],
+        "flat": init_device_mesh("cpu", (4,)),
+        "reversed": dist.new_group([3, 1, 0]) if rank != 2 else dist.new_group([3, 1, 0]) and None,
+    }
+    return {
+        name: CAUSAL.solve_on(communicator(group), "zigzag", route)
+        for name, group in groups.items()
+        if name != "reversed" or rank != 2
+        for route in ("ring", "gather")
+    }
+
+
+def test_subgroups_and_meshes() -> None:
+    ranks, truth = processes.run(4, solve_in_groups), CAUSAL.solve()
+    for name, members in (
+        ("half", [(0, 2), (1, 3)]),
+        ("cp", [(0, 1), (2, 3)]),
+        ("dp", [(0, 2), (1, 3)]),
+        ("flat", [(0, 1, 2, 3)]),
+        ("reversed", [(0, 1, 3)]),
+    ):
+        for group in members:
+            assert_exact([ranks[rank][name] for rank in group], truth)
+
+
+def refuse() -> list[str]:
+    """What is said about groups that do not do."""
+    pair, said = dist.new_group([0, 1]), []
+    for group in (pair, init_device_mesh("cpu", (3, 1), mesh_dim_names=("dp", "cp"))):
+        try:
+            communicator(group)
+        except ValueError as error:
+            said.append(str(error))
+    return said
+
+
+def test_groups_that_do_not_do() -> None:
+    ranks = processes.run(3, refuse)
+    for rank, said in enumerate(ranks):
+        about_mesh = said[-1]
+        assert "A device mesh of 2 dimensions ('dp', 'cp') was given where one dimension is needed" in about_mesh
+        assert 'mesh["cp"]' in about_mesh
+        assert len(said) == (2 if rank == 2 else 1)
+    assert "This process (global rank 2) is not in the group that was given" in ranks[2][0]
+
+
+def test_no_default_group() -> None:
+    assert not dist.is_initialized()
+    with pytest.raises(
+        ValueError, match=r"no default process group: call torch\.distributed\.init_process_group first"
+    ):
+        communicator(None)

@@ -1,0 +1,289 @@
+"""The transports: what they bring, what they carry home, and that all ranks call for it in the same order."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from itertools import accumulate, product
+
+import pytest
+import torch
+from torch import Tensor
+
+from problem import Problem, assert_exact
+from ringattn_comms.backends.threads import Threads, ThreadWindows, run
+from ringattn_comms.communicator import Communicator, Work
+from ringattn_comms.connect import connect
+from ringattn_comms.pull import Pull
+from ringattn_comms.ring import Ring
+from ringattn_comms.waves import Waves
+from ringattn_comms.window import Window
+from ringattn_core.layout import LAYOUTS, layout_named
+from ringattn_core.planner import plan
+from ringattn_core.route import route_named
+from ringattn_core.schedule import Schedule
+from ringattn_core.transport import KV, Alone, Transport, kv_heads
+
+BORDERS = (0, 7, 7, 9, 31)
+ROUTES = ("ring", "waves(2)", "waves(3)", "gather", "double_ring(2)")
+# Nodes of two need an even number of ranks.
+CASES = [(size, route) for size in (2, 3, 4, 5) for route in ROUTES if size % 2 == 0 or not route.startswith("double")]
+HEADS, DIM, DIM_V = 3, 2, 4
+
+
+def schedules(size: int, route: str, layout: str = "zigzag", head_groups: int = 1, window: int = -1) -> list[Schedule]:
+    return [
+        plan(
+            layout_named(layout),
+            route_named(route),
+            BORDERS,
+            BORDERS,
+            rank,
+            size,
+            window=(window, 0),
+            head_groups=head_groups,
+        )
+        for rank in range(size)
+    ]
+
+
+def stored(schedule: Schedule, rank: int) -> KV:
+    """A rank's keys and values: of every token its position, head and dimension."""
+    positions = torch.tensor(schedule.keys.positions(rank), dtype=torch.float64)
+    head = torch.arange(HEADS)[None, :, None] / 10
+    return KV(*(positions[:, None, None] + head + torch.arange(dim) / 100 for dim in (DIM, DIM_V)))
+
+
+def walk(transport: Transport, schedule: Schedule, *, backward: bool) -> tuple[list[KV], KV | None]:
+    """What a transport brings for every step, as the executor asks for it; every key's gradient is 1 + its hop."""
+    seen = []
+    for step, kv in transport.stream(schedule, stored(schedule, schedule.cp_rank)):
+        seen.append(KV(kv.k.clone(), kv.v.clone()))
+        if backward:
+            needed = torch.zeros(len(kv.k), 1, 1, dtype=torch.float64)
+            for piece in step.pieces:
+                needed[piece.columns.start : piece.columns.stop] = 1 + step.hop
+            transport.give(step, KV(needed.expand_as(kv.k).clone(), 2 * needed.expand_as(kv.v)))
+    return seen, transport.collect() if backward else None
+
+
+def transports(comm: Threads, schedule: Schedule) -> list[Transport]:
+    """All that can walk a schedule."""
+    return [Waves(comm), Pull(comm.rank, ThreadWindows(comm)), *([Ring(comm)] if schedule.shifts else [])]
+
+
+@pytest.mark.parametrize(("size", "route"), CASES)
+def test_every_step_has_its_keys(size: int, route: str) -> None:
+    for layout, head_groups, window in product(LAYOUTS, (1, 2), (-1, 5)):
+        plans = schedules(size, route, layout, head_groups, window)
+
+        def main(comm: Threads, plans: list[Schedule] = plans) -> None:
+            schedule = plans[comm.rank]
+            for transport in transports(comm, schedule):
+                seen, _ = walk(transport, schedule, backward=False)
+                for step, kv in zip(schedule.steps, seen, strict=True):
+                    assert len(kv.k) == len(kv.v) <= schedule.buffer_length(step)
+                    for piece in step.pieces:
+                        owned = stored(schedule, piece.source)
+                        expected = owned.heads(kv_heads(schedule, step, owned))
+                        for mine, other in zip(kv, expected, strict=True):
+                            rows, columns = piece.rows, piece.columns
+                            assert torch.equal(mine[columns.start : columns.stop], other[rows.start : rows.stop])
+
+        run(size, main, timeout=10)
+
+
+@pytest.mark.parametrize(("size", "route"), CASES)
+def test_gradients_come_home(size: int, route: str) -> None:
+    """A key's gradient is the sum over all ranks and steps that used it."""
+    for layout, head_groups in product(LAYOUTS, (1, 2)):
+        plans = schedules(size, route, layout, head_groups)
+        expected = [torch.zeros(plan.key_length) for plan in plans]
+        for schedule in plans:
+            for step in (step for step in schedule.steps if step.head_group == 0):
+                for piece in step.pieces:
+                    expected[piece.source][piece.rows.start : piece.rows.stop] += 1 + step.hop
+
+        def main(comm: Threads, plans: list[Schedule] = plans) -> list[KV]:
+            found = [walk(way, plans[comm.rank], backward=True)[1] for way in transports(comm, plans[comm.rank])]
+            return [grads for grads in found if grads]
+
+        for want, (schedule, found) in zip(expected, zip(plans, run(size, main, timeout=10), strict=True), strict=True):
+            for dk, dv in found:
+                assert dk.shape == (schedule.key_length, HEADS, DIM)
+                assert dv.shape == (schedule.key_length, HEADS, DIM_V)
+                assert (dk == want[:, None, None]).all()
+                assert (dv == 2 * want[:, None, None]).all()
+
+
+def test_a_transport_may_be_used_again() -> None:
+    plans = schedules(3, "ring", head_groups=2)
+
+    def main(comm: Threads) -> None:
+        for transport in transports(comm, plans[comm.rank]):
+            first, second = (walk(transport, plans[comm.rank], backward=True)[1] for _ in range(2))
+            assert first is not None and second is not None
+            assert torch.equal(first.k, second.k)
+            assert torch.equal(first.v, second.v)
+
+    run(3, main, timeout=10)
+
+
+class Late(ThreadWindows):
+    """Windows on which ranks of odd number come late from every barrier."""
+
+    def allocate(self, size: int) -> Window:
+        window = super().allocate(size)
+        barrier, late = window.barrier, self._comm.rank % 2
+
+        def slow() -> None:
+            barrier()
+            time.sleep(0.02 * late)
+
+        window.barrier = slow  # type: ignore[method-assign]
+        return window
+
+
+@pytest.mark.parametrize("head_groups", [[2], [1, 3, 2, 3]], ids=["groups of 1 and 2 heads", "groups of many sizes"])
+def test_keys_in_a_window_stay_until_all_have_read_them(head_groups: list[int]) -> None:
+    """Passes of other shapes lay their keys out elsewhere, across what a slow rank may still be reading."""
+    plans = [schedules(4, "gather", head_groups=count) for count in head_groups]
+
+    def main(comm: Threads) -> None:
+        windows = Late(comm)
+        windows.at_least(1 << 16)
+        for schedule in [ranks[comm.rank] for ranks in plans]:
+            (seen, _), (expected, _) = (
+                walk(way, schedule, backward=False) for way in (Pull(comm.rank, windows), Waves(comm))
+            )
+            for mine, other in zip(seen, expected, strict=True):
+                assert torch.equal(mine.k, other.k)
+                assert torch.equal(mine.v, other.v)
+
+    run(4, main, timeout=10)
+
+
+class Recorded(Communicator):
+    """Another communicator, and a record of what was asked of it."""
+
+    def __init__(self, inner: Communicator) -> None:
+        self.inner, self.rank, self.size = inner, inner.rank, inner.size
+        self.calls: list[tuple[str, torch.Size, torch.dtype]] = []
+        self.peers: list[tuple[list[int], list[int]]] = []
+
+    def send_recv(self, sends: Sequence[tuple[int, Tensor]], sources: Sequence[int], like: Tensor) -> Work:
+        assert all(x.shape == like.shape and x.dtype == like.dtype for _, x in sends)
+        assert self.rank not in [*sources, *(rank for rank, _ in sends)]
+        return self._call("send_recv", like, [rank for rank, _ in sends], list(sources)) or self.inner.send_recv(
+            sends, sources, like
+        )
+
+    def all_gather(self, x: Tensor) -> Work:
+        return self._call("all_gather", x) or self.inner.all_gather(x)
+
+    def reduce_scatter(self, x: Tensor) -> Work:
+        return self._call("reduce_scatter", x) or self.inner.reduce_scatter(x)
+
+    def all_to_all(self, x: Tensor) -> Work:
+        return self._call("all_to_all", x) or self.inner.all_to_all(x)
+
+    def _call(self, name: str, x: Tensor, destinations: Sequence[int] = (), sources: Sequence[int] = ()) -> None:
+        self.calls.append((name, x.shape, x.dtype))
+        self.peers.append((sorted(destinations), sorted(sources)))
+
+
+def test_all_ranks_make_the_same_calls_in_the_same_order() -> None:
+    """Over random problems: the same calls, shapes and dtypes on all ranks, and a receiver for every message."""
+    rng, seen = random.Random(0), set()
+    for _ in range(80):
+        lengths = [rng.randint(0, 20) for _ in range(rng.randint(1, 4))]
+        problem = Problem(
+            (0, *accumulate(lengths)),
+            window=rng.choice([(-1, 0), (-1, -1), (rng.randint(0, 9), 0)]),
+            dtype=rng.choice([torch.float64, torch.bfloat16]),
+            lse_gradient=False,
+        )
+        size = rng.choice([2, 3, 4, 6])
+        route = rng.choice([route for route in ROUTES if size % 2 == 0 or not route.startswith("double")])
+        layout, head_groups, per_sequence = rng.choice([*LAYOUTS]), rng.choice([1, 2]), rng.random() < 0.5
+
+        def main(comm: Communicator) -> Recorded:
+            recorded = Recorded(comm)
+            problem.solve_on(recorded, layout, route, per_sequence=per_sequence, head_groups=head_groups)  # noqa: B023
+            return recorded
+
+        ranks = run(size, main, timeout=10)
+        for one in ranks[1:]:
+            assert one.calls == ranks[0].calls
+        for number in range(len(ranks[0].calls)):
+            sent = {(a, b) for a, one in enumerate(ranks) for b in one.peers[number][0]}
+            asked = {(a, b) for b, one in enumerate(ranks) for a in one.peers[number][1]}
+            assert sent == asked
+        seen.update(name for name, _, _ in ranks[0].calls)
+    assert seen > {"send_recv", "all_gather"}
+
+
+class Mute(Communicator):
+    """A group of one rank that must not be asked for anything."""
+
+    rank, size = 0, 1
+
+    def send_recv(self, *_: object) -> Work:
+        raise AssertionError("one rank has nobody to talk to")
+
+    all_gather = reduce_scatter = all_to_all = shift = send_recv
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("route", ["ring", "waves(2)", "gather", "double_ring(1)"])
+def test_one_rank_communicates_nothing(layout: str, route: str) -> None:
+    problem = Problem(BORDERS, window=(-1, 0), sinks=True, dropout_p=0.2)
+    assert_exact([problem.solve_on(Mute(), layout, route, head_groups=2)], problem.solve())
+
+
+def test_connect_picks() -> None:
+    def kind(comm: Communicator, route: str) -> type[Transport]:
+        return type(connect(comm, schedules(comm.size, route)[comm.rank]))
+
+    for size, route, expected in (
+        (1, "ring", Alone),
+        (1, "gather", Alone),
+        (3, "ring", Ring),
+        (3, "waves(2)", Waves),
+        (3, "gather", Waves),
+        (4, "double_ring(2)", Waves),
+        (2, "waves(2)", Ring),
+        (4, "double_ring(1)", Ring),
+        (3, "waves(3)", Ring),
+    ):
+        assert run(size, lambda comm, route=route: kind(comm, route)) == [expected] * size
+
+
+def test_connect_picks_alike_on_all_ranks() -> None:
+    """With the hop between the nodes dead, the rest of a double ring is a ring's to every second rank."""
+    plans = [
+        plan(
+            layout_named("contiguous"),
+            route_named("double_ring(2)"),
+            *2 * [(0, 8, 16)],
+            rank,
+            4,
+            window=(-1, 0),
+            per_sequence=False,
+        )
+        for rank in range(4)
+    ]
+    assert [len(schedule.steps) for schedule in plans] == [2] * 4
+    assert run(4, lambda comm: type(connect(comm, plans[comm.rank]))) == [Waves] * 4
+
+
+def test_keys_and_gradients_may_have_communicators_of_their_own() -> None:
+    def main(comm: Communicator, way: type[Ring | Waves], plans: list[Schedule]) -> tuple[int, int]:
+        keys, gradients = Recorded(comm), Recorded(comm)
+        walk(way(keys, gradients), plans[comm.rank], backward=True)
+        return len(keys.calls), len(gradients.calls)
+
+    for route, way, expected in (("ring", Ring, (2, 3)), ("gather", Waves, (1, 1))):
+        plans = schedules(3, route)
+        assert run(3, lambda comm, way=way, plans=plans: main(comm, way, plans)) == [expected] * 3

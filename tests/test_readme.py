@@ -1,0 +1,70 @@
+"""What the README shows: its picture, its programs and its tree."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from ringattn_core import draw
+from ringattn_core.layout import zigzag
+from ringattn_core.planner import plan
+from ringattn_core.route import ring
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+NATIVE, DROP_IN, HUGGING_FACE = re.findall(r"(?ms)^```python\n(.*?)^```", README)
+
+CHECK = """
+dense = torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), is_causal=True)
+torch.testing.assert_close(cp.unshard(out, dim=1), dense.transpose(1, 2))
+"""
+
+MODEL = """
+import torch
+import torch.distributed as dist
+from transformers import LlamaConfig, LlamaForCausalLM
+
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+sizes = dict(vocab_size=99, hidden_size=32, intermediate_size=64, num_hidden_layers=2)
+model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2))
+ids = torch.randint(99, (1, 37))
+alone = model(input_ids=ids, labels=ids).loss
+"""
+
+
+def torchrun(program: str, folder: Path) -> None:
+    """Run a program on two processes of this machine."""
+    script = folder / "program.py"
+    script.write_text(program + "\ndist.destroy_process_group()\n", encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_picture_is_what_the_library_draws() -> None:
+    schedules = [plan(zigzag, ring, (0, 16), (0, 16), rank, 4, window=(-1, 0)) for rank in range(4)]
+    assert f"```text\n{draw.mask(schedules)}\n```" in README
+
+
+def test_the_functions_compute_dense_attention(tmp_path: Path) -> None:
+    torchrun(NATIVE + CHECK + DROP_IN + CHECK, tmp_path)
+
+
+@pytest.mark.skipif(find_spec("transformers") is None, reason="transformers is not installed")
+def test_a_parallelized_model_has_the_same_loss(tmp_path: Path) -> None:
+    torchrun(MODEL + HUGGING_FACE + "torch.testing.assert_close(loss, alone)\n", tmp_path)
+
+
+def test_what_the_readme_names_exists() -> None:
+    (tree,) = re.findall(r"(?ms)^## What is where\n\n```text\n(.*?)^```", README)
+    named = [line.split()[0] for line in tree.splitlines()]
+    named += re.findall(r"`(tests/[\w/.]+)`", README) + re.findall(r"\]\((?!http)([^)]+)\)", README)
+    assert named and not [name for name in named if not (ROOT / name).exists()]
