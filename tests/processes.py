@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "ringattn_comms.connect", "ringattn_core.execute"])
+_CONTEXT.set_forkserver_preload(["torch", "ringattn"])
 
 
 def run(size: int, function: Callable[..., Any], *arguments: Any, timeout: float = 60.0) -> list[Any]:
@@ -98,6 +98,7 @@ def _main(
         result = False, traceback.format_exc()
     sender.send_bytes(pickle.dumps(result))
     if result[0]:
+        dist.barrier()  # A rank that ended sooner would cut connections that others are still making.
         dist.destroy_process_group()
 
 

@@ -155,8 +155,8 @@ class _Call:
     kernel: Kernel
     options: Options
 
-    def transport(self) -> Transport:
-        return connect(self.cp.communicator, self.schedule)
+    def transport(self, device: torch.device) -> Transport:
+        return connect(self.cp.communicator, self.schedule, device)
 
 
 class _Attention(torch.autograd.Function):
@@ -165,7 +165,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, call: _Call) -> tuple[Tensor, Tensor]:
         with _no_autocast(q.device):
-            result = attend(call.schedule, call.transport(), call.kernel, q, KV(k, v), call.options, sinks)
+            result = attend(call.schedule, call.transport(q.device), call.kernel, q, KV(k, v), call.options, sinks)
         ctx.save_for_backward(q, k, v, sinks, result.out, result.lse, *result.rng_states)
         ctx.set_materialize_grads(False)
         ctx.call = call
@@ -201,7 +201,7 @@ class _Backward(torch.autograd.Function):
         result = Result(out, lse, list(rng_states))
         with _no_autocast(q.device):
             grads = attend_backward(
-                call.schedule, call.transport(), kernel, dout, q, KV(k, v), result, call.options, sinks, dlse
+                call.schedule, call.transport(q.device), kernel, dout, q, KV(k, v), result, call.options, sinks, dlse
             )
         return grads.dq.to(q.dtype), grads.dk.to(k.dtype), grads.dv.to(v.dtype), grads.dsinks
 

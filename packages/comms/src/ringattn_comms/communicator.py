@@ -11,7 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
+
+from ringattn_comms.window import Windows
 
 
 class Work(Protocol):
@@ -47,6 +50,10 @@ class Communicator(ABC):
     @abstractmethod
     def all_to_all(self, x: Tensor) -> Work:
         """x[i] goes to rank i; what arrives has x's shape, in rank order."""
+
+    def windows(self, device: torch.device) -> Windows | None:
+        """Memory that the ranks' devices can address of each other, where there is any."""
+        return None
 
     def shift(self, x: Tensor, by: int) -> Work:
         """x goes `by` ranks on; what arrives has its shape, from the rank as far behind."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from ringattn_comms.backends.torch_dist import TorchDist
 from ringattn_comms.communicator import Communicator
+from ringattn_comms.pull import Pull
 from ringattn_comms.ring import Ring
 from ringattn_comms.waves import Waves
 from ringattn_core.schedule import Schedule
@@ -44,8 +46,15 @@ def communicator(group: Group) -> Communicator:
     return TorchDist(group)
 
 
-def connect(comm: Communicator, schedule: Schedule) -> Transport:
-    """The transport for a schedule: neighbour to neighbour if every hop is a ring's, else straight from the owners."""
+def connect(comm: Communicator, schedule: Schedule, device: torch.device | None = None) -> Transport:
+    """The transport for a schedule and tensors on a device (None: a CPU).
+
+    One-sided where the ranks' devices can address each other's memory; else from neighbour to neighbour if every hop is
+    a ring's, and straight from the owners if not.
+    """
     if comm.size == 1:
         return Alone()
+    windows = comm.windows(device) if device else None
+    if windows:
+        return Pull(comm.rank, windows)
     return Ring(comm) if schedule.shifts else Waves(comm)

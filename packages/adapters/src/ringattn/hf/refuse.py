@@ -93,8 +93,8 @@ def check_call(name: str, arguments: dict[str, Any], config: PretrainedConfig) -
         raise UnsupportedError(f"{name} got output_attentions=True: the weights are never formed as a whole.")
     if arguments.get("past_key_values") is not None or arguments.get("use_cache"):
         raise UnsupportedError(
-            f"{name} got a {type(arguments.get('past_key_values')).__name__} as its cache, which would hold this rank's "
-            "keys alone: pass past_key_values=ringattn.hf.ShardedCache(group), or use_cache=False."
+            f"{name} got a {type(arguments.get('past_key_values')).__name__} as its cache, which would hold this "
+            "rank's keys alone: pass past_key_values=ringattn.hf.ShardedCache(group), or use_cache=False."
         )
     keep = arguments.get("logits_to_keep", 0)
     if not isinstance(keep, int) or keep:

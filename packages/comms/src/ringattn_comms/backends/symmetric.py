@@ -26,13 +26,17 @@ class SymmetricWindows(Windows):
         import torch.distributed._symmetric_memory as symmetric
 
         own = symmetric.empty(size, dtype=torch.uint8, device=self._device)
-        return _SymmetricWindow(own, symmetric.rendezvous(own, group=self._group or dist.group.WORLD))
+        group = self._group or dist.group.WORLD
+        assert group is not None, "a window was asked for, so there is a group"
+        return _SymmetricWindow(own, symmetric.rendezvous(own, group=group))
 
 
 class _SymmetricWindow(Window):
     def __init__(self, own: Tensor, handle: Any) -> None:
         self._handle = handle
-        self._memories = [handle.get_buffer(rank, own.shape, own.dtype) for rank in range(handle.world_size)]
+        self._memories: list[Tensor] = [
+            handle.get_buffer(rank, own.shape, own.dtype) for rank in range(handle.world_size)
+        ]
         self._own = own  # The memory lives as long as this tensor does.
 
     def memory(self, rank: int) -> Tensor:
