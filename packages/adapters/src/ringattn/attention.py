@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ringattn import checks
+from ringattn import compiled
+from ringattn.call import Call, Request, autocasts, batched, flattened, lowered
 from ringattn.context_parallel import ContextParallel
-from ringattn.lengths import Borders, Lengths, read, repeated
+from ringattn.lengths import Lengths
 from ringattn.untraced import untraced
 from ringattn_comms.communicator import Solo
-from ringattn_comms.connect import connect
-from ringattn_core.execute import Result, attend, attend_backward
-from ringattn_core.kernel import Kernel, Options
-from ringattn_core.kernels.choose import choose
-from ringattn_core.kernels.reference import Reference
-from ringattn_core.planner import plan
-from ringattn_core.schedule import Schedule
-from ringattn_core.transport import KV, Transport
+from ringattn_core.execute import Result
+from ringattn_core.transport import KV
 
 _SOLO = ContextParallel(Solo())
 
 
-@untraced
 def attention(
     q: Tensor,
     k: Tensor,
@@ -67,105 +59,48 @@ def attention(
     (float64 for float64). A query that sees no key has out 0 and lse -inf. Raises ValueError or TypeError for what does
     not fit, before anything is communicated. Ring attention: Liu et al. 2023, arXiv:2310.01889.
     """
-    cp = _SOLO if cp is None else cp
-    checks.shapes(q, k, v)
-    if _autocasts(q.device):
-        q, k, v = (_lowered(x) for x in (q, k, v))
-    checks.dtypes(q, k, v)
-    checks.options(q, sinks, alibi_slopes, dropout_p, softcap)
-    checks.parallel(cp, k)
-    window = checks.window(causal, window_size)
+    if autocasts(q.device):
+        q, k, v = (lowered(x) for x in (q, k, v))
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     if scale <= 0:
         # Fast kernels scale after they have masked and taken the maximum, which needs a positive scale.
         q, scale = q * scale, 1.0
-    batch, tokens = q.shape[:2] if q.dim() == 4 else (1, q.shape[0])
-    schedule = _schedule(cp, tokens, k.shape[-3], batch, window, cu_seqlens, cu_seqlens_k)
-    checks.shares(schedule, q, k, batch)
-    if alibi_slopes is not None and alibi_slopes.dim() == 2:
-        alibi_slopes = alibi_slopes.repeat_interleave(tokens, dim=0)
-    seed = int(torch.randint(2**62, ())) if dropout_p > 0 else 0
-    options = Options(scale, softcap, alibi_slopes, dropout_p, seed, deterministic)
-    flat_q, flat_k, flat_v = (x.flatten(0, 1) if x.dim() == 4 else x for x in (q, k, v))
-    # A dropout mask of a kernel's own could not be had again from another one: see `_Backward`.
-    kernel = choose(flat_q, flat_k, flat_v, schedule, options, cp.kernel, lse_gradient=return_lse and dropout_p > 0)
-    call = _Call(schedule, cp, kernel, options)
-    out, lse = _Attention.apply(flat_q, flat_k, flat_v, sinks, call)  # type: ignore[no-untyped-call]
-    out = out.view(*q.shape[:-1], v.shape[-1])
-    if not return_lse:
-        return out
-    return out, lse.unflatten(1, (batch, tokens)).transpose(0, 1) if q.dim() == 4 else lse
-
-
-def _autocasts(device: torch.device) -> bool:
-    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
-
-
-def _lowered(x: Tensor) -> Tensor:
-    """x as autocast passes it to what it runs in low precision."""
-    castable = x.is_floating_point() and x.dtype != torch.float64
-    return x.to(torch.get_autocast_dtype(x.device.type)) if castable else x
-
-
-def _no_autocast(device: torch.device) -> AbstractContextManager[None]:
-    """Kernels choose the precision of their own products; autocast would lower it."""
-    return torch.autocast(device.type, enabled=False) if _autocasts(device) else nullcontext()
-
-
-def _schedule(
-    cp: ContextParallel,
-    tokens_q: int,
-    tokens_k: int,
-    batch: int,
-    window: tuple[int, int],
-    cu_seqlens: Lengths | None,
-    cu_seqlens_k: Lengths | None,
-) -> Schedule:
-    """The plan for rows of so many local tokens, `batch` of them laid end to end."""
-    stated = cp.cu_seqlens if cu_seqlens is None else cu_seqlens
-    if stated is not None:
-        borders_q = read(stated)
-        borders_k = borders_q if cu_seqlens_k is None else read(cu_seqlens_k, "cu_seqlens_k")
-        checks.sequences(borders_q, borders_k)
-    elif cu_seqlens_k is None:
-        borders_q, borders_k = Borders((0, tokens_q * cp.cp_size)), Borders((0, tokens_k * cp.cp_size))
-    else:
-        raise ValueError("cu_seqlens_k was given without cu_seqlens: say the borders of the queries' sequences too.")
-    assert callable(cp.layout) and callable(cp.route), "the names were looked up when cp was made"
-    return plan(
-        cp.layout,
-        cp.route,
-        repeated(borders_q, batch),
-        repeated(borders_k, batch),
-        cp.cp_rank,
-        cp.cp_size,
-        window=window,
-        per_sequence=cp.per_sequence,
-        batch=max(batch, 1),
-        head_groups=cp.head_groups,
+    request = Request(
+        _SOLO if cp is None else cp,
+        causal,
+        window_size,
+        softcap,
+        scale,
+        dropout_p,
+        deterministic,
+        return_lse,
+        cu_seqlens,
+        cu_seqlens_k,
     )
+    # Lengths in a tensor decide what is planned, and are not known when a graph is made: it breaks there.
+    lists = not any(isinstance(borders, Tensor) for borders in (cu_seqlens, cu_seqlens_k))
+    attend = compiled.attend if torch.compiler.is_compiling() and lists else _attend
+    out, lse = attend(request, q, k, v, sinks, alibi_slopes)
+    return (out, lse) if return_lse else out
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """What a forward and a backward pass share beside tensors."""
-
-    schedule: Schedule
-    cp: ContextParallel
-    kernel: Kernel
-    options: Options
-
-    def transport(self, device: torch.device) -> Transport:
-        return connect(self.cp.communicator, self.schedule, device)
+@untraced
+def _attend(
+    request: Request, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, alibi_slopes: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """out and lse, shaped like what was given."""
+    seed = int(torch.randint(2**62, ())) if request.dropout_p > 0 else 0
+    call = request.plan(q, k, v, sinks, alibi_slopes, seed)
+    out, lse = _Attention.apply(*(flattened(x) for x in (q, k, v)), sinks, call)  # type: ignore[no-untyped-call]
+    return out.view(*q.shape[:-1], v.shape[-1]), batched(lse, q)
 
 
 class _Attention(torch.autograd.Function):
     """(q, k, v, sinks) -> (out, lse), without a batch dimension."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, call: _Call) -> tuple[Tensor, Tensor]:
-        with _no_autocast(q.device):
-            result = attend(call.schedule, call.transport(q.device), call.kernel, q, KV(k, v), call.options, sinks)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, call: Call) -> tuple[Tensor, Tensor]:
+        result = call.forward(q, k, v, sinks)
         ctx.save_for_backward(q, k, v, sinks, result.out, result.lse, *result.rng_states)
         ctx.set_materialize_grads(False)
         ctx.call = call
@@ -183,7 +118,7 @@ class _Backward(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        call: _Call,
+        call: Call,
         dout: Tensor | None,
         dlse: Tensor | None,
         q: Tensor,
@@ -194,16 +129,7 @@ class _Backward(torch.autograd.Function):
         lse: Tensor,
         *rng_states: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
-        # A kernel that derives delta from out and dout has no place for a gradient of lse.
-        kernel = call.kernel if dlse is None or call.kernel.takes_delta else Reference()
-        dout = torch.zeros_like(out) if dout is None else dout
-        dlse = None if dlse is None else torch.where(lse.isfinite(), dlse, 0.0)
-        result = Result(out, lse, list(rng_states))
-        with _no_autocast(q.device):
-            grads = attend_backward(
-                call.schedule, call.transport(q.device), kernel, dout, q, KV(k, v), result, call.options, sinks, dlse
-            )
-        return grads.dq.to(q.dtype), grads.dk.to(k.dtype), grads.dv.to(v.dtype), grads.dsinks
+        return tuple(call.backward(dout, dlse, q, KV(k, v), Result(out, lse, list(rng_states)), sinks))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
+from itertools import count
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -16,6 +18,9 @@ from ringattn_comms.communicator import Communicator
 from ringattn_comms.connect import Group, communicator
 from ringattn_core.layout import Division, Layout, layout_named
 from ringattn_core.route import Route, route_named
+
+_numbers = count()
+_by_number: WeakValueDictionary[int, ContextParallel] = WeakValueDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +49,7 @@ class ContextParallel:
     per_sequence: bool = True
     head_groups: int = 1
     kernel: str | None = None
+    number: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layout", layout_named(self.layout))
@@ -55,6 +61,13 @@ class ContextParallel:
             object.__setattr__(self, "cu_seqlens", read(self.cu_seqlens))
         if self.head_groups < 1:
             raise ValueError(f"head_groups must be 1 or more, got {self.head_groups}.")
+        object.__setattr__(self, "number", next(_numbers))
+        _by_number[self.number] = self
+
+    @staticmethod
+    def numbered(number: int) -> ContextParallel:
+        """The one of this number, in this process: how an operator of a compiled graph finds it."""
+        return _by_number[number]
 
     @cached_property
     def communicator(self) -> Communicator:

@@ -1,0 +1,146 @@
+"""One attention call, checked and planned: what its forward and its backward pass share beside tensors."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ringattn import checks
+from ringattn.context_parallel import ContextParallel
+from ringattn.lengths import Borders, Lengths, read, repeated
+from ringattn_comms.connect import connect
+from ringattn_core.execute import Gradients, Result, attend, attend_backward
+from ringattn_core.kernel import Kernel, Options
+from ringattn_core.kernels.choose import choose
+from ringattn_core.kernels.reference import Reference
+from ringattn_core.planner import plan
+from ringattn_core.schedule import Schedule
+from ringattn_core.transport import KV, Transport
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What was asked of `attention` beside its tensors."""
+
+    cp: ContextParallel
+    causal: bool
+    window_size: tuple[int, int]
+    softcap: float
+    softmax_scale: float
+    dropout_p: float
+    deterministic: bool
+    return_lse: bool
+    cu_seqlens: Lengths | None = None
+    cu_seqlens_k: Lengths | None = None
+
+    def plan(
+        self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, alibi_slopes: Tensor | None, seed: int
+    ) -> Call:
+        """Check everything and plan it, for tensors with or without a batch dimension. Raises what `attention` says."""
+        checks.shapes(q, k, v)
+        checks.dtypes(q, k, v)
+        checks.options(q, sinks, alibi_slopes, self.dropout_p, self.softcap)
+        checks.parallel(self.cp, k)
+        window = checks.window(self.causal, self.window_size)
+        batch, tokens = q.shape[:2] if q.dim() == 4 else (1, q.shape[0])
+        schedule = _schedule(self, tokens, k.shape[-3], batch, window)
+        checks.shares(schedule, q, k, batch)
+        if alibi_slopes is not None and alibi_slopes.dim() == 2:
+            alibi_slopes = alibi_slopes.repeat_interleave(tokens, dim=0)
+        options = Options(self.softmax_scale, self.softcap, alibi_slopes, self.dropout_p, seed, self.deterministic)
+        # A dropout mask of a kernel's own could not be had again from another one: see `Call.backward`.
+        lse_gradient = self.return_lse and self.dropout_p > 0
+        flat_q, flat_k, flat_v = (flattened(x) for x in (q, k, v))
+        kernel = choose(flat_q, flat_k, flat_v, schedule, options, self.cp.kernel, lse_gradient=lse_gradient)
+        return Call(schedule, self.cp, kernel, options)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A planned call: its two passes, over (tokens, heads, head_dim)."""
+
+    schedule: Schedule
+    cp: ContextParallel
+    kernel: Kernel
+    options: Options
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Result:
+        with _no_autocast(q.device):
+            return attend(self.schedule, self._transport(q.device), self.kernel, q, KV(k, v), self.options, sinks)
+
+    def backward(
+        self,
+        dout: Tensor | None,
+        dlse: Tensor | None,
+        q: Tensor,
+        kv: KV,
+        result: Result,
+        sinks: Tensor | None,
+    ) -> Gradients:
+        """The gradients, in the dtypes of what they are gradients of."""
+        # A kernel that derives delta from out and dout has no place for a gradient of lse.
+        kernel = self.kernel if dlse is None or self.kernel.takes_delta else Reference()
+        dout = torch.zeros_like(result.out) if dout is None else dout
+        dlse = None if dlse is None else torch.where(result.lse.isfinite(), dlse, 0.0)
+        transport = self._transport(q.device)
+        with _no_autocast(q.device):
+            grads = attend_backward(self.schedule, transport, kernel, dout, q, kv, result, self.options, sinks, dlse)
+        return Gradients(grads.dq.to(q.dtype), grads.dk.to(kv.k.dtype), grads.dv.to(kv.v.dtype), grads.dsinks)
+
+    def _transport(self, device: torch.device) -> Transport:
+        return connect(self.cp.communicator, self.schedule, device)
+
+
+def flattened(x: Tensor) -> Tensor:
+    """(batch, tokens, ...) -> (batch * tokens, ...): a batch is so many sequences of one packed stream."""
+    return x.flatten(0, 1) if x.dim() == 4 else x
+
+
+def batched(lse: Tensor, q: Tensor) -> Tensor:
+    """(num_heads, batch * tokens) -> (batch, num_heads, tokens), where q has a batch dimension."""
+    return lse.view(len(lse), *q.shape[:2]).transpose(0, 1) if q.dim() == 4 else lse
+
+
+def autocasts(device: torch.device) -> bool:
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
+def lowered(x: Tensor) -> Tensor:
+    """x as autocast passes it to what it runs in low precision."""
+    castable = x.is_floating_point() and x.dtype != torch.float64
+    return x.to(torch.get_autocast_dtype(x.device.type)) if castable else x
+
+
+def _no_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """Kernels choose the precision of their own products; autocast would lower it."""
+    return torch.autocast(device.type, enabled=False) if autocasts(device) else nullcontext()
+
+
+def _schedule(request: Request, tokens_q: int, tokens_k: int, batch: int, window: tuple[int, int]) -> Schedule:
+    """The plan for rows of so many local tokens, `batch` of them laid end to end."""
+    cp, cu_seqlens_k = request.cp, request.cu_seqlens_k
+    stated = cp.cu_seqlens if request.cu_seqlens is None else request.cu_seqlens
+    if stated is not None:
+        borders_q = read(stated)
+        borders_k = borders_q if cu_seqlens_k is None else read(cu_seqlens_k, "cu_seqlens_k")
+        checks.sequences(borders_q, borders_k)
+    elif cu_seqlens_k is None:
+        borders_q, borders_k = Borders((0, tokens_q * cp.cp_size)), Borders((0, tokens_k * cp.cp_size))
+    else:
+        raise ValueError("cu_seqlens_k was given without cu_seqlens: say the borders of the queries' sequences too.")
+    assert callable(cp.layout) and callable(cp.route), "the names were looked up when cp was made"
+    return plan(
+        cp.layout,
+        cp.route,
+        repeated(borders_q, batch),
+        repeated(borders_k, batch),
+        cp.cp_rank,
+        cp.cp_size,
+        window=window,
+        per_sequence=cp.per_sequence,
+        batch=max(batch, 1),
+        head_groups=cp.head_groups,
+    )

@@ -1,0 +1,132 @@
+"""`attention` as a registered operator: torch.compile keeps it in one graph and does not look inside.
+
+An operator takes tensors and numbers only, so a `ContextParallel` goes by its number, and planning happens inside.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ringattn.call import Request, batched, flattened
+from ringattn.context_parallel import ContextParallel
+from ringattn_core.errors import UnsupportedError
+from ringattn_core.execute import Result
+from ringattn_core.kernel import accumulator_dtype
+from ringattn_core.transport import KV
+
+_INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? sinks, Tensor? alibi_slopes"
+_ASKED = (
+    "SymInt number, bool causal, int left, int right, float softcap, float softmax_scale, float dropout_p, "
+    "bool deterministic, bool return_lse, SymInt[]? cu_seqlens, SymInt[]? cu_seqlens_k"
+)
+
+
+def attend(
+    request: Request, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, alibi_slopes: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """out and lse, shaped like what was given: what a compiler sees of `attention`, whose lengths are lists here."""
+    lengths = request.cu_seqlens, request.cu_seqlens_k
+    asked = (
+        *(request.cp.number, request.causal, *request.window_size, request.softcap, request.softmax_scale),
+        *(request.dropout_p, request.deterministic, request.return_lse),
+        *(None if borders is None else [*borders] for borders in lengths),
+    )
+    out, lse, _ = torch.ops.ringattn.attention(q, k, v, sinks, alibi_slopes, *asked)
+    return out, lse
+
+
+@torch.library.custom_op(
+    "ringattn::attention", mutates_args=(), schema=f"({_INPUTS}, {_ASKED}) -> (Tensor out, Tensor lse, Tensor seed)"
+)
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, alibi_slopes: Tensor | None, *asked: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    request = _request(*asked)
+    seed = torch.randint(2**62, ()) if request.dropout_p > 0 else torch.zeros((), dtype=torch.int64)
+    call = request.plan(q, k, v, sinks, alibi_slopes, int(seed))
+    result = call.forward(flattened(q), flattened(k), flattened(v), sinks)
+    if any(state is not None for state in result.rng_states):
+        raise UnsupportedError(
+            f"The kernel {call.kernel.name!r} draws dropout masks of its own, which torch.compile cannot carry to the "
+            "backward pass: name another one, ContextParallel(..., kernel='reference'), or do without dropout."
+        )
+    out = result.out.view(*q.shape[:-1], v.shape[-1])
+    return out, batched(result.lse, q).contiguous(), seed
+
+
+@_forward.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *batch, tokens, num_heads, _ = q.shape
+    lse = q.new_empty((*batch, num_heads, tokens), dtype=accumulator_dtype(q.dtype))
+    return q.new_empty((*q.shape[:-1], v.shape[-1])), lse, torch.empty((), dtype=torch.int64)
+
+
+@torch.library.custom_op(
+    "ringattn::attention_backward",
+    mutates_args=(),
+    schema=f"(Tensor? dout, Tensor? dlse, Tensor out, Tensor lse, Tensor seed, {_INPUTS}, {_ASKED}) -> Tensor[]",
+)
+def _backward(
+    dout: Tensor | None,
+    dlse: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    seed: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sinks: Tensor | None,
+    alibi_slopes: Tensor | None,
+    *asked: Any,
+) -> list[Tensor]:
+    """dq, dk, dv and, where there are sinks, dsinks."""
+    call = _request(*asked).plan(q, k, v, sinks, alibi_slopes, int(seed))
+    launches = sum(len(step.launches) for step in call.schedule.steps)
+    result = Result(flattened(out), _flat_lse(lse), [None] * launches)
+    kv = KV(flattened(k), flattened(v))
+    dout, dlse = None if dout is None else flattened(dout), None if dlse is None else _flat_lse(dlse)
+    grads = call.backward(dout, dlse, flattened(q), kv, result, sinks)
+    found = [grad.view(x.shape) for grad, x in zip((grads.dq, grads.dk, grads.dv), (q, k, v), strict=True)]
+    return found if grads.dsinks is None else [*found, grads.dsinks]
+
+
+@_backward.register_fake
+def _(
+    dout: Tensor | None,
+    dlse: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    seed: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sinks: Tensor | None,
+    *others: Any,
+) -> list[Tensor]:
+    return [x.new_empty(x.shape) for x in (q, k, v, sinks) if x is not None]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*output, *inputs[:5])
+    ctx.asked = inputs[5:]
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, dout: Tensor | None, dlse: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    dq, dk, dv, *dsinks = torch.ops.ringattn.attention_backward(dout, dlse, *ctx.saved_tensors, *ctx.asked)
+    return dq, dk, dv, dsinks[0] if dsinks else None, None, *(None for _ in ctx.asked)
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+
+
+def _request(number: int, causal: bool, left: int, right: int, *rest: Any) -> Request:
+    return Request(ContextParallel.numbered(number), causal, (left, right), *rest)
+
+
+def _flat_lse(lse: Tensor) -> Tensor:
+    """(batch, num_heads, tokens) -> (num_heads, batch * tokens)"""
+    return lse.transpose(0, 1).flatten(1) if lse.dim() == 3 else lse

@@ -1,0 +1,73 @@
+"""torch.compile keeps attention in one graph, forward and backward, with the same numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import ringattn
+from ringattn_comms.communicator import Solo
+
+CP = ringattn.ContextParallel(Solo())
+
+
+def inputs(batch: int = 2, tokens: int = 24) -> list[Tensor]:
+    shapes = [(batch, tokens, 4, 8), (batch, tokens, 2, 8), (batch, tokens, 2, 8), (4,)]
+    return [torch.randn(shape, requires_grad=True) for shape in shapes]
+
+
+def loss(cp: ringattn.ContextParallel, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor) -> Tensor:
+    out, lse = ringattn.attention(
+        q * 1.5, k, v, cp=cp, causal=True, window_size=(10, 0), softcap=3.0, sinks=sinks, return_lse=True
+    )
+    return out.square().sum() + lse.sin().sum()
+
+
+@pytest.mark.parametrize("borders", [None, [0, 5, 24]])
+def test_one_graph(borders: list[int] | None) -> None:
+    cp, tensors = CP.with_cu_seqlens(borders), inputs()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    got = torch.autograd.grad(compiled(cp, *tensors), tensors)
+    want = torch.autograd.grad(loss(cp, *tensors), tensors)
+    for mine, other in zip(got, want, strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_other_lengths_need_no_other_code() -> None:
+    """A new ContextParallel for every batch, as for packed sequences, is no reason to compile again for ever."""
+    compiled = torch.compile(loss, fullgraph=True, backend="eager", dynamic=True)
+    torch._dynamo.utils.counters.clear()
+    for tokens in (8, 12, 16, 20):
+        cp, tensors = CP.with_cu_seqlens([0, 3, tokens]), inputs(1, tokens)
+        torch.testing.assert_close(compiled(cp, *tensors), loss(cp, *tensors))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
+
+
+def test_lengths_in_a_list() -> None:
+    def call(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
+        return ringattn.attention(q, k, v, cp=CP, cu_seqlens=lengths)
+
+    *tensors, _ = inputs(1)
+    compiled = torch.compile(call, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(*tensors, [0, 7, 24]), call(*tensors, [0, 7, 24]))
+
+
+def test_dropout_is_the_same_in_both_passes() -> None:
+    """out is linear in v, so <out, dout> = <v, dv> holds only if backward has the forward's mask."""
+    q, k, v, _ = inputs()
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return ringattn.attention(q, k, v, cp=CP, causal=True, dropout_p=0.5)
+
+    out = torch.compile(call, fullgraph=True, backend="aot_eager")(q, k, v)
+    dout = torch.randn_like(out)
+    (dv,) = torch.autograd.grad(out, v, dout)
+    torch.testing.assert_close((out * dout).sum(), (v * dv).sum())
+
+
+def test_the_operator_is_well_made() -> None:
+    tensors = inputs()
+    asked = (CP.number, True, -1, -1, 0.0, 0.3, 0.0, False, True)
+    for lengths in ((None, None), ([0, 7, 24], None)):
+        torch.library.opcheck(torch.ops.ringattn.attention, (*tensors, None, *asked, *lengths))
