@@ -107,7 +107,7 @@ def narrow(problem: Problem, size: int) -> Results:
     for rank in range(size):
         schedule, rows, kernel, options = problem.on(rank, size)
         q, dout = problem.q[rows], problem.dout[rows]
-        partial, dq = Partial(schedule, q, problem.v.shape[2]), RowSum(schedule, q)
+        partial, dq = Partial(q, problem.v.shape[2]), RowSum(q)
         for step, columns in at_hand(schedule, q.device):
             for launch in step.launches:
                 block, _ = kernel.forward(q, problem.k[columns], problem.v[columns], launch, options)
@@ -117,7 +117,7 @@ def narrow(problem: Problem, size: int) -> Results:
         queries = Queries(q, out, dout, lse, (dout.float() * out.float()).sum(-1).T)
         for step, columns in at_hand(schedule, q.device):
             kv = KV(problem.k[columns], problem.v[columns])
-            dk, dv = (ColumnSum(schedule, step, x) for x in kv)
+            dk, dv = (ColumnSum(x) for x in kv)
             for launch in step.launches:
                 grads = kernel.backward(queries, *kv, launch, options, None)
                 dq.add(launch, heads, rounded(grads.dq, dtype))

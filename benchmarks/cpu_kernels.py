@@ -15,7 +15,7 @@ import torch
 
 from ringattn_core.kernel import Kernel, Options, Queries
 from ringattn_core.kernels.reference import Reference
-from ringattn_core.kernels.torch_flash import TorchFlashCpu
+from ringattn_core.kernels.torch_flash_cpu import TorchFlashCpu
 from ringattn_core.schedule import Launch
 from ringattn_core.tile import FAR, Tile
 

@@ -10,9 +10,10 @@ from itertools import accumulate, pairwise
 from hypothesis import strategies as st
 
 from ringattn_core.layout import Layout, chunk, contiguous, striped, zigzag
-from ringattn_core.planner import Window, plan
+from ringattn_core.planner import plan
 from ringattn_core.route import Route, double_ring, ring, waves
 from ringattn_core.schedule import Launch, Schedule, Step
+from ringattn_core.tile import Window
 
 
 def wound(extent: range, cp_rank: int, cp_size: int) -> tuple[range, ...]:

@@ -11,10 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ringattn_core import draw
-from ringattn_core.layout import zigzag
-from ringattn_core.planner import plan
-from ringattn_core.route import ring
+from ringattn_core import draw, plan_all, ring, zigzag
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -50,7 +47,7 @@ def torchrun(program: str, folder: Path) -> None:
 
 
 def test_the_picture_is_what_the_library_draws() -> None:
-    schedules = [plan(zigzag, ring, (0, 16), (0, 16), rank, 4, window=(-1, 0)) for rank in range(4)]
+    schedules = plan_all(zigzag, ring, (0, 16), 4, window=(-1, 0))
     assert f"```text\n{draw.mask(schedules)}\n```" in README
 
 

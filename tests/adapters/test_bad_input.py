@@ -191,6 +191,11 @@ def test_cp() -> None:
     call(TypeError, r"cp must be a ContextParallel, got Mute: say ContextParallel\(group\)", cp=Mute(0, 2))
 
 
+def test_a_layout_in_the_place_of_the_group() -> None:
+    with pytest.raises(TypeError, match=r"A group must be a ProcessGroup, .*; got 'zigzag'\. Layouts and routes go by"):
+        ContextParallel("zigzag").shard(torch.zeros(1, 8))
+
+
 def test_no_process_group() -> None:
     """None is the default group, and there is none here; other groups are in test_processes.py."""
     message = "There is no default process group: call torch.distributed.init_process_group first"

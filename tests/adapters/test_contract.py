@@ -251,6 +251,21 @@ def test_17_heads_k_stride(family: Family) -> None:
             family.attend(cu_seqlens, stride=stride)(*whole[:3], Mute(0, 1))
 
 
+@pytest.mark.parametrize("family", [LLAMA3, ZIGZAG_LLAMA3], ids=str)
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_17_so_many_heads_travel_at_once(family: Family, stride: int) -> None:
+    """17: what the argument is for: of the gathered keys, no more than `heads_k_stride` heads are held."""
+    whole, cu_seqlens = problem(family, 2, heads=8, kv_heads=4)
+    rows, calls = family.rows(cu_seqlens, 2), [list[Any]() for _ in range(2)]
+
+    def main(comm: Communicator) -> None:
+        own = (x.index_select(-3, rows[comm.rank]) for x in whole[:3])
+        family.attend(cu_seqlens, stride=stride)(*own, Recorded(comm, calls[comm.rank]))
+
+    run(2, main)
+    assert [(name, shape[1]) for name, shape, *_ in calls[0]] == [("all_gather", stride)] * (4 // stride)
+
+
 @pytest.mark.parametrize("window", [(-1, -1), (0, 0), (2, 0), (3, 1), (-1, 2), (9, -1)], ids=str)
 @every_family
 def test_20_windows_reach_over_ranks(family: Family, window: tuple[int, int]) -> None:

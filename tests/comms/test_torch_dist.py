@@ -107,6 +107,13 @@ def test_groups_that_do_not_do() -> None:
     assert "This process (global rank 2) is not in the group that was given" in ranks[2][0]
 
 
+@pytest.mark.parametrize("group", ["zigzag", [0, 1], 2], ids=str)
+def test_what_is_no_group(group: object) -> None:
+    """Said before anything else: whether there is a default group does not matter."""
+    with pytest.raises(TypeError, match=r"A group must be a ProcessGroup, .*; got .*layout='zigzag'"):
+        communicator(group)
+
+
 def test_no_default_group() -> None:
     assert not dist.is_initialized()
     with pytest.raises(

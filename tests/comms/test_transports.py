@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from problem import Problem, assert_exact
+from problem import Part, Problem, assert_exact
 from ringattn_comms.backends.threads import Threads, ThreadWindows, run
 from ringattn_comms.communicator import Communicator, Work
 from ringattn_comms.connect import connect
@@ -21,7 +21,7 @@ from ringattn_comms.waves import Waves
 from ringattn_comms.window import Window
 from ringattn_core.layout import LAYOUTS, layout_named
 from ringattn_core.planner import plan
-from ringattn_core.route import route_named
+from ringattn_core.route import Route, route_named
 from ringattn_core.schedule import Schedule
 from ringattn_core.transport import KV, Alone, Transport, kv_heads
 
@@ -115,6 +115,32 @@ def test_gradients_come_home(size: int, route: str) -> None:
                 assert dv.shape == (schedule.key_length, HEADS, DIM_V)
                 assert (dk == want[:, None, None]).all()
                 assert (dv == 2 * want[:, None, None]).all()
+
+
+def own_and_neighbour(cp_rank: int, cp_size: int) -> tuple[tuple[int, ...], ...]:
+    """The neighbour's keys and one's own at once, then all others'."""
+    distances = (1, 0), tuple(range(2, cp_size))
+    return tuple(tuple((cp_rank - distance) % cp_size for distance in hop) for hop in distances if hop)
+
+
+def own_first(cp_rank: int, cp_size: int) -> tuple[tuple[int, ...], ...]:
+    """Everyone's keys at once, in another order on every rank."""
+    return (tuple((cp_rank - distance) % cp_size for distance in range(cp_size)),)
+
+
+@pytest.mark.parametrize("route", [own_and_neighbour, own_first])
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_routes_of_ones_own(size: int, route: Route) -> None:
+    """Sources may come in any order, one's own among them."""
+    problem = Problem(BORDERS, window=(-1, 0))
+
+    def main(comm: Threads) -> list[Part]:
+        windows = ThreadWindows(comm)
+        links = connect, lambda comm, _: Pull(comm.rank, windows)
+        return [problem.solve_on(comm, "zigzag", route, head_groups=2, link=link) for link in links]
+
+    for parts in zip(*run(size, main, timeout=10), strict=True):
+        assert_exact(parts, problem.solve())
 
 
 def test_a_transport_may_be_used_again() -> None:
@@ -258,6 +284,29 @@ def test_connect_picks() -> None:
         (3, "waves(3)", Ring),
     ):
         assert run(size, lambda comm, route=route: kind(comm, route)) == [expected] * size
+
+
+class Reaching(Recorded):
+    """A group whose GPUs can address each other's memory, played by threads."""
+
+    def windows(self, device: torch.device) -> ThreadWindows | None:
+        assert isinstance(self.inner, Threads)
+        return ThreadWindows(self.inner) if device.type == "cuda" else None
+
+
+def test_connect_is_one_sided_where_devices_reach_each_other() -> None:
+    devices = torch.device("cuda"), torch.device("cpu"), None
+
+    def kinds(comm: Communicator, route: str) -> list[type[Transport]]:
+        schedule = schedules(comm.size, route)[comm.rank]
+        return [type(connect(Reaching(comm), schedule, device)) for device in devices]
+
+    for size, route, expected in (
+        (3, "ring", [Pull, Ring, Ring]),
+        (3, "gather", [Pull, Waves, Waves]),
+        (1, "ring", [Alone, Alone, Alone]),
+    ):
+        assert run(size, lambda comm, route=route: kinds(comm, route)) == [expected] * size
 
 
 def test_connect_picks_alike_on_all_ranks() -> None:

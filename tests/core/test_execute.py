@@ -13,9 +13,10 @@ from ringattn_comms.backends.threads import run
 from ringattn_comms.communicator import Communicator
 from ringattn_comms.connect import connect
 from ringattn_core.errors import UnsupportedError
-from ringattn_core.execute import Result, attend, attend_backward
-from ringattn_core.kernel import Block, Grads, Options, Queries
+from ringattn_core.execute import Gradients, Result, attend, attend_backward
+from ringattn_core.kernel import Block, Grads, Kernel, Options, Queries
 from ringattn_core.kernels.reference import Reference
+from ringattn_core.kernels.torch_flash_cpu import TorchFlashCpu
 from ringattn_core.layout import contiguous, layout_named, zigzag
 from ringattn_core.planner import plan
 from ringattn_core.route import ring, route_named, waves
@@ -123,6 +124,27 @@ def test_errors_in_16_bits_are_fair(dtype: torch.dtype, cp_size: int) -> None:
 def test_float32_is_float32() -> None:
     problem = Problem((0, 40, 100), window=(-1, 0), head_dim=32, head_dim_v=32, sinks=True, dtype=torch.float32)
     assert_exact(run(4, problem.solve_on), problem.solve(), tolerance=1e-4)
+
+
+@pytest.mark.parametrize("kernel", [Reference(), TorchFlashCpu()], ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_scales_that_are_not_positive(kernel: Kernel, dtype: torch.dtype) -> None:
+    """A negative scale is a positive one for -q, to the last bit; under a scale of 0 every key weighs the same."""
+    torch.manual_seed(0)
+    schedule = plan(contiguous, ring, (0, 6), (0, 6), 0, 1, window=(-1, 0))
+    q, k, v, dout = (torch.randn(6, 2, 8, dtype=dtype) for _ in range(4))
+
+    def solve(q: Tensor, scale: float) -> tuple[Result, Gradients]:
+        result = attend(schedule, Alone(), kernel, q, KV(k, v), Options(scale))
+        return result, attend_backward(schedule, Alone(), kernel, dout, q, KV(k, v), result, Options(scale))
+
+    (got, grads), (want, wanted) = solve(q, -0.3), solve(-q, 0.3)
+    assert torch.equal(got.out, want.out) and torch.equal(got.lse, want.lse)
+    assert torch.equal(grads.dq, -wanted.dq) and torch.equal(grads.dk, wanted.dk) and torch.equal(grads.dv, wanted.dv)
+    result, grads = solve(q, 0.0)
+    mean = v.double().cumsum(0) / torch.arange(1, 7)[:, None, None]
+    torch.testing.assert_close(result.out.double(), mean, rtol=0, atol=1e-12 if dtype == torch.float64 else 1e-2)
+    assert (grads.dq == 0).all() and (grads.dk == 0).all() and grads.dv.isfinite().all()
 
 
 # Dropout: one mask for a seed, whoever computes it.

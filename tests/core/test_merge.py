@@ -7,16 +7,12 @@ import torch
 from torch import Tensor
 
 from ringattn_core.kernel import Block
-from ringattn_core.layout import contiguous
 from ringattn_core.merge import Partial, sink_gradient, with_sinks
-from ringattn_core.planner import plan
-from ringattn_core.route import ring
 from ringattn_core.schedule import Launch
 from ringattn_core.tile import Tile
 
 ROWS, HEADS, DIM = 6, 2, 3
 ALL = slice(0, HEADS)
-SCHEDULE = plan(contiguous, ring, (0, ROWS), (0, ROWS), 0, 1)
 
 
 def rows(*parts: range) -> Launch:
@@ -25,7 +21,7 @@ def rows(*parts: range) -> Launch:
 
 
 def partial(dtype: torch.dtype = torch.float64) -> Partial:
-    return Partial(SCHEDULE, torch.empty(ROWS, HEADS, DIM, dtype=dtype), DIM)
+    return Partial(torch.empty(ROWS, HEADS, DIM, dtype=dtype), DIM)
 
 
 def block(lse: float | Tensor, count: int = ROWS, dtype: torch.dtype = torch.float64) -> Block:
@@ -135,6 +131,15 @@ def test_a_sink_is_one_more_key_with_value_0(sink: float) -> None:
     torch.testing.assert_close(lse, scores.logsumexp(-1), rtol=0, atol=1e-12)
     weight = scores.softmax(-1)[..., 0].T.unsqueeze(-1)
     torch.testing.assert_close(out, part.out * weight, rtol=0, atol=1e-12)
+
+
+def test_sinks_weigh_in_float32_what_is_narrow() -> None:
+    """Out is rounded once: not the weight, and then its product."""
+    part, sinks = block(torch.randn(HEADS, ROWS).double()), torch.randn(HEADS)
+    narrow, lse = part.out.bfloat16(), part.lse.float()
+    out, total = with_sinks(narrow, lse, sinks)
+    assert (out.dtype, total.dtype) == (torch.bfloat16, torch.float32)
+    assert torch.equal(out, with_sinks(narrow.float(), lse, sinks)[0].bfloat16())
 
 
 def test_a_sink_is_all_that_a_row_without_keys_sees() -> None:

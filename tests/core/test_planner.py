@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import product
 from time import process_time
 
 import pytest
@@ -44,6 +45,15 @@ def test_every_live_cell_is_computed_once(case: Case) -> None:
 @given(cases(most=1 << 18))
 def test_long_sequences_are_proved_without_looking_at_cells(case: Case) -> None:
     verify(case.plan(), case.window)
+
+
+@pytest.mark.parametrize("layout", [contiguous, zigzag, striped, wound])
+def test_every_small_window(layout: Layout) -> None:
+    """All of them: borders of windows meet borders of chunks in ways that random cases seldom find."""
+    for route, cp_size, tokens in product((ring, waves(2), gather), (1, 2, 3), (7, 16)):
+        for window in product((-1, 0, 1, 2, 4), (-1, 0, 1, 3)):
+            case = Case(layout, route, (0, tokens), (0, tokens), cp_size, window)
+            assert computed(case.plan()) == Counter(case.live()), case
 
 
 def test_ring_is_causal_then_full_then_nothing() -> None:

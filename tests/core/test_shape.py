@@ -32,6 +32,14 @@ def test_forward_memory_of_a_ring() -> None:
     assert peak_bytes(schedule, SHAPE, backward=False, one_sided=False) == results + running + shards
 
 
+def test_backward_memory_of_a_ring() -> None:
+    schedule = causal(zigzag, ring, 4, 32)[0]
+    results = 8 * 4 * (8 * 2 + 2 * 4)  # out in 16 bits, lse and delta
+    running = 8 * 4 * 8 * (4 + 2)  # dq in float32, and one launch's in 16 bits
+    shards = 2 * 8 * (SHAPE.token(2) + SHAPE.token(4))  # of keys, and of their gradients
+    assert peak_bytes(schedule, SHAPE, backward=True, one_sided=False) == results + running + shards
+
+
 def test_a_wave_holds_whole_shards_unless_rows_are_copied_one_sided() -> None:
     schedule = causal(zigzag, waves(2), 4, 32)[3]
     assert schedule.steps[1].fetched == 4 + 4 + 4 + 0

@@ -103,6 +103,15 @@ def test_adding_up_costs_what_it_reads_and_writes() -> None:
     assert predict(schedules, SMALL, machine).merge == 4 * (1 + 2 * 4)
 
 
+def test_gradients_are_added_up_too() -> None:
+    machine = replace(PLAIN, memory=1.0)
+    rows, arriving = 4 * (1 + 2 * 4), 3 * 4 * 8  # dq's; of 4 keys, in float32: two are read and one is written
+    assert predict(causal(contiguous, ring, 2, 8), SMALL, machine, backward=True).merge == 2 * rows + 2 * arriving
+    # Rank 0's late half is a second launch over the same 8 keys and values, to whose gradients it adds.
+    rows, columns = 2 * (1 + 2 * 4), 8 * 2 * (1 + 2 * 4)
+    assert predict(causal(zigzag, gather, 2, 8), SMALL, machine, backward=True).merge == 2 * rows + columns + arriving
+
+
 def test_the_host_can_be_the_bound() -> None:
     slow_host = replace(H200, forward=replace(H200.forward, call=10e-3))
     schedules = causal(zigzag, ring, 8, 4096)

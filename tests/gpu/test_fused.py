@@ -37,7 +37,7 @@ def test_partial(spread: float) -> None:
 
     for schedule in schedules():
         q = torch.empty(schedule.query_length, HEADS, DIM, device="cuda", dtype=torch.bfloat16)
-        eager, fused = Partial(schedule, q, DIM), FusedPartial(schedule, q, DIM)
+        eager, fused = Partial(q, DIM), FusedPartial(schedule, q, DIM)
         for step in schedule.steps:
             for launch in step.launches:
                 block = block_for(launch, spread)
@@ -78,10 +78,10 @@ def test_sums() -> None:
 
     for schedule in schedules():
         q = torch.empty(schedule.query_length, HEADS, DIM, device="cuda", dtype=torch.bfloat16)
-        rows, fused_rows = RowSum(schedule, q), FusedRowSum(schedule, q)
+        rows, fused_rows = RowSum(q), FusedRowSum(schedule, q)
         for step in schedule.steps:
             x = torch.empty(schedule.buffer_length(step), HEADS, DIM, device="cuda", dtype=torch.bfloat16)
-            columns, fused_columns = ColumnSum(schedule, step, x), FusedColumnSum(schedule, step, x)
+            columns, fused_columns = ColumnSum(x), FusedColumnSum(schedule, step, x)
             for launch in step.launches:
                 dq = torch.randn(len(launch.rows), HEADS, DIM, device="cuda").bfloat16()
                 dk = torch.randn(len(launch.columns), HEADS, DIM, device="cuda").bfloat16()

@@ -62,9 +62,6 @@ def attention(
     if autocasts(q.device):
         q, k, v = (lowered(x) for x in (q, k, v))
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
-    if scale <= 0:
-        # Fast kernels scale after they have masked and taken the maximum, which needs a positive scale.
-        q, scale = q * scale, 1.0
     request = Request(
         _SOLO if cp is None else cp,
         causal,

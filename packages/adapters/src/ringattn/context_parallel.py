@@ -16,6 +16,7 @@ from ringattn.lengths import Borders, Lengths, read, sequence_positions
 from ringattn.untraced import untraced
 from ringattn_comms.communicator import Communicator
 from ringattn_comms.connect import Group, communicator
+from ringattn_core.index import stream_index
 from ringattn_core.layout import Division, Layout, layout_named
 from ringattn_core.route import Route, route_named
 
@@ -38,8 +39,8 @@ class ContextParallel:
     kernel: the name of a kernel; None chooses.
 
     Raises ValueError for a layout or route that does not exist (with the nearest name) or bad borders, TypeError for
-    what is neither a name nor a function, and, when it is first used, ValueError for a group that this process is not
-    in or a mesh of several dimensions.
+    what is neither a name nor a function, and, when it is first used, TypeError for what is no group and ValueError for
+    a group that this process is not in or a mesh of several dimensions.
     """
 
     group: Group = None
@@ -111,7 +112,7 @@ class ContextParallel:
 
         Raises ValueError for lengths that `cu_seqlens` contradicts, or that do not divide evenly without it.
         """
-        index = [_index(self.division(x.shape[dim]), self.cp_rank, x.device) for x in tensors]
+        index = [stream_index(self.division(x.shape[dim]), self.cp_rank, x.device) for x in tensors]
         shards = tuple(x.index_select(dim, rows) for x, rows in zip(tensors, index, strict=True))
         return shards[0] if len(shards) == 1 else shards
 
@@ -129,7 +130,7 @@ class ContextParallel:
     def position_ids(self, length: int, device: torch.device | str | None = None) -> Tensor:
         """The positions of this rank's tokens in their sequences, for rotary embeddings: (1, local tokens) int64."""
         division = self.division(length)
-        positions = sequence_positions(division.cu_seqlens)[_index(division, self.cp_rank, torch.device("cpu"))]
+        positions = sequence_positions(division.cu_seqlens)[stream_index(division, self.cp_rank, torch.device("cpu"))]
         return positions.to(device)[None]
 
     @untraced
@@ -167,7 +168,7 @@ class _Unshard(torch.autograd.Function):
         gathered = comm.all_gather(padded).wait() if comm.size > 1 else padded[None]
         whole = x.new_empty((division.cu_seqlens[-1], *x.shape[1:]))
         for rank, length in enumerate(_lengths(division)):
-            whole[_index(division, rank, x.device)] = gathered[rank, :length]
+            whole[stream_index(division, rank, x.device)] = gathered[rank, :length]
         return whole
 
     @staticmethod
@@ -176,7 +177,7 @@ class _Unshard(torch.autograd.Function):
         division, comm = ctx.division, ctx.comm
         parts = grad.new_zeros((comm.size, max(_lengths(division)), *grad.shape[1:]))
         for rank, length in enumerate(_lengths(division)):
-            parts[rank, :length] = grad[_index(division, rank, grad.device)]
+            parts[rank, :length] = grad[stream_index(division, rank, grad.device)]
         own = comm.reduce_scatter(parts).wait() if comm.size > 1 else parts[0]
         return own[: division.length(comm.rank)], None, None
 
@@ -188,11 +189,3 @@ def _lengths(division: Division) -> Sequence[int]:
 @lru_cache(64)
 def _even(division: Division) -> bool:
     return len(set(_lengths(division))) == 1
-
-
-@lru_cache(64)
-def _index(division: Division, rank: int, device: torch.device) -> Tensor:
-    """The stream positions of a rank's tokens, in storage order."""
-    with torch.inference_mode(False):  # What is kept here may be part of a backward pass later.
-        runs = [torch.arange(run.start, run.stop, run.step) for _, run in division.runs(rank)]
-        return torch.cat(runs).to(device) if runs else torch.empty(0, dtype=torch.int64, device=device)

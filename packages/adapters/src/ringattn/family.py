@@ -22,8 +22,8 @@ from ringattn.untraced import untraced
 from ringattn_comms.connect import Group
 from ringattn_core.layout import Layout, contiguous
 from ringattn_core.route import Route, gather
+from ringattn_core.tile import Window
 
-Window = tuple[int, int]
 Function = Callable[..., Any]
 
 _DOC = """{summary}, exact, over the keys of all ranks of a group.

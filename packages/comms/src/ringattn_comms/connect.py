@@ -21,8 +21,8 @@ Group = dist.ProcessGroup | DeviceMesh | Communicator | None
 def communicator(group: Group) -> Communicator:
     """This rank's end of a group.
 
-    Raises ValueError for a mesh of several dimensions, for a group that this process is not in, and for None where
-    torch.distributed was not initialised.
+    Raises TypeError for what is no group, and ValueError for a mesh of several dimensions, for a group that this
+    process is not in, and for None where torch.distributed was not initialised.
     """
     if isinstance(group, Communicator):
         return group
@@ -33,6 +33,12 @@ def communicator(group: Group) -> Communicator:
                 'needed: name the one along which the sequence is sharded, as in mesh["cp"].'
             )
         group = group.get_group()
+    # A process gets a number from `new_group` for a group that it is not in.
+    if not (group is None or isinstance(group, dist.ProcessGroup) or group == dist.GroupMember.NON_GROUP_MEMBER):
+        raise TypeError(
+            "A group must be a ProcessGroup, a one-dimensional DeviceMesh, a Communicator, or None for all processes; "
+            f"got {group!r}. Layouts and routes go by their names, as in ContextParallel(group, layout='zigzag')."
+        )
     if not dist.is_initialized():
         raise ValueError(
             "There is no default process group: call torch.distributed.init_process_group first (torchrun sets what it "

@@ -7,7 +7,7 @@ attention, nothing is forwarded through neighbours. Two barriers a pass at most,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import groupby, pairwise
+from itertools import groupby
 
 import torch
 
@@ -24,63 +24,62 @@ class Pull:
     """A rank's end of a group with a window."""
 
     def __init__(self, rank: int, windows: Windows) -> None:
-        self.rank, self.windows = rank, windows
+        self._rank, self._windows = rank, windows
 
     def stream(self, schedule: Schedule, kv: KV) -> Iterator[tuple[Step, KV]]:
-        self.schedule, self._home = schedule, list[KV]()
+        self._schedule, self._home = schedule, list[KV]()
         for _, group in groupby(schedule.steps, key=lambda step: step.head_group):
             steps = list(group)
-            self.own = kv.heads(kv_heads(schedule, steps[0], kv))
-            self.found: list[tuple[range, KV]] = []  # gradients of this rank's own keys, by itself
-            self.given = False
-            self.shelf = _Shelf(schedule, self.own, self.windows)
-            self.side = Side(self.own.k.device)
+            self._own = kv.heads(kv_heads(schedule, steps[0], kv))
+            self._found: list[tuple[range, KV]] = []  # gradients of this rank's own keys, by itself
+            self._given = False
+            self._shelf = _Shelf(schedule, self._own, self._windows)
+            self._side = Side(self._own.k.device)
             self._lay_out()
             arrive = self._fetch(steps[0])
-            for step, following in pairwise((*steps, None)):
-                assert step is not None
+            for step, following in zip(steps, (*steps[1:], None), strict=True):
                 keys = arrive()
                 if following:
                     arrive = self._fetch(following)
                 yield step, keys
-            if self.given:
+            if self._given:
                 self._home.append(self._gather_in(steps))
 
     def give(self, step: Step, grads: KV) -> None:
-        self.given = True
-        with self.side.after_main():
+        self._given = True
+        with self._side.after_main():
             for piece in step.pieces:
                 rows, columns = (slice(part.start, part.stop) for part in (piece.rows, piece.columns))
-                if piece.source == self.rank:
-                    self.found.append((piece.rows, KV(*(grad[columns] for grad in grads))))
+                if piece.source == self._rank:
+                    self._found.append((piece.rows, KV(*(grad[columns] for grad in grads))))
                     continue
-                for place, grad in zip(self.shelf.inbox, grads, strict=True):
-                    slots = place.on(self.shelf.window, piece.source)
-                    slots[_slot(self.rank, piece.source), rows].copy_(grad[columns], non_blocking=True)
-        self.side.keep(*grads)
+                for place, grad in zip(self._shelf.inbox, grads, strict=True):
+                    slots = place.on(self._shelf.window, piece.source)
+                    slots[_slot(self._rank, piece.source), rows].copy_(grad[columns], non_blocking=True)
+        self._side.keep(*grads)
 
     def collect(self) -> KV:
         return joined(self._home)
 
     def _lay_out(self) -> None:
         """Put this rank's keys where others can read them."""
-        for place, x in zip(self.shelf.keys, self.own, strict=True):
-            place.on(self.shelf.window, self.rank)[: len(x)].copy_(x)
-        with self.side.after_main():
-            self.shelf.window.barrier()
+        for place, x in zip(self._shelf.keys, self._own, strict=True):
+            place.on(self._shelf.window, self._rank)[: len(x)].copy_(x)
+        with self._side.after_main():
+            self._shelf.window.barrier()
 
     def _fetch(self, step: Step) -> Callable[[], KV]:
         """Begin to read a step's keys; the answer waits for them."""
-        if step.sources == (self.rank,):
-            return lambda: self.own
-        length = self.schedule.buffer_length(step)
-        buffer = KV(*(x.new_empty((length, *x.shape[1:])) for x in self.own))
-        with self.side.after_main():
+        if step.sources == (self._rank,):
+            return lambda: self._own
+        length = self._schedule.buffer_length(step)
+        buffer = KV(*(x.new_empty((length, *x.shape[1:])) for x in self._own))
+        with self._side.after_main():
             for piece in step.pieces:
-                for place, x in zip(self.shelf.keys, buffer, strict=True):
-                    rows = place.on(self.shelf.window, piece.source)[piece.rows.start : piece.rows.stop]
+                for place, x in zip(self._shelf.keys, buffer, strict=True):
+                    rows = place.on(self._shelf.window, piece.source)[piece.rows.start : piece.rows.stop]
                     x[piece.columns.start : piece.columns.stop].copy_(rows, non_blocking=True)
-            arrived = self.side.event()
+            arrived = self._side.event()
 
         def wait() -> KV:
             arrived()
@@ -90,13 +89,13 @@ class Pull:
 
     def _gather_in(self, steps: list[Step]) -> KV:
         """After all ranks' gradients have arrived: their sum, this one's own first, then the others' by rank."""
-        with self.side.after_main():
-            self.shelf.window.barrier()
-            arrived = self.side.event()
+        with self._side.after_main():
+            self._shelf.window.barrier()
+            arrived = self._side.event()
         arrived()
-        own = _whole(self.own, self.found)
-        inbox = [place.on(self.shelf.window, self.rank) for place in self.shelf.inbox]
-        lots = tuple((_slot(p.source, self.rank), p.rows) for step in steps for p in lent(self.schedule, step.hop))
+        own = _whole(self._own, self._found)
+        inbox = [place.on(self._shelf.window, self._rank) for place in self._shelf.inbox]
+        lots = tuple((_slot(p.source, self._rank), p.rows) for step in steps for p in lent(self._schedule, step.hop))
         return KV(*(add_slots(x, slots, lots) for x, slots in zip(own, inbox, strict=True)))
 
 

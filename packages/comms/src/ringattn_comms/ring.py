@@ -6,7 +6,7 @@ Liu et al. 2023, arXiv:2310.01889. One foreign shard is held at a time, and the 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import groupby, pairwise
+from itertools import groupby
 
 from ringattn_comms.communicator import Communicator, Work
 from ringattn_comms.parcel import pack, unpack
@@ -28,8 +28,7 @@ class Ring:
             steps = list(group)
             part = kv.heads(kv_heads(schedule, steps[0], kv))
             parcel, self._arriving = pack(part, schedule.shard_size), None
-            for step, following in pairwise((*steps, None)):
-                assert step is not None
+            for step, following in zip(steps, (*steps[1:], None), strict=True):
                 # The keys' way to the next step; gradients go the same way, and from the last step to their owner.
                 self._way = following.hop - step.hop if following else -step.hop
                 coming = self.keys.shift(parcel, self._way) if following else None

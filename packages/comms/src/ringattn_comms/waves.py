@@ -7,7 +7,6 @@ next wave's keys are on their way while one is computed, and so are the last one
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -29,8 +28,7 @@ class Waves:
     def stream(self, schedule: Schedule, kv: KV) -> Iterator[tuple[Step, KV]]:
         self._schedule, self._kv, self._come_home = schedule, kv, None
         arrive = _fetch(self.keys, schedule, schedule.steps[0], kv)
-        for step, following in pairwise((*schedule.steps, None)):
-            assert step is not None
+        for step, following in zip(schedule.steps, (*schedule.steps[1:], None), strict=True):
             keys = arrive()
             if following:
                 arrive = _fetch(self.keys, schedule, following, kv)

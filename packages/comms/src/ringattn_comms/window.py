@@ -47,8 +47,8 @@ class Windows(ABC):
 class Region:
     """Tensors laid out one after the other in a window, alike on every rank."""
 
-    def __init__(self, start: int = 0) -> None:
-        self.end = start
+    def __init__(self) -> None:
+        self.end = 0
 
     def place(self, shape: Sequence[int], dtype: torch.dtype) -> Place:
         """Room for one more tensor."""

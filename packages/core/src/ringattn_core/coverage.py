@@ -14,9 +14,8 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from ringattn_core.layout import Span
-from ringattn_core.planner import Window
 from ringattn_core.schedule import Piece, Schedule
-from ringattn_core.tile import FAR, Tile
+from ringattn_core.tile import FAR, Tile, Window
 
 
 def mask_area(cu_seqlens_q: Sequence[int], cu_seqlens_k: Sequence[int], window: Window) -> int:
@@ -42,7 +41,7 @@ def complaint_about_cells(schedules: Sequence[Schedule], window: Window, stride:
     for schedule in schedules:
         rank = schedule.cp_rank
         rows = _lines([Piece(rank, range(schedule.query_length), 0)], queries)
-        for step in schedule.steps[: len(schedule.steps) // schedule.head_groups]:
+        for step in schedule.first_group:
             columns, where = _lines(step.pieces, keys), f"Rank {rank}, hop {step.hop}"
             for tile in (tile for launch in step.launches for tile in launch.tiles):
                 if sum(len(_common(line.place, tile.k)) for line in _meeting(columns, tile.k)) < len(tile.k):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ringattn_core.layout import Division
 from ringattn_core.raster import held, raster, samples, sequence_at
-from ringattn_core.schedule import Schedule, Step
+from ringattn_core.schedule import Schedule
 
 SYMBOLS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -34,7 +34,7 @@ def _scale(tokens: tuple[int, int]) -> str:
 
 def timeline(schedules: Sequence[Schedule], *, width: int = 96) -> str:
     """What each rank computes on each hop: a full bar is the most that any rank computes on any."""
-    steps = [first_group(schedule) for schedule in schedules]
+    steps = [schedule.first_group for schedule in schedules]
     most = max(step.area for own in steps for step in own) or 1
     bar = max(3, min(8, width // len(steps[0]) - 1))
     total = sum(schedule.area for schedule in schedules) or 1
@@ -64,11 +64,6 @@ def ownership(division: Division, *, width: int = 96) -> str:
         line = "".join(sign if number in mine else "·" for number, sign in enumerate(signs))
         lines.append(f"rank {rank:{margin}} |{line}| {division.length(rank):,} tokens")
     return "\n".join(lines)
-
-
-def first_group(schedule: Schedule) -> tuple[Step, ...]:
-    """The steps of the first head group; those of the others are the same."""
-    return schedule.steps[: len(schedule.steps) // schedule.head_groups]
 
 
 def symbol(number: int) -> str:

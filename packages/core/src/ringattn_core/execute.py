@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -9,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ringattn_core.errors import UnsupportedError
+from ringattn_core.index import stream_index
 from ringattn_core.kernel import Kernel, Options, Positions, Queries, accumulator_dtype
-from ringattn_core.layout import Division
 from ringattn_core.merge import sink_gradient
 from ringattn_core.schedule import Schedule, Step
 from ringattn_core.totals import column_total, out_total, row_total
@@ -26,12 +27,16 @@ class Result(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Gradients of q, k, v in the accumulator's dtype; of the sinks, this rank's share: sum it over the group."""
+    """What a backward pass finds, added up in the accumulator's dtype.
 
-    dq: Tensor
-    dk: Tensor
-    dv: Tensor
-    dsinks: Tensor | None
+    dq, dk and dv come in that dtype too, but for sums that were rounded once at their end, to the inputs' 16 bits: the
+    fused ones on a GPU.
+    """
+
+    dq: Tensor  # (tokens, num_heads, head_dim)
+    dk: Tensor  # (tokens, num_kv_heads, head_dim)
+    dv: Tensor  # (tokens, num_kv_heads, head_dim_v)
+    dsinks: Tensor | None  # (num_heads,), in the dtype of the sinks; this rank's share: sum it over the group
 
 
 def attend(
@@ -44,10 +49,11 @@ def attend(
     sinks: Tensor | None = None,
 ) -> Result:
     """This rank's part of the attention: q (tokens, num_heads, head_dim) against the keys of all ranks."""
+    q, options = _signed(q, options.softmax_scale), _unsigned(options)
     partial, rng_states = out_total(schedule, kernel, q, kv.v.shape[2]), []
     for step, (k, v) in transport.stream(schedule, kv):
         heads = q_heads(schedule, step, q, kv)
-        at_step = options.at(heads, _positions(schedule, step, q.device) if options.positional else None)
+        at_step = _at(schedule, step, heads, q.device, options)
         for launch in step.launches:
             block, rng_state = kernel.forward(q[:, heads], k, v, launch, at_step)
             partial.add(launch, heads, block)
@@ -76,14 +82,14 @@ def attend_backward(
             f"A gradient of lse came in, and the kernel {kernel.name!r} has no place for it: choose one with "
             "takes_delta, such as 'reference'."
         )
-    wanted = kernel.takes_delta or sinks is not None
-    delta = _delta(dout, result.out, dlse) if wanted else None
+    delta = _delta(dout, result.out, dlse) if kernel.takes_delta or sinks is not None else None
+    scale, q, options = options.softmax_scale, _signed(q, options.softmax_scale), _unsigned(options)
     queries, dq = Queries(q, result.out, dout, result.lse, delta), row_total(schedule, kernel, q)
     rng_states = iter(result.rng_states)
     for step, (k, v) in transport.stream(schedule, kv):
         heads = q_heads(schedule, step, q, kv)
         dk, dv = (column_total(schedule, step, kernel, x) for x in (k, v))
-        at_step = options.at(heads, _positions(schedule, step, q.device) if options.positional else None)
+        at_step = _at(schedule, step, heads, q.device, options)
         for launch in step.launches:
             grads = kernel.backward(queries.heads(heads), k, v, launch, at_step, next(rng_states))
             dq.add(launch, heads, grads.dq)
@@ -91,7 +97,18 @@ def attend_backward(
             dv.add(launch, grads.dv)
         transport.give(step, KV(dk.total, dv.total))
     dsinks = None if sinks is None or delta is None else sink_gradient(sinks, result.lse, delta)
-    return Gradients(dq.total, *transport.collect(), dsinks)
+    return Gradients(_signed(dq.total, scale), *transport.collect(), dsinks)
+
+
+def _signed(x: Tensor, scale: float) -> Tensor:
+    """x times the sign of the scale, which is exact: see `Options` for why the sign goes into q."""
+    return x * ((scale > 0) - (scale < 0)) if scale <= 0 else x
+
+
+def _unsigned(options: Options) -> Options:
+    """The options for a q that has the sign of their scale; beside a q of zeros any scale does."""
+    scale = options.softmax_scale
+    return replace(options, softmax_scale=abs(scale) or 1.0) if scale <= 0 else options
 
 
 def _delta(dout: Tensor, out: Tensor, dlse: Tensor | None) -> Tensor:
@@ -107,20 +124,19 @@ def q_heads(schedule: Schedule, step: Step, q: Tensor, kv: KV) -> slice:
     return slice(heads.start * group, heads.stop * group)
 
 
+def _at(schedule: Schedule, step: Step, heads: slice, device: torch.device, options: Options) -> Options:
+    """The options for a step's query heads, with the positions that they ask for."""
+    return options.at(heads, _positions(schedule, step, device) if options.positional else None)
+
+
 @lru_cache(256)
 def _positions(schedule: Schedule, step: Step, device: torch.device) -> Positions:
     ends_q, ends_k = (torch.tensor(division.cu_seqlens[1:]) for division in (schedule.queries, schedule.keys))
-    q = _stored(schedule.queries, schedule.cp_rank)
+    cpu = torch.device("cpu")
+    q = stream_index(schedule.queries, schedule.cp_rank, cpu)
     sequence = torch.searchsorted(ends_q, q, right=True)
     k = torch.full((schedule.buffer_length(step),), -1)
     for piece in step.pieces:
         rows = slice(piece.rows.start, piece.rows.stop)
-        k[piece.offset : piece.offset + len(piece.rows)] = _stored(schedule.keys, piece.source)[rows]
+        k[piece.offset : piece.offset + len(piece.rows)] = stream_index(schedule.keys, piece.source, cpu)[rows]
     return Positions((q + (ends_k - ends_q)[sequence]).to(device), k.to(device))
-
-
-@lru_cache(64)
-def _stored(division: Division, rank: int) -> Tensor:
-    """The stream positions of what a rank holds, in storage order."""
-    runs = [torch.arange(run.start, run.stop, run.step) for _, run in division.runs(rank)]
-    return torch.cat(runs) if runs else torch.empty(0, dtype=torch.int64)

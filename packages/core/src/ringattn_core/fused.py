@@ -95,7 +95,7 @@ class _Fold:
     def adopt(self, launch: Launch, part: Tensor) -> bool:
         """Take a part that is first everywhere as the running result itself, if it is whole."""
         covers = self._narrow is None and part.shape == self.shape and part.is_contiguous()
-        if covers and [touch[1] for touch in self.touches.of[launch]] == [0] and not self.touches.untouched:
+        if covers and [touch.turn for touch in self.touches.of[launch]] == [0] and not self.touches.untouched:
             self._narrow = part
             return True
         return False
@@ -200,7 +200,7 @@ def _fold_rows(  # type: ignore[no-untyped-def]
 
 
 def fused_slots(own: Tensor, slots: Tensor, lots: tuple[tuple[int, range], ...]) -> Tensor:
-    """`totals.add_slots` in one pass, summed in float32."""
+    """`gradient.slot_sum` in one pass, summed in float32 and in own's dtype at the end."""
     rows, heads, dim = own.shape
     total = torch.empty_like(own)
     codes = _slot_codes(lots, rows, own.device)

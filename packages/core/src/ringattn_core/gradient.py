@@ -1,19 +1,19 @@
-"""Adding up the gradients that launches find, in the accumulator's dtype."""
+"""Adding up the gradients that launches and ranks find, in the accumulator's dtype."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ringattn_core.cells import column_index, row_index
+from ringattn_core.index import column_index, row_index
 from ringattn_core.kernel import accumulator_dtype
-from ringattn_core.schedule import Launch, Schedule, Step
+from ringattn_core.schedule import Launch
 
 
 class RowSum:
     """The gradient of a rank's queries, (tokens, num_heads, head_dim)."""
 
-    def __init__(self, schedule: Schedule, q: Tensor) -> None:
+    def __init__(self, q: Tensor) -> None:
         self.total = torch.zeros_like(q, dtype=accumulator_dtype(q.dtype))
 
     def add(self, launch: Launch, heads: slice, part: Tensor) -> None:
@@ -24,12 +24,20 @@ class RowSum:
 class ColumnSum:
     """The gradient of the keys or values in a step's buffer, (columns, kv heads, dim)."""
 
-    def __init__(self, schedule: Schedule, step: Step, x: Tensor) -> None:
+    def __init__(self, x: Tensor) -> None:
         self.total = torch.zeros_like(x, dtype=accumulator_dtype(x.dtype))
 
     def add(self, launch: Launch, part: Tensor) -> None:
         """Add what a launch found; `part` covers the box around its columns."""
         _add(self.total, column_index(launch, part.device), launch.columns.start, part)
+
+
+def slot_sum(own: Tensor, slots: Tensor, lots: tuple[tuple[int, range], ...]) -> Tensor:
+    """own plus, for every lot (slot, rows), what lies in those rows of the slot, as of `totals.add_slots`."""
+    total = own.to(accumulator_dtype(own.dtype), copy=True)
+    for slot, rows in lots:
+        total[rows.start : rows.stop] += slots[slot, rows.start : rows.stop]
+    return total
 
 
 def _add(total: Tensor, index: slice | Tensor, start: int, part: Tensor) -> None:

@@ -29,7 +29,8 @@ class Options:
 
     `softmax_scale` multiplies the scores; `softcap` (0 is none) then squashes them, cap * tanh(score / cap);
     `alibi_slopes`, (num_heads,) or (tokens of q, num_heads), subtract slope * distance. `dropout_p` drops
-    probabilities with the mask that `seed` draws.
+    probabilities with the mask that `seed` draws. Of a scale that is not positive the executor puts the sign into q:
+    fast kernels, which scale after they have masked and taken the maximum, see positive ones only.
     """
 
     softmax_scale: float
@@ -98,7 +99,7 @@ class Kernel(Protocol):
 
     @property
     def rounds(self) -> bool:
-        """Do its results come in the inputs' dtype, rather than in the accumulator's?"""
+        """Do its results on a GPU come in the inputs' dtype? Fused sums take no others."""
         ...
 
     def supports(self, launch: Launch, q: Tensor, k: Tensor, v: Tensor, options: Options) -> str | None:

@@ -10,15 +10,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ringattn_core.cells import row_index
+from ringattn_core.index import row_index
 from ringattn_core.kernel import Block, accumulator_dtype
-from ringattn_core.schedule import Launch, Schedule
+from ringattn_core.schedule import Launch
 
 
 class Partial:
     """The running result of a rank's queries: `out` (tokens, num_heads, head_dim_v) and `lse` (num_heads, tokens)."""
 
-    def __init__(self, schedule: Schedule, q: Tensor, head_dim_v: int) -> None:
+    def __init__(self, q: Tensor, head_dim_v: int) -> None:
         dtype = accumulator_dtype(q.dtype)
         tokens, num_heads, _ = q.shape
         self.out = q.new_zeros((tokens, num_heads, head_dim_v), dtype=dtype)
@@ -48,9 +48,10 @@ class Partial:
 
 
 def with_sinks(out: Tensor, lse: Tensor, sinks: Tensor) -> tuple[Tensor, Tensor]:
-    """Fold in one more key per head whose value is 0 and whose score is the sink."""
+    """Fold in one more key per head whose value is 0 and whose score is the sink; out and lse keep their dtypes."""
     total = torch.logaddexp(lse, sinks.to(lse.dtype)[:, None])
-    return out * torch.exp(lse - total).nan_to_num_(0.0).T.unsqueeze(-1).to(out.dtype), total
+    weight = torch.exp(lse - total).nan_to_num_(0.0).T.unsqueeze(-1)
+    return (out * weight).to(out.dtype), total
 
 
 def sink_gradient(sinks: Tensor, lse: Tensor, delta: Tensor) -> Tensor:

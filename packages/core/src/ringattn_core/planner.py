@@ -16,9 +16,7 @@ from ringattn_core.errors import check_cu_seqlens
 from ringattn_core.layout import Division, Layout
 from ringattn_core.route import Route
 from ringattn_core.schedule import Launch, Piece, Schedule, Step
-from ringattn_core.tile import FAR, Tile
-
-Window = tuple[int, int]
+from ringattn_core.tile import FAR, FULL, Tile, Window
 
 
 @lru_cache(256)
@@ -30,7 +28,7 @@ def plan(
     cp_rank: int,
     cp_size: int,
     *,
-    window: Window = (-1, -1),
+    window: Window = FULL,
     per_sequence: bool = True,
     batch: int = 1,
     head_groups: int = 1,
@@ -85,7 +83,7 @@ def plan_all(
     cp_size: int,
     *,
     cu_seqlens_k: tuple[int, ...] | None = None,
-    window: Window = (-1, -1),
+    window: Window = FULL,
     per_sequence: bool = True,
     batch: int = 1,
     head_groups: int = 1,

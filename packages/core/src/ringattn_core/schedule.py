@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from ringattn_core.layout import Division
 from ringattn_core.route import Route
-from ringattn_core.tile import Tile
+from ringattn_core.tile import Tile, Window
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +24,7 @@ class Launch:
             assert before.q.stop <= after.q.start and before.k.stop <= after.k.start, f"{before} clashes with {after}"
 
     @property
-    def window(self) -> tuple[int, int]:
+    def window(self) -> Window:
         """FlashAttention's (left, right), aligned bottom-right; -1 is an open side."""
         return self.tiles[0].window
 
@@ -115,12 +115,17 @@ class Schedule:
     keys: Division
     shifts: bool
     route: Route
-    window: tuple[int, int]
+    window: Window
+
+    @property
+    def first_group(self) -> tuple[Step, ...]:
+        """The steps of the first head group; those of the others are the same."""
+        return self.steps[: len(self.steps) // self.head_groups]
 
     @cached_property
     def area(self) -> int:
         """Live cells that this rank computes, of one head."""
-        return sum(step.area for step in self.steps) // self.head_groups
+        return sum(step.area for step in self.first_group)
 
     @cached_property
     def query_length(self) -> int:

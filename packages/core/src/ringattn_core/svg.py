@@ -7,7 +7,7 @@ from html import escape
 from itertools import groupby
 from typing import TypeVar
 
-from ringattn_core.draw import first_group, symbol
+from ringattn_core.draw import symbol
 from ringattn_core.layout import Division
 from ringattn_core.raster import held, raster, samples, sequence_at
 from ringattn_core.schedule import Schedule
@@ -46,7 +46,7 @@ def mask(schedules: Sequence[Schedule], *, size: int = 96) -> str:
 
 def timeline(schedules: Sequence[Schedule], *, width: int = 640) -> str:
     """What each rank computes on each hop: a full bar is the most that any rank computes on any."""
-    steps = [first_group(schedule) for schedule in schedules]
+    steps = [schedule.first_group for schedule in schedules]
     most = max(step.area for own in steps for step in own) or 1
     total = sum(schedule.area for schedule in schedules) or 1
     column, line = max(20, width // len(steps[0])), 26

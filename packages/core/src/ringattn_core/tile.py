@@ -6,6 +6,12 @@ from dataclasses import dataclass
 
 FAR = 1 << 60  # beyond any token: an open side of a band
 
+Window = tuple[int, int]
+"""FlashAttention's (left, right), aligned to the bottom-right corner; -1 is an open side."""
+
+FULL: Window = (-1, -1)
+CAUSAL: Window = (-1, 0)
+
 
 @dataclass(frozen=True, slots=True)
 class Tile:
@@ -21,10 +27,10 @@ class Tile:
     high: int = FAR
 
     @property
-    def window(self) -> tuple[int, int]:
+    def window(self) -> Window:
         """The band as FlashAttention states it: from the bottom-right diagonal, -1 for an open side."""
         if self.low == -FAR and self.high == FAR:
-            return -1, -1
+            return FULL
         corner = self.k.stop - self.q.stop
         left = -1 if self.low <= self.k.start - self.q.stop + 1 else corner - self.low
         right = -1 if self.high >= self.k.stop - 1 - self.q.start else self.high - corner

@@ -1,4 +1,4 @@
-"""Where results add up: the eager sums of `merge` and `gradient`, or, on a GPU, the fused ones of `fused`."""
+"""Which sums results add up in: the eager ones of `merge` and `gradient`, or, on a GPU, the fused ones of `fused`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ringattn_core.gradient import ColumnSum, RowSum
-from ringattn_core.kernel import Block, Kernel, accumulator_dtype
+from ringattn_core.gradient import ColumnSum, RowSum, slot_sum
+from ringattn_core.kernel import Block, Kernel
 from ringattn_core.merge import Partial
 from ringattn_core.schedule import Launch, Schedule, Step
 
@@ -44,25 +44,25 @@ class ColumnTotal(Protocol):
 def out_total(schedule: Schedule, kernel: Kernel, q: Tensor, head_dim_v: int) -> OutTotal:
     """Room for out and lse, (tokens, num_heads, head_dim_v) and (num_heads, tokens)."""
     if not _fuses(kernel, q):
-        return Partial(schedule, q, head_dim_v)
+        return Partial(q, head_dim_v)
     from ringattn_core.fused import FusedPartial
 
     return FusedPartial(schedule, q, head_dim_v)
 
 
 def row_total(schedule: Schedule, kernel: Kernel, q: Tensor) -> RowTotal:
-    """Room for dq, shaped like q."""
+    """Room for dq, shaped like q: in the accumulator's dtype, or, fused, summed in it and in q's own dtype."""
     if not _fuses(kernel, q):
-        return RowSum(schedule, q)
+        return RowSum(q)
     from ringattn_core.fused import FusedRowSum
 
     return FusedRowSum(schedule, q)
 
 
 def column_total(schedule: Schedule, step: Step, kernel: Kernel, x: Tensor) -> ColumnTotal:
-    """Room for the gradient of a step's keys or values, shaped like x."""
+    """Room for the gradient of a step's keys or values, shaped like x; the dtypes are those of `row_total`."""
     if not _fuses(kernel, x):
-        return ColumnSum(schedule, step, x)
+        return ColumnSum(x)
     from ringattn_core.fused import FusedColumnSum
 
     return FusedColumnSum(schedule, step, x)
@@ -71,16 +71,14 @@ def column_total(schedule: Schedule, step: Step, kernel: Kernel, x: Tensor) -> C
 def add_slots(own: Tensor, slots: Tensor, lots: tuple[tuple[int, range], ...]) -> Tensor:
     """own plus, for every lot (slot, rows), what lies in those rows of the slot; added in the accumulator's dtype.
 
-    own: (rows, heads, dim); slots: (slots, rows or more, heads, dim). On a GPU the sum is in own's dtype.
+    own: (rows, heads, dim); slots: (slots, rows or more, heads, dim). The sum comes in that dtype too, or, fused, where
+    own has 16 bits on a GPU, in own's.
     """
     if own.is_cuda and own.element_size() == 2 and own.is_contiguous() and _has_triton():
         from ringattn_core.fused import fused_slots
 
         return fused_slots(own, slots, lots)
-    total = own.to(accumulator_dtype(own.dtype), copy=True)
-    for slot, rows in lots:
-        total[rows.start : rows.stop] += slots[slot, rows.start : rows.stop]
-    return total
+    return slot_sum(own, slots, lots)
 
 
 def _fuses(kernel: Kernel, x: Tensor) -> bool:

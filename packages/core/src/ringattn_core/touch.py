@@ -37,7 +37,7 @@ class Touches(NamedTuple):
 @lru_cache(256)
 def row_touches(schedule: Schedule) -> Touches:
     """Of a rank's queries, by the launches of one head group."""
-    launches = [launch for step in schedule.steps if step.head_group == 0 for launch in step.launches]
+    launches = [launch for step in schedule.first_group for launch in step.launches]
     return _touches([(launch, [tile.q for tile in launch.tiles]) for launch in launches], schedule.query_length)
 
 

@@ -8,8 +8,8 @@ from itertools import pairwise
 
 from ringattn_core.coverage import complaint_about_cells
 from ringattn_core.layout import Division
-from ringattn_core.planner import Window
 from ringattn_core.schedule import Launch, Schedule, Step
+from ringattn_core.tile import Window
 
 
 class ScheduleError(ValueError):

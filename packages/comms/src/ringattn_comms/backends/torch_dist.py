@@ -14,8 +14,10 @@ from ringattn_comms.communicator import Communicator, Work
 from ringattn_comms.window import Windows
 
 # PyTorch 2.13 has new names for these two, and warns of the old ones, which are the only ones before.
-_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+if torch.__version__ >= "2.13":  # No comparison of letters: PyTorch compares them as versions.
+    _all_gather, _reduce_scatter = dist.all_gather_single, dist.reduce_scatter_single
+else:
+    _all_gather, _reduce_scatter = dist.all_gather_into_tensor, dist.reduce_scatter_tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from ringattn_core.schedule import Schedule
 
 @cache
 def _torch_flash() -> Kernel:
-    from ringattn_core.kernels.by_device import TorchFlash
+    from ringattn_core.kernels.torch_flash import TorchFlash
 
     return TorchFlash()
 

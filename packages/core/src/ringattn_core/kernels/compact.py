@@ -8,12 +8,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ringattn_core.cells import column_index, row_index
+from ringattn_core.index import column_index, row_index
 from ringattn_core.kernel import Block, Grads
 from ringattn_core.kernels.lengths import column_lengths, row_lengths
 from ringattn_core.schedule import Launch
-
-FULL, CAUSAL = (-1, -1), (-1, 0)
+from ringattn_core.tile import CAUSAL, FULL
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from ringattn_core.kernel import Block, Grads, Options, Queries
+from ringattn_core.kernels.gpu import unfit
 from ringattn_core.kernels.lengths import same_shape
 from ringattn_core.schedule import Launch
+from ringattn_core.tile import CAUSAL, FULL
 
 
 class CuDnn:
@@ -21,24 +23,22 @@ class CuDnn:
     rounds = True
 
     def supports(self, launch: Launch, q: Tensor, k: Tensor, v: Tensor, options: Options) -> str | None:
-        if q.device.type != "cuda" or torch.cuda.get_device_capability(q.device)[0] < 8:
-            return "it needs an NVIDIA GPU of the Ampere generation or newer"
-        if q.dtype not in (torch.bfloat16, torch.float16):
-            return f"it takes bfloat16 and float16, not {q.dtype}"
+        if (why := unfit(q, "Ampere")) is not None:
+            return why
         if q.shape[2] > 128 or v.shape[2] > 128 or q.shape[2] % 8 or v.shape[2] % 8:
             return f"it takes head dims that are multiples of 8 up to 128, not {q.shape[2]}/{v.shape[2]}"
         if options.softcap > 0 or options.alibi_slopes is not None or options.dropout_p > 0 or options.deterministic:
             return "it has no softcap, ALiBi, dropout or deterministic backward here"
         if not same_shape(launch):
             return "it takes tiles of one shape without gaps: packed sequences differ"
-        if not (launch.window == (-1, -1) or (launch.window == (-1, 0) and len(launch.rows) == len(launch.columns))):
+        if not (launch.window == FULL or (launch.window == CAUSAL and len(launch.rows) == len(launch.columns))):
             return f"its causal mask is aligned to the top left, so it cannot compute the window {launch.window}"
         return None
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options) -> tuple[Block, Tensor | None]:
         tensors = _rows(launch, q), _columns(launch, k), _columns(launch, v)
         out, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
-            *tensors, None, True, 0.0, launch.window == (-1, 0), False, scale=options.softmax_scale
+            *tensors, None, True, 0.0, launch.window == CAUSAL, False, scale=options.softmax_scale
         )
         return Block(_flat(out), lse.reshape(len(launch.tiles), q.shape[1], -1).transpose(0, 1).flatten(1)), None
 
@@ -63,7 +63,7 @@ class CuDnn:
             q.shape[2],
             len(launch.columns) // len(launch.tiles),
             0.0,
-            launch.window == (-1, 0),
+            launch.window == CAUSAL,
             scale=options.softmax_scale,
         )
         return Grads(*(_flat(grad) for grad in grads))

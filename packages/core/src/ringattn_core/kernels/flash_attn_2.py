@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ringattn_core.kernel import Block, Grads, Options, Queries
-from ringattn_core.kernels.compact import CAUSAL, FULL, compact
+from ringattn_core.kernels.compact import compact
+from ringattn_core.kernels.gpu import unfit
 from ringattn_core.schedule import Launch
+from ringattn_core.tile import CAUSAL, FULL
 
 
 class FlashAttn2:
@@ -28,10 +29,8 @@ class FlashAttn2:
         self._package = _package()
 
     def supports(self, launch: Launch, q: Tensor, k: Tensor, v: Tensor, options: Options) -> str | None:
-        if q.device.type != "cuda" or torch.cuda.get_device_capability(q.device)[0] < 8:
-            return "it needs an NVIDIA GPU of the Ampere generation or newer"
-        if q.dtype not in (torch.bfloat16, torch.float16):
-            return f"it takes bfloat16 and float16, not {q.dtype}"
+        if (why := unfit(q, "Ampere")) is not None:
+            return why
         if q.shape[2] != v.shape[2] or q.shape[2] > 256 or q.shape[2] % 8:
             return f"it takes one head dim, a multiple of 8 up to 256, not {q.shape[2]}/{v.shape[2]}"
         if options.alibi_slopes is not None:

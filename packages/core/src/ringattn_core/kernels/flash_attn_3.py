@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from ringattn_core.kernel import Block, Grads, Options, Queries
+from ringattn_core.kernels.gpu import unfit
 from ringattn_core.kernels.lengths import varlen
 from ringattn_core.schedule import Launch
+from ringattn_core.tile import CAUSAL, FULL
 
 
 class FlashAttn3:
@@ -30,10 +32,8 @@ class FlashAttn3:
     def supports(self, launch: Launch, q: Tensor, k: Tensor, v: Tensor, options: Options) -> str | None:
         if (lack := self._package.lacks(launch, q, v, options)) is not None:
             return f"this build of it has no {lack}"
-        if q.device.type != "cuda" or torch.cuda.get_device_capability(q.device)[0] != 9:
-            return "it needs an NVIDIA GPU of the Hopper generation"
-        if q.dtype not in (torch.bfloat16, torch.float16):
-            return f"it takes bfloat16 and float16, not {q.dtype}"
+        if (why := unfit(q, "Hopper", or_newer=False)) is not None:
+            return why
         dims = q.shape[2], v.shape[2]
         if dims != (192, 128) and (dims[0] != dims[1] or dims[0] % 8):
             return f"it takes head dims that are multiples of 8 up to 256, and 192/128, not {dims[0]}/{dims[1]}"
@@ -87,7 +87,7 @@ class _Package(NamedTuple):
 
     def lacks(self, launch: Launch, q: Tensor, v: Tensor, options: Options) -> str | None:
         """What the launch needs and this build has not, in words."""
-        local = launch.window not in ((-1, -1), (-1, 0))
+        local = launch.window not in (FULL, CAUSAL)
         needs = {
             "backward pass": "BACKWARD" in self.disabled,
             "softcap": options.softcap > 0 and "SOFTCAP" in self.disabled,
@@ -114,7 +114,7 @@ def _package() -> _Package:
 
 def _mask(launch: Launch) -> tuple[bool, int, int]:
     """The arguments `causal`, `window_size_left` and `window_size_right`."""
-    return (True, -1, -1) if launch.window == (-1, 0) else (False, *launch.window)
+    return (True, *FULL) if launch.window == CAUSAL else (False, *launch.window)
 
 
 def _box(x: Tensor, box: range, alone: bool) -> Tensor:

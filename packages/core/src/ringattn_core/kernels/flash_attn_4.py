@@ -12,10 +12,10 @@ from importlib.util import find_spec
 from threading import Lock
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ringattn_core.kernel import Block, Grads, Options, Queries
+from ringattn_core.kernels.gpu import unfit
 from ringattn_core.kernels.lengths import varlen
 from ringattn_core.schedule import Launch
 
@@ -30,12 +30,10 @@ class FlashAttn4:
     rounds = True
 
     def supports(self, launch: Launch, q: Tensor, k: Tensor, v: Tensor, options: Options) -> str | None:
-        if q.device.type != "cuda" or torch.cuda.get_device_capability(q.device)[0] < 9:
-            return "it needs an NVIDIA GPU of the Hopper generation or newer"
+        if (why := unfit(q, "Hopper")) is not None:
+            return why
         if find_spec("flash_attn") is None or find_spec("flash_attn.cute") is None:
             return "the package flash-attn-4 is not installed (pip install 'ringattn[fa4]')"
-        if q.dtype not in (torch.bfloat16, torch.float16):
-            return f"it takes bfloat16 and float16, not {q.dtype}"
         dims = q.shape[2], v.shape[2]
         if dims not in ((192, 128), (256, 256)) and not (dims[0] == dims[1] <= 128 and dims[0] % 8 == 0):
             return f"it takes head dims up to 128, 256 and 192/128, not {dims[0]}/{dims[1]}"

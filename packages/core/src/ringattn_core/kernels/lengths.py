@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ringattn_core.schedule import Launch
-from ringattn_core.tile import Tile
 
 
 class Lengths(NamedTuple):
@@ -62,9 +61,5 @@ def _lengths(parts: list[range], box: range, device: torch.device) -> Lengths:
 
 def same_shape(launch: Launch) -> bool:
     """Are the tiles all of one shape and without gaps, so that they are a batch?"""
-    first = launch.tiles[0]
-    return launch.dense_rows and launch.dense_columns and all(_shape(tile) == _shape(first) for tile in launch.tiles)
-
-
-def _shape(tile: Tile) -> tuple[int, int]:
-    return len(tile.q), len(tile.k)
+    shapes = {(len(tile.q), len(tile.k)) for tile in launch.tiles}
+    return launch.dense_rows and launch.dense_columns and len(shapes) == 1

@@ -1,6 +1,6 @@
 """PyTorch's own FlashAttention-2 on NVIDIA GPUs: the default that needs nothing but torch.
 
-Its operators take a window, packed lengths and dropout, whose random state they return and replay. It reads lengths as
+Its operators take a window, packed lengths and dropout, whose random state they return and replay. They read lengths as
 cumulative, so rows with gaps are gathered first.
 """
 
@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from ringattn_core.kernel import Block, Grads, Options, Queries
-from ringattn_core.kernels.compact import CAUSAL, FULL, Compact, compact
+from ringattn_core.kernels.compact import Compact, compact
+from ringattn_core.kernels.gpu import unfit
 from ringattn_core.schedule import Launch
+from ringattn_core.tile import CAUSAL, FULL
 
 
 class TorchFlashCuda:
@@ -24,10 +26,8 @@ class TorchFlashCuda:
     rounds = True
 
     def supports(self, launch: Launch, q: Tensor, k: Tensor, v: Tensor, options: Options) -> str | None:
-        if q.device.type != "cuda" or torch.cuda.get_device_capability(q.device)[0] < 8:
-            return "it needs an NVIDIA GPU of the Ampere generation or newer"
-        if q.dtype not in (torch.bfloat16, torch.float16):
-            return f"it takes bfloat16 and float16, not {q.dtype}"
+        if (why := unfit(q, "Ampere")) is not None:
+            return why
         if q.shape[2] != v.shape[2] or q.shape[2] > 256 or q.shape[2] % 8:
             return f"it takes one head dim, a multiple of 8 up to 256, not {q.shape[2]}/{v.shape[2]}"
         if options.softcap > 0:

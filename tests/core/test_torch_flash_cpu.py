@@ -11,7 +11,7 @@ from problem import Problem, assert_exact, assert_fair
 from ringattn_comms.backends.threads import run
 from ringattn_core.kernel import Grads, Options, Queries
 from ringattn_core.kernels.reference import Reference
-from ringattn_core.kernels.torch_flash import TorchFlashCpu
+from ringattn_core.kernels.torch_flash_cpu import TorchFlashCpu
 from ringattn_core.schedule import Launch
 from ringattn_core.tile import FAR, Tile
 

@@ -1,4 +1,4 @@
-"""A launch's rows and columns as an index into tensors: a slice where they have no gap."""
+"""What schedules say in ranges, as indices into tensors, made once for every device."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ringattn_core.layout import Division
 from ringattn_core.schedule import Launch
 
 
@@ -20,6 +21,14 @@ def row_index(launch: Launch, device: torch.device) -> slice | Tensor:
 def column_index(launch: Launch, device: torch.device) -> slice | Tensor:
     """The launch's columns: a slice if they have no gap."""
     return _index([tile.k for tile in launch.tiles], launch.columns if launch.dense_columns else None, device)
+
+
+@lru_cache(128)
+def stream_index(division: Division, cp_rank: int, device: torch.device) -> Tensor:
+    """The stream positions of a rank's tokens, in storage order: (tokens,) int64."""
+    with torch.inference_mode(False):  # What is kept here may be part of a backward pass later.
+        runs = [torch.arange(run.start, run.stop, run.step) for _, run in division.runs(cp_rank)]
+        return torch.cat(runs).to(device) if runs else torch.empty(0, dtype=torch.int64, device=device)
 
 
 def _index(ranges: list[range], box: range | None, device: torch.device) -> slice | Tensor:

@@ -1,0 +1,134 @@
+"""PyTorch's own flash attention, as its CPU build has it: causal and full tiles, without options.
+
+`aten::_scaled_dot_product_flash_attention_for_cpu` returns the log-sum-exp, and its backward takes the out and lse it
+is given for those of all keys, which makes the gradients of one block those of the whole. Its causal mask is aligned to
+the top left, so a tile with more keys than queries goes in two parts: the keys that all queries see, and a square.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ringattn_core.kernel import Block, Grads, Options, Queries, accumulator_dtype
+from ringattn_core.schedule import Launch
+from ringattn_core.tile import CAUSAL, FULL, Tile
+
+_FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+class TorchFlashCpu:
+    """float64 to 16 bits, causal and full tiles, grouped heads; gradients come in the accumulator's dtype."""
+
+    name = "torch_flash"
+    takes_delta = False
+    rounds = False
+
+    def supports(self, launch: Launch, q: Tensor, k: Tensor, v: Tensor, options: Options) -> str | None:
+        if q.device.type != "cpu":
+            return f"it runs on a CPU and the tensors are on {q.device}"
+        if q.dtype not in _DTYPES:
+            return f"it does not take {q.dtype}"
+        if q.shape[2] != v.shape[2]:
+            return f"it needs one head_dim for keys and values, got {q.shape[2]} and {v.shape[2]}"
+        asked = {"softcap": options.softcap > 0, "ALiBi": options.alibi_slopes is not None}
+        asked["dropout"] = options.dropout_p > 0
+        if any(asked.values()):
+            return f"it has no {' and no '.join(option for option, wanted in asked.items() if wanted)}"
+        if launch.window not in (FULL, CAUSAL):
+            return f"it has causal and full masks only and a launch needs the window {launch.window}"
+        return None
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options) -> tuple[Block, Tensor | None]:
+        blocks = [_attend(q, k, v, tile, options.softmax_scale) for tile in launch.tiles]
+        if len(blocks) == 1:
+            return blocks[0], None
+        out = q.new_empty((len(launch.rows), *q.shape[1:]), dtype=accumulator_dtype(q.dtype))
+        lse = out.new_empty((q.shape[1], len(launch.rows)))
+        for tile, block in zip(launch.tiles, blocks, strict=True):
+            at = _slice(tile.q, launch.rows.start)
+            out[at], lse[:, at] = block
+        return Block(out, lse), None
+
+    def backward(
+        self, queries: Queries, k: Tensor, v: Tensor, launch: Launch, options: Options, rng_state: Tensor | None
+    ) -> Grads:
+        dtype = accumulator_dtype(k.dtype)
+        dq = queries.q.new_zeros((len(launch.rows), *queries.q.shape[1:]), dtype=dtype)
+        dk, dv = (x.new_empty((len(launch.columns), *x.shape[1:]), dtype=dtype) for x in (k, v))
+        for part in (part for tile in launch.tiles for part in _parts(tile)):
+            rows, columns = _slice(part.q), _slice(part.k)
+            q, out, dout = (_grouped(x[rows], k) for x in (queries.q, queries.out, queries.dout))
+            lse = queries.lse[:, rows].reshape(k.shape[1], -1, len(part.q))
+            keys, values = (_shared(x[columns], q) for x in (k, v))
+            grads = _BACKWARD(dout, q, keys, values, out, lse, 0.0, part.causal, scale=options.softmax_scale)
+            dq[_slice(part.q, launch.rows.start)] += _ungrouped(grads[0])
+            beside = _slice(part.k, launch.columns.start)
+            dk[beside], dv[beside] = (x.sum(dim=1, dtype=dtype).transpose(0, 1) for x in grads[1:])
+        return Grads(dq, dk, dv)
+
+
+class _Part(NamedTuple):
+    """What one call computes: a full rectangle or a causal square."""
+
+    q: range
+    k: range
+    causal: bool
+
+
+def _parts(tile: Tile) -> list[_Part]:
+    if tile.window == FULL:
+        return [_Part(tile.q, tile.k, causal=False)]
+    seen, square = tile.k[: -len(tile.q)], tile.k[-len(tile.q) :]
+    return [*([_Part(tile.q, seen, causal=False)] if seen else []), _Part(tile.q, square, causal=True)]
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, tile: Tile, scale: float) -> Block:
+    """The block of one tile."""
+    block: Block | None = None
+    for part in _parts(tile):
+        queries = _grouped(q[_slice(part.q)], k)
+        keys, values = (_shared(x[_slice(part.k)], queries) for x in (k, v))
+        out, lse = _FORWARD(queries, keys, values, 0.0, part.causal, scale=scale)
+        found = Block(_ungrouped(out), lse.flatten(0, 1))
+        block = found if block is None else _merged(block, found)
+    assert block is not None
+    return block
+
+
+def _merged(a: Block, b: Block) -> Block:
+    """Two blocks of the same rows, over different keys, as one; every row has a live key in both."""
+    lse = torch.logaddexp(a.lse, b.lse)
+    out_a, out_b = (block.out * torch.exp(block.lse - lse).T.unsqueeze(-1) for block in (a, b))
+    return Block(out_a + out_b, lse)
+
+
+def _slice(part: range, start: int = 0) -> slice:
+    return slice(part.start - start, part.stop - start)
+
+
+# Grouped-query attention without copies: kv heads are the batch, and the query heads of each share its keys.
+
+
+def _grouped(x: Tensor, k: Tensor) -> Tensor:
+    """(rows, num_heads, head_dim) -> (num_kv_heads, heads of a group, rows, head_dim)."""
+    return _dense(x).reshape(len(x), k.shape[1], -1, x.shape[2]).permute(1, 2, 0, 3)
+
+
+def _ungrouped(x: Tensor) -> Tensor:
+    """The way back."""
+    return x.permute(2, 0, 1, 3).flatten(1, 2)
+
+
+def _shared(x: Tensor, q: Tensor) -> Tensor:
+    """(columns, num_kv_heads, head_dim) -> (num_kv_heads, heads of a group, columns, head_dim), q being `_grouped`."""
+    return _dense(x).transpose(0, 1).unsqueeze(1).expand(-1, q.shape[1], -1, -1)
+
+
+def _dense(x: Tensor) -> Tensor:
+    """The operator takes any strides but that of the last dimension: if it is not 1, results are silently wrong."""
+    return x if x.stride(-1) == 1 else x.contiguous()

@@ -1,0 +1,36 @@
+"""Ranges as indices: the same rows and columns, as a slice wherever that will do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ringattn_core.index import column_index, row_index, stream_index
+from ringattn_core.layout import LAYOUTS, Division
+from ringattn_core.schedule import Launch
+from ringattn_core.tile import Tile
+
+CPU = torch.device("cpu")
+
+
+def test_a_slice_where_there_is_no_gap() -> None:
+    launch = Launch((Tile(range(2, 5), range(0, 3)), Tile(range(5, 6), range(4, 7))))
+    assert row_index(launch, CPU) == slice(2, 6)
+    columns = column_index(launch, CPU)
+    assert isinstance(columns, torch.Tensor) and columns.tolist() == [0, 1, 2, 4, 5, 6]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_stream_positions_of_every_rank(layout: str) -> None:
+    division = Division(LAYOUTS[layout], (0, 7, 7, 8), 3)
+    for rank in range(3):
+        index = stream_index(division, rank, CPU)
+        assert index.dtype == torch.int64 and index.tolist() == division.positions(rank)
+
+
+def test_what_inference_made_is_of_use_in_training() -> None:
+    with torch.inference_mode():
+        index = stream_index(Division(LAYOUTS["striped"], (0, 5), 2), 1, CPU)
+    x = torch.zeros(5, requires_grad=True)
+    x[index].sum().backward()
+    assert x.grad is not None and x.grad.tolist() == [0, 1, 0, 1, 0]
