@@ -94,8 +94,8 @@ class _Fold:
 
     def adopt(self, launch: Launch, part: Tensor) -> bool:
         """Take a part that is first everywhere as the running result itself, if it is whole."""
-        covers = self._narrow is None and part.shape == self.shape and part.is_contiguous()
-        if covers and [touch.turn for touch in self.touches.of[launch]] == [0] and not self.touches.untouched:
+        whole = self._narrow is None and part.shape == self.shape and part.is_contiguous()
+        if whole and not self.touches.untouched and all(touch.turn == 0 for touch in self.touches.of[launch]):
             self._narrow = part
             return True
         return False
