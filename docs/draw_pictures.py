@@ -7,30 +7,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ringattn_core import svg
-from ringattn_core.layout import Division, Layout, contiguous, striped, zigzag
-from ringattn_core.planner import plan
-from ringattn_core.route import ring
-from ringattn_core.schedule import Schedule
+from ringattn_core import Division, contiguous, plan_all, ring, striped, svg, zigzag
 
 FOLDER = Path(__file__).parent / "pictures"
-CAUSAL, WINDOW = (-1, 0), (3, 0)
 
 
 def pictures() -> dict[str, str]:
     """The text of every picture by its file's name."""
-    drawn = {"window-contiguous.svg": svg.mask(schedules(contiguous, WINDOW))}
+    drawn = {"window-contiguous.svg": svg.mask(plan_all(contiguous, ring, (0, 16), 4, window=(3, 0)))}
     for layout in (contiguous, zigzag, striped):
-        causal = schedules(layout, CAUSAL)
+        causal = plan_all(layout, ring, (0, 16), 4, window=(-1, 0))
         drawn[f"mask-{layout.__name__}.svg"] = svg.mask(causal)
         drawn[f"timeline-{layout.__name__}.svg"] = svg.timeline(causal)
     drawn["documents-zigzag.svg"] = svg.ownership(Division(zigzag, (0, 70, 90, 160), 4))
     return drawn
-
-
-def schedules(layout: Layout, window: tuple[int, int]) -> list[Schedule]:
-    """Those of four ranks that share 16 tokens."""
-    return [plan(layout, ring, (0, 16), (0, 16), rank, 4, window=window) for rank in range(4)]
 
 
 if __name__ == "__main__":

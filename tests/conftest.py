@@ -1,4 +1,4 @@
-"""What all tests share: one thread for each rank's arithmetic, and generated cases that are the same ones every time."""
+"""What all tests share: one thread for each rank's arithmetic, and generated cases that are always the same ones."""
 
 from __future__ import annotations
 

@@ -384,9 +384,9 @@ def test_24_no_host_sync(family: Family, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("packing", "backend"), [("func", "eager"), ("kvpacked_func", "aot_eager"), ("qkvpacked_func", "eager")]
 )
-def test_32_torch_compile(packing: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@torch._dynamo.config.patch(capture_scalar_outputs=True)
+def test_32_torch_compile(packing: str, backend: str) -> None:
     """32: compiled with capture_scalar_outputs every function runs, and gives the same."""
-    monkeypatch.setattr(torch._dynamo.config, "capture_scalar_outputs", True)
     calls = []
     for family in FAMILIES:
         whole, cu_seqlens = problem(family, 1, kv_heads=4)

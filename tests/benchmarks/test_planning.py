@@ -1,0 +1,42 @@
+"""The table of planning times, on a stream that takes no time; the budgets themselves are for a quiet machine."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+@pytest.fixture
+def planning(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    path = Path(__file__).parents[2] / "benchmarks/planning.py"
+    spec = importlib.util.spec_from_file_location("planning", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "TOKENS", 64)
+    monkeypatch.setattr(module, "DOCUMENTS", 4)
+    return module
+
+
+@pytest.mark.parametrize(("factor", "verdict", "code"), [(1e6, "pass", 0), (0.0, "FAIL", 1)])
+def test_every_case_and_route_has_a_verdict(
+    planning: ModuleType,
+    factor: float,
+    verdict: str,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(planning, "BUDGETS", {name: budget * factor for name, budget in planning.BUDGETS.items()})
+    assert planning.main(["--repeats", "1"]) == code
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in lines] == [verdict] * len(planning.BUDGETS) * len(planning.ROUTES)
+
+
+def test_the_cases_are_what_they_say(planning: ModuleType) -> None:
+    counts = [len(planning.borders(name)) - 1 for name in planning.BUDGETS]
+    assert counts == [1, 4, 4]
+    assert all(planning.borders(name)[-1] == 64 for name in planning.BUDGETS)
