@@ -1,1 +1,1 @@
-"""What runs from a terminal: `python -m ringattn.cli.demo`."""
+"""What runs from a terminal: `ringattn demo`, `plan`, `draw` and `doctor`."""

@@ -1,4 +1,4 @@
-"""The reference of the demo: the same model and text in one process, with transformers' own attention."""
+"""The reference of the demo: the same model and text in one process, with PyTorch's own attention."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from ringattn.cli import exact
 
 
 class Reference(NamedTuple):
@@ -23,6 +25,9 @@ def run(model: Any, ids: Tensor, files: Path, advance: Callable[[], None]) -> Re
 
     Leaves in `files` what the others read: weights.pt, ids.pt (1, tokens) and logits.pt (1, tokens, vocabulary).
     """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    exact.use(model, "sdpa64", sdpa_attention_forward)
     handles = [layer.register_forward_hook(lambda *_: advance()) for layer in model.model.layers]
     start = time.perf_counter()
     with torch.inference_mode():
@@ -30,6 +35,7 @@ def run(model: Any, ids: Tensor, files: Path, advance: Callable[[], None]) -> Re
     seconds = time.perf_counter() - start
     for handle in handles:
         handle.remove()
+    model.set_attn_implementation("sdpa")  # The others get this model's settings.
     torch.save(model.state_dict(), files / "weights.pt")
     torch.save(ids, files / "ids.pt")
     torch.save(output.logits, files / "logits.pt")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import traceback
-import warnings
 from dataclasses import dataclass
 from multiprocessing import Queue
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import ringattn
-from ringattn.cli import smollm
+from ringattn.cli import exact, smollm
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +58,10 @@ def main(rank: int, job: Job, port: int, events: Queue[Event]) -> None:
 def _run(rank: int, job: Job, port: int, events: Queue[Event]) -> Result:
     # Mapped, not read: all processes share the pages of one file.
     weights = torch.load(job.files / "weights.pt", mmap=True)
-    # torch 2.13 would like all_gather to be called by a new name, which the oldest supported torch does not know.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     from transformers import LlamaForCausalLM
 
     import ringattn.hf
+    from ringattn.hf.attention import attention_forward
 
     store = dist.TCPStore("127.0.0.1", port)  # type: ignore[attr-defined]
     dist.init_process_group("gloo", store=store, rank=rank, world_size=job.cp)
@@ -72,6 +70,7 @@ def _run(rank: int, job: Job, port: int, events: Queue[Event]) -> Result:
             None, config=job.config, state_dict=weights, dtype=torch.float32
         ).eval()
     ringattn.hf.parallelize(model, layout=job.layout, route=job.route)
+    exact.use(model, "ringattn64", attention_forward)
     for layer in model.model.layers:
         layer.register_forward_hook(lambda *_: events.put(Event(rank, "layer")))
     ids = torch.load(job.files / "ids.pt")

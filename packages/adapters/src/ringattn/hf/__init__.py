@@ -7,7 +7,8 @@ over a group of ranks:
     ringattn.hf.parallelize(model, mesh["cp"])
 """
 
+from ringattn.hf.cache import ShardedCache
 from ringattn.hf.parallel import parallelize, restore, unshard
 from ringattn.hf.register import NAME
 
-__all__ = ["NAME", "parallelize", "restore", "unshard"]
+__all__ = ["NAME", "ShardedCache", "parallelize", "restore", "unshard"]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from ringattn.attention import attention
+from ringattn.hf import decode
 from ringattn.hf.batch import KEYWORD, ShardedBatch
+from ringattn.hf.cache import ShardedCache
+from ringattn.hf.decode import Decoding
+from ringattn.untraced import untraced
 from ringattn_core.errors import UnsupportedError
 
 # What some models pass and no band of the mask expresses, with the reason that a user gets to read.
@@ -20,7 +23,7 @@ _REFUSED = {
 }
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@untraced
 def attention_forward(
     module: nn.Module,
     query: Tensor,
@@ -45,14 +48,29 @@ def attention_forward(
     express, and where the model was not parallelized.
     """
     batch = kwargs.get(KEYWORD)
-    if not isinstance(batch, ShardedBatch):
+    if not isinstance(batch, ShardedBatch | Decoding):
         raise UnsupportedError(
             f"{type(module).__name__} uses the attention implementation 'ringattn', but nobody said over which ranks "
             "its sequences are sharded: call ringattn.hf.parallelize(model, group) before the model runs."
         )
     _check(module, attention_mask, kwargs)
-    batch.note_call()
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if isinstance(batch, Decoding):
+        out = decode.attend(
+            query,
+            key,
+            value,
+            batch,
+            batch.cache.positions(_layer(module)),
+            scale=scale,
+            window=sliding_window,
+            softcap=softcap or 0.0,
+            sinks=s_aux,
+        )
+        _forget(module, batch.cache, sliding_window, batch.start + batch.tokens)
+        return out, None
+    batch.note_call()
     left = -1 if sliding_window is None else sliding_window - 1
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
     out = attention(
@@ -64,10 +82,22 @@ def attention_forward(
         window_size=(left, 0 if causal else left),
         softcap=softcap or 0.0,
         sinks=s_aux,
-        softmax_scale=scaling,
+        softmax_scale=scale,
         dropout_p=dropout,
     )
+    _forget(module, batch.cache, sliding_window, batch.tokens)
     return out.unflatten(0, (query.shape[0], -1)), None
+
+
+def _layer(module: nn.Module) -> int:
+    """The number under which an attention layer knows its part of the cache."""
+    return cast(int, module.layer_idx)
+
+
+def _forget(module: nn.Module, cache: ShardedCache | None, window: int | None, length: int) -> None:
+    """After `length` tokens the layer's cache keeps no more than its window."""
+    if cache is not None and window is not None:
+        cache.forget(_layer(module), window, length)
 
 
 def _check(module: nn.Module, attention_mask: Tensor | None, kwargs: dict[str, Any]) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import torch
 from torch import Tensor
 
 from ringattn.context_parallel import ContextParallel
-from ringattn_core.layout import Layout, chunk
+from ringattn.hf.cache import ShardedCache
+from ringattn_core.layout import Division, Layout, chunk
 
 KEYWORD = "ringattn_batch"  # under this name the batch travels through the model's keyword arguments
 
@@ -21,13 +22,44 @@ class ShardedBatch:
     row: divides one row; every row is divided alike, so that a rank's shares are a rectangle.
     stream: divides the rows laid end to end, with the borders of all sequences in them: what attention needs.
     tokens: how many of a row's tokens are the user's; more are padding, where there are fewer than ranks.
+    targets: how many targets a row has for the caller: one less than tokens, if the model was to shift the labels.
+    cache: where the keys are to be kept, if the batch is a prompt.
     """
 
     row: ContextParallel
     stream: ContextParallel
     rows: int
     tokens: int
-    _calls: list[None]
+    targets: int
+    cache: ShardedCache | None = None
+    _calls: list[None] = field(default_factory=list)
+
+    @property
+    def local(self) -> int:
+        """How many of a row's tokens this rank holds."""
+        return self._division.length(self.row.cp_rank)
+
+    @property
+    def length(self) -> int:
+        """How many tokens a row has, padding included."""
+        return self._division.cu_seqlens[-1]
+
+    @property
+    def _division(self) -> Division:
+        assert self.row.cu_seqlens is not None, "made by `divide`"
+        return self.row.division(int(self.row.cu_seqlens[-1]))
+
+    def positions(self, rank: int) -> list[int]:
+        """Where in a row the tokens of a rank stand, in the order in which it has them."""
+        return self._division.positions(rank)
+
+    def place(self, position: int) -> tuple[int, int]:
+        """Which rank holds a token of a row, and as the how-manieth of its own."""
+        for rank in range(self.row.cp_size):
+            for span in self._division.spans(rank):
+                if position in span.positions:
+                    return rank, span.offset + span.positions.index(position)
+        raise IndexError(f"There is no token {position} in a row of {self.length}.")
 
     def shard(self, x: Tensor, dim: int = 1) -> Tensor:
         """This rank's share of a whole tensor."""
@@ -49,8 +81,8 @@ class ShardedBatch:
         return bool(self._calls)
 
 
-def divide(cp: ContextParallel, borders: list[tuple[int, ...]], tokens: int) -> ShardedBatch:
-    """The division of rows with these borders of sequences; `tokens` of each row are the user's.
+def divide(cp: ContextParallel, borders: list[tuple[int, ...]], tokens: int, targets: int) -> ShardedBatch:
+    """The division of rows with these borders of sequences.
 
     Every packed sequence is divided by itself, which balances the work of each, where that also balances the tokens;
     else the row is divided as a whole. Neither needs lengths that divide by anything.
@@ -61,11 +93,11 @@ def divide(cp: ContextParallel, borders: list[tuple[int, ...]], tokens: int) -> 
         row = replace(cp, cu_seqlens=borders[0])
         if not _balanced(row, length):
             row = replace(row, per_sequence=False)
-        return ShardedBatch(row, row, 1, tokens, [])
+        return ShardedBatch(row, row, 1, tokens, targets)
     ends = [place * length + border for place, row in enumerate(borders) for border in row[1:]]
     assert callable(cp.layout), "the name was looked up when cp was made"
     stream = replace(cp, layout=_by_row(cp.layout, len(borders)), per_sequence=False, cu_seqlens=[0, *ends])
-    return ShardedBatch(whole, stream, len(borders), tokens, [])
+    return ShardedBatch(whole, stream, len(borders), tokens, targets)
 
 
 def _balanced(row: ContextParallel, length: int) -> bool:

@@ -2,63 +2,92 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from ringattn.context_parallel import ContextParallel
-from ringattn.hf import inputs, refuse
+from ringattn.hf import generate, inputs, outputs, refuse, rope
 from ringattn.hf.batch import KEYWORD, ShardedBatch
-from ringattn.hf.loss import mean_over_ranks
+from ringattn.hf.cache import ShardedCache
+from ringattn.hf.decode import Decoding
+from ringattn.untraced import untraced
 from ringattn_core.errors import UnsupportedError
+
+_ATTRIBUTE = "ringattn_hooks"  # of the model, so that a copy of the model finds its copy of the hooks
 
 
 class Hooks:
     """The hooks of one model. Everything about one batch travels in the call's own arguments, never here."""
 
-    def __init__(self, model: PreTrainedModel, cp: ContextParallel) -> None:
+    @staticmethod
+    def of(model: PreTrainedModel) -> Hooks | None:
+        """The hooks that a model has."""
+        hooks: Hooks | None = vars(model).get(_ATTRIBUTE)
+        return hooks
+
+    def __init__(self, model: PreTrainedModel, cp: ContextParallel, whole_logits: bool = False) -> None:
         self.cp, self.config, self.signature = cp, model.config, inspect.signature(model.forward)
+        self.whole_logits = whole_logits
         self.last: ShardedBatch | None = None
         self._handles = (
             model.register_forward_pre_hook(self.before, with_kwargs=True),
             model.register_forward_hook(self.after, with_kwargs=True),
         )
+        setattr(model, _ATTRIBUTE, self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Hooks:
-        # Copies of the model run over the same ranks, and a process group cannot be copied.
-        return self
+        copied = memo[id(self)] = Hooks.__new__(Hooks)
+        # A copy of the model runs over the same ranks, and a process group cannot be copied.
+        copied.cp, copied.signature, copied.whole_logits, copied.last = self.cp, self.signature, self.whole_logits, None
+        copied.config, copied._handles = copy.deepcopy((self.config, self._handles), memo)
+        return copied
 
-    def remove(self) -> None:
+    def remove(self, model: PreTrainedModel) -> None:
         """Take the hooks off the model."""
         for handle in self._handles:
             handle.remove()
+        delattr(model, _ATTRIBUTE)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @untraced
     def before(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]] | None:
         """The whole batch's arguments become this rank's."""
         arguments = self._named(args, kwargs)
         if arguments.get(KEYWORD) is not None:
             return None  # a parallelized model around this one has done it
         refuse.check_call(type(model).__name__, arguments, self.config)
+        if isinstance(arguments.get("past_key_values"), ShardedCache):
+            return (), generate.prepare(arguments, self.cp, self.config)
         local = inputs.shard(arguments, self.cp)
         self.last = local[KEYWORD]
+        rope.check(self.config, local[KEYWORD], arguments.get("position_ids"))
         return (), local
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @untraced
     def after(self, model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         """The loss becomes the whole batch's. Raises UnsupportedError for a model whose attention went elsewhere."""
         batch = kwargs[KEYWORD]
+        if isinstance(batch, Decoding):
+            batch.cache.length += batch.tokens
+            return output
         if not batch.was_used:
             raise UnsupportedError(
                 f"{type(model).__name__} has run without calling its registered attention function, so that every rank "
                 "attended to its own tokens alone: its attention layers do not use transformers' AttentionInterface."
             )
-        if kwargs.get("labels") is None:
+        if batch.cache is not None:
+            batch.cache.length += batch.tokens
+            output["logits"] = generate.last_logits(output["logits"], batch)
             return output
-        return _with_loss(output, self.cp)
+        return outputs.mend(
+            output,
+            batch,
+            with_loss=kwargs.get("labels") is not None,
+            whole_logits=self.whole_logits,
+        )
 
     def _named(self, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         """All arguments by their names, those of `**kwargs` among them."""
@@ -67,11 +96,3 @@ class Hooks:
             if parameter.kind is inspect.Parameter.VAR_KEYWORD:
                 named.update(named.pop(parameter.name, {}))
         return named
-
-
-def _with_loss(output: Any, cp: ContextParallel) -> Any:
-    if isinstance(output, tuple):
-        return (mean_over_ranks(output[0], cp.communicator), *output[1:])
-    if output.get("loss") is not None:
-        output["loss"] = mean_over_ranks(output["loss"], cp.communicator)
-    return output

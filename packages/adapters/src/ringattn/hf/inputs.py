@@ -13,7 +13,15 @@ from ringattn.hf.batch import KEYWORD, ShardedBatch, divide, padded
 
 IGNORED = -100  # transformers' label for "no target here"
 # Said of the whole batch, and used up here: what the model would make of them would be wrong on a shard.
-_CONSUMED = ("attention_mask", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
+CONSUMED = (
+    "attention_mask",
+    "cache_position",
+    "cu_seq_lens_q",
+    "cu_seq_lens_k",
+    "max_length_q",
+    "max_length_k",
+    "seq_idx",
+)
 
 
 def shard(arguments: dict[str, Any], cp: ContextParallel) -> dict[str, Any]:
@@ -30,8 +38,9 @@ def shard(arguments: dict[str, Any], cp: ContextParallel) -> dict[str, Any]:
     length = max(tokens, cp.cp_size)  # a rank without a token would be a model run on nothing
     if length > tokens:
         borders = [(*row, length) for row in borders]
-    batch = divide(cp, borders, tokens)
-    local = {name: value for name, value in arguments.items() if name not in _CONSUMED}
+    to_shift = arguments.get("labels") is not None and arguments.get("shift_labels") is None
+    batch = divide(cp, borders, tokens, tokens - 1 if to_shift else tokens)
+    local = {name: value for name, value in arguments.items() if name not in CONSUMED}
     for name in ("input_ids", "inputs_embeds"):
         if local.get(name) is not None:
             local[name] = batch.shard(padded(local[name], length, 1, 0))

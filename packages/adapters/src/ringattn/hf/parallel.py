@@ -2,69 +2,93 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-from weakref import WeakKeyDictionary
+from typing import Literal, TypeVar
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import Trainer
 
 from ringattn.context_parallel import ContextParallel
-from ringattn.hf import refuse
+from ringattn.hf import refuse, trainer
 from ringattn.hf.hook import Hooks
 from ringattn.hf.register import NAME
 from ringattn_comms.connect import Group
 from ringattn_core.layout import Layout
 from ringattn_core.route import Route
 
-M = TypeVar("M", bound=nn.Module)
-
-_hooks: WeakKeyDictionary[nn.Module, Hooks] = WeakKeyDictionary()
+M = TypeVar("M", nn.Module, Trainer)
 
 
 def parallelize(
     model: M,
     group: Group = None,
     *,
+    cp: int | None = None,
     layout: str | Layout = "zigzag",
     route: str | Route = "auto",
     head_groups: int = 1,
     kernel: str | None = None,
+    logits: Literal["shards", "whole"] = "shards",
 ) -> M:
     """Let every forward pass of `model` run on this rank's share of each sequence, with exact attention over all.
 
-    model: a decoder of transformers, or a module around one (DDP, PEFT, compiled).
+    model: a decoder of transformers, a module around one (DDP, PEFT, compiled), or a Trainer.
     group: a ProcessGroup, a one-dimensional DeviceMesh (`mesh["cp"]`), or None for all processes.
+    cp: for a Trainer, instead of a group: so many neighbouring processes share each sequence.
     layout, route, head_groups, kernel: as for `ringattn.ContextParallel`.
+    logits: "shards" are this rank's tokens' alone, see `unshard`; "whole" are all tokens', on every rank, for losses
+        that are computed outside the model.
 
     From then on every rank of the group calls the model with the same whole batch: input_ids (rows, tokens), labels,
     and what else the collator gives: attention_mask with padding at either side, position_ids that restart or
-    cu_seq_lens_q for packed sequences. The loss is the whole batch's on every rank, as in one process; its gradients
-    are to be averaged over the group, as DDP and FSDP do. Logits and hidden states are this rank's shards: see
-    `unshard`. Calling it again changes the settings. Returns the model.
+    cu_seq_lens_q for packed sequences. The loss is the whole batch's on every rank, as in one process, and outputs of
+    one number for each token or target are whole; hidden states are shards. Gradients are to be averaged over the
+    group, as DDP and FSDP do. A Trainer's loaders give the ranks of a group the same batches. Calling it again changes
+    the settings. Returns what it was given.
 
     Raises UnsupportedError for models that cannot run on a sharded sequence, with the layer type and the reason.
     """
-    inner = refuse.outermost(model)
-    refuse.check(inner)
-    cp = ContextParallel(group, layout, route, head_groups=head_groups, kernel=kernel)
-    # One communicator for all batches, and an error for a wrong group now rather than in the first batch.
-    cp = ContextParallel(cp.communicator, cp.layout, cp.route, head_groups=head_groups, kernel=kernel)
-    if inner in _hooks:
-        _hooks.pop(inner).remove()
-    inner.set_attn_implementation(NAME)
-    _hooks[inner] = Hooks(inner, cp)
+    if isinstance(model, Trainer):
+        if cp is None or group is not None:
+            raise ValueError("Say how many processes share a sequence of a Trainer: parallelize(trainer, cp=8).")
+        whole = logits == "whole" or trainer.needs_whole_logits(model)
+        trainer.check(model)
+        mesh = trainer.mesh_of(model, cp)
+        shared = ContextParallel(mesh["cp"], layout, route, head_groups=head_groups, kernel=kernel)
+        for each in trainer.models(model):
+            _hook(each, shared, whole)
+        trainer.share_batches(model, mesh)
+        return model  # type: ignore[no-any-return]
+    if cp is not None:
+        raise ValueError('cp is for a Trainer; for a model give its group: parallelize(model, mesh["cp"]).')
+    _hook(model, ContextParallel(group, layout, route, head_groups=head_groups, kernel=kernel), logits == "whole")
     return model
 
 
+def _hook(model: nn.Module, cp: ContextParallel, whole_logits: bool) -> None:
+    inner = refuse.outermost(model)
+    refuse.check(inner)
+    # One communicator for all batches, and an error for a wrong group now rather than in the first batch.
+    cp = ContextParallel(cp.communicator, cp.layout, cp.route, head_groups=cp.head_groups, kernel=cp.kernel)
+    hooks = Hooks.of(inner)
+    if hooks is not None:
+        hooks.remove(inner)
+    inner.set_attn_implementation(NAME)
+    Hooks(inner, cp, whole_logits)
+
+
 def restore(model: M, attn_implementation: str | None = None) -> M:
-    """Undo `parallelize`; without it, do nothing. Returns the model.
+    """Undo `parallelize`; without it, do nothing. Returns what it was given.
 
     attn_implementation: what the model's attention runs on from now on; None is what transformers chooses by itself.
     """
-    inner = refuse.outermost(model)
-    if inner in _hooks:
-        _hooks.pop(inner).remove()
-        inner.set_attn_implementation(attn_implementation or inner.get_correct_attn_implementation(None))
+    if isinstance(model, Trainer):
+        trainer.unshare_batches(model)
+    for each in trainer.models(model) if isinstance(model, Trainer) else (model,):
+        inner = refuse.outermost(each)
+        hooks = Hooks.of(inner)
+        if hooks is not None:
+            hooks.remove(inner)
+            inner.set_attn_implementation(attn_implementation or inner.get_correct_attn_implementation(None))
     return model
 
 
@@ -73,15 +97,10 @@ def unshard(model: nn.Module, x: Tensor, dim: int = 1) -> Tensor:
 
     Raises ValueError where the model is not parallelized or has not run.
     """
-    hooks = _hooks.get(refuse.outermost(model))
+    hooks = Hooks.of(refuse.outermost(model))
     if hooks is None or hooks.last is None:
         raise ValueError(
             f"{type(model).__name__} has not run since ringattn.hf.parallelize was called on it: there is no batch "
             "whose shards could be put together."
         )
     return hooks.last.unshard(x, dim=dim)
-
-
-def parallelized(model: PreTrainedModel) -> bool:
-    """Is the model under the hooks of `parallelize`?"""
-    return model in _hooks

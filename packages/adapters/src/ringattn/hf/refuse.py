@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from ringattn.hf.cache import ShardedCache
 from ringattn_core.errors import UnsupportedError
 
 _SUPPORTED = ("full_attention", "sliding_attention")
@@ -91,6 +92,8 @@ def check_call(name: str, arguments: dict[str, Any], config: PretrainedConfig) -
         )
     if arguments.get("output_attentions"):
         raise UnsupportedError(f"{name} got output_attentions=True: the weights are never formed as a whole.")
+    if isinstance(arguments.get("past_key_values"), ShardedCache):
+        return
     if arguments.get("past_key_values") is not None or arguments.get("use_cache"):
         raise UnsupportedError(
             f"{name} got a {type(arguments.get('past_key_values')).__name__} as its cache, which would hold this "

@@ -1,0 +1,41 @@
+"""The options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from itertools import accumulate
+from typing import Annotated
+
+import typer
+
+from ringattn_core import plan_all
+from ringattn_core.layout import layout_named
+from ringattn_core.route import route_named
+from ringattn_core.schedule import Schedule
+
+
+class Layout(StrEnum):
+    """Who holds which tokens."""
+
+    CONTIGUOUS = "contiguous"
+    ZIGZAG = "zigzag"
+    STRIPED = "striped"
+
+
+LayoutOption = Annotated[Layout, typer.Option(help="Who holds which tokens.")]
+CpOption = Annotated[int, typer.Option(min=1, max=256, help="Ranks that share the sequence.")]
+WindowOption = Annotated[int | None, typer.Option(min=1, help="Sliding window: tokens that a query sees, with itself.")]
+
+
+def schedules(
+    layout: str, route: str, lengths: Sequence[int], cp: int, window: int | None, *, causal: bool = True
+) -> tuple[Schedule, ...]:
+    """The schedules of all ranks. Raises BadParameter for a route that does not exist or does not fit."""
+    left = -1 if window is None else window - 1
+    borders = tuple(accumulate(lengths, initial=0))
+    try:
+        made = plan_all(layout_named(layout), route_named(route), borders, cp, window=(left, 0 if causal else left))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    return tuple(made)

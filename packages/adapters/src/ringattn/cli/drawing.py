@@ -1,0 +1,40 @@
+"""`ringattn draw`: who holds which tokens and who computes what, on the terminal or as an SVG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ringattn.cli import choices, pictures, sizes
+from ringattn_core import draw as text
+from ringattn_core import svg as vector
+
+
+def draw(
+    seqlen: Annotated[str, typer.Option(help="Tokens, or the lengths of packed documents: 16 or 7,5,12.")] = "16",
+    cp: choices.CpOption = 4,
+    layout: choices.LayoutOption = choices.Layout.ZIGZAG,
+    route: Annotated[str, typer.Option(help="ring, waves, gather, waves(3), double_ring(2).")] = "ring",
+    window: choices.WindowOption = None,
+    causal: Annotated[bool, typer.Option(help="Does a query see no key after it?")] = True,
+    svg: Annotated[Path | None, typer.Option(help="Write the attention matrix to this file instead.")] = None,
+) -> None:
+    """Draw the tokens of every rank, the attention matrix with the hop of every cell, and the work of every hop.
+
+    Examples: ringattn draw --layout striped; ringattn draw --seqlen 7,5,12 --window 4; ringattn draw --svg mask.svg
+    """
+    schedules = choices.schedules(layout.value, route, sizes.lengths(seqlen), cp, window, causal=causal)
+    console = Console(highlight=False)
+    if svg is not None:
+        try:
+            svg.write_text(vector.mask(schedules), encoding="utf-8")
+        except OSError as error:
+            raise typer.BadParameter(f"{svg} cannot be written: {error.strerror}.") from error
+        console.print(f"The attention matrix is in {svg}.")
+        return
+    for drawing in (text.ownership(schedules[0].queries, width=64), text.mask(schedules), text.timeline(schedules)):
+        console.print(pictures.colored(drawing))
+        console.print()

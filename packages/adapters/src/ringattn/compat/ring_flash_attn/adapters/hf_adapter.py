@@ -1,0 +1,177 @@
+"""The module `ring_flash_attn.adapters.hf_adapter`: FlashAttention in transformers' models, over the ranks of a group.
+
+As in the original one group and one packing hold for the whole process. `ringattn.hf.parallelize` is per model, and
+shards inputs, labels and positions itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ringattn.attention import attention
+from ringattn.context_parallel import ContextParallel
+from ringattn.llama3 import head_groups, llama3_flash_attn_prepare_cu_seqlens, stream_borders
+from ringattn.untraced import untraced
+from ringattn_core.layout import contiguous
+from ringattn_core.route import gather
+
+Forward = Callable[..., Any]
+
+DATA_PARAMS: dict[str, Any] = {}  # what the next forward pass reads; others write and read it too
+RING_ATTN_SWITCH = True
+_KEYS = "cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k", "local_k_slice"
+_NAMES = "flash_attention_2", "flash_attention_3", "flash_attention_4"
+_originals: dict[str, Forward] = {}  # of transformers, by the name they are registered under
+_forwards: list[Forward] = []  # what `create_ring_flash_attention_forward` last returned to `substitute_hf_flash_attn`
+
+
+def check_params(f1: Forward, f2: Forward) -> bool:
+    """Do two functions take as many parameters?"""
+    return len(inspect.signature(f1).parameters) == len(inspect.signature(f2).parameters)
+
+
+def update_ring_flash_attn_params(cu_seqlens: Tensor, process_group: dist.ProcessGroup) -> None:
+    """State the packing of the next batch: the *global* borders, whose total the group's size divides."""
+    values = llama3_flash_attn_prepare_cu_seqlens(
+        cu_seqlens,
+        causal=True,
+        rank=dist.get_rank(process_group),
+        world_size=dist.get_world_size(process_group),
+    )
+    DATA_PARAMS.update(zip(_KEYS, values, strict=True))
+
+
+def use_ring_attn(flag: bool) -> None:
+    """Switch to the ranks' attention, or back to this rank's alone, as for generating."""
+    global RING_ATTN_SWITCH  # noqa: PLW0603 - others read and write it by this name
+    RING_ATTN_SWITCH = flag
+
+
+def create_ring_flash_attention_forward(process_group: dist.ProcessGroup, heads_k_stride: int) -> list[Forward]:
+    """The function that takes the place of transformers' `_flash_attention_forward`, in a list.
+
+    Other projects replace this function by one of their own: `substitute_hf_flash_attn` looks it up when it is called.
+    """
+
+    def _flash_attention_forward(
+        query_states: Tensor,
+        key_states: Tensor,
+        value_states: Tensor,
+        attention_mask: Tensor | None = None,
+        query_length: int | None = None,
+        is_causal: bool = True,
+        dropout: float = 0.0,
+        position_ids: Tensor | None = None,
+        softmax_scale: float | None = None,
+        sliding_window: int | None = None,
+        use_top_left_mask: bool = False,
+        softcap: float | None = None,
+        deterministic: bool | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        if query_states.shape[0] != 1:
+            raise ValueError(
+                f"The batch must be one packed row, (1, tokens, heads, head_dim), got {tuple(query_states.shape)}: "
+                "ringattn.hf.parallelize takes batches of any number of rows."
+            )
+        cp = ContextParallel(
+            process_group, contiguous, gather, per_sequence=False, head_groups=head_groups(key_states, heads_k_stride)
+        )
+        left = -1 if sliding_window is None else sliding_window - 1
+        if deterministic is None:
+            deterministic = os.environ.get("FLASH_ATTENTION_DETERMINISTIC", "0") == "1"
+        out: Tensor = attention(
+            query_states[0],
+            key_states[0],
+            value_states[0],
+            cp=cp,
+            causal=is_causal,
+            window_size=(left, 0 if is_causal else left),
+            softcap=softcap or 0.0,
+            sinks=kwargs.get("s_aux"),
+            softmax_scale=softmax_scale,
+            dropout_p=dropout,
+            deterministic=deterministic,
+            cu_seqlens=_borders(cp, query_states.shape[1]),
+        )
+        return out[None]
+
+    return [untraced(_flash_attention_forward)]
+
+
+def _borders(cp: ContextParallel, tokens: int) -> Any:
+    missing = [name for name in _KEYS if name not in DATA_PARAMS]
+    if missing:
+        raise ValueError(
+            f"DATA_PARAMS lacks {', '.join(missing)}: call update_ring_flash_attn_params(cu_seqlens, process_group) "
+            "with the global borders of the batch before the model runs."
+        )
+    told = DATA_PARAMS["cu_seqlens_q"], DATA_PARAMS["cu_seqlens_k"], DATA_PARAMS["local_k_slice"]
+    return stream_borders(*told, cp.cp_rank, cp.cp_size, tokens)
+
+
+def flash_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The ranks' attention by transformers' contract: (batch, heads, tokens, head_dim) in, (out, None) out."""
+    if not _forwards:
+        raise ValueError(
+            "Nobody said over which ranks to attend: call substitute_hf_flash_attn(process_group, 1) first."
+        )
+    kwargs.pop("is_causal", None)
+    out = _forwards[0](
+        query.transpose(1, 2),
+        key.transpose(1, 2),
+        value.transpose(1, 2),
+        attention_mask,
+        query_length=query.shape[2],
+        is_causal=True,
+        dropout=dropout,
+        softmax_scale=scaling,
+        sliding_window=sliding_window,
+        softcap=softcap,
+        **kwargs,
+    )
+    return out, None
+
+
+def substitute_hf_flash_attn(process_group: dist.ProcessGroup, heads_k_stride: int) -> None:
+    """Let models of transformers that were loaded with "flash_attention_2" (3, 4) attend over the ranks of a group.
+
+    Goes through transformers' AttentionInterface; calling it again changes group and stride. Modules that are not
+    causal, such as a vision tower's, keep their own attention. Raises ValueError where transformers has no such
+    interface.
+    """
+    try:
+        from transformers import AttentionInterface
+    except ImportError as error:
+        raise ValueError(f"transformers 4.48 or newer is needed, for its AttentionInterface: {error}.") from error
+    _forwards[:] = create_ring_flash_attention_forward(process_group, heads_k_stride)
+    for name in _NAMES:
+        if name in AttentionInterface() and name not in _originals:
+            _originals[name] = AttentionInterface()[name]
+            AttentionInterface.register(name, _switched(name))
+
+
+def _switched(name: str) -> Forward:
+    def forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        causal = kwargs.get("is_causal")
+        causal = getattr(module, "is_causal", True) if causal is None else causal
+        return (flash_attention_forward if RING_ATTN_SWITCH and causal else _originals[name])(module, *args, **kwargs)
+
+    return forward

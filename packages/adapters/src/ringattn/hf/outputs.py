@@ -1,0 +1,53 @@
+"""What a sharded model's outputs become: a loss and numbers per token that mean what they mean in one process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ringattn.hf.batch import ShardedBatch
+from ringattn_comms.communicator import Communicator
+
+
+def mend(output: Any, batch: ShardedBatch, *, with_loss: bool, whole_logits: bool) -> Any:
+    """The output, a ModelOutput or a tuple, with the whole batch's loss and with whole numbers per token or target."""
+    comm = batch.row.communicator
+    if isinstance(output, tuple):
+        loss = (mean_over_ranks(output[0], comm),) if with_loss else ()
+        rest = output[len(loss) :]
+        return (*loss, batch.unshard(rest[0]), *rest[1:]) if whole_logits else (*loss, *rest)
+    for name, value in output.items():
+        if with_loss and name == "loss":
+            output[name] = mean_over_ranks(value, comm)
+        elif name == "logits" and whole_logits:
+            output[name] = batch.unshard(value)
+        elif isinstance(value, Tensor) and value.shape == (batch.rows, batch.local):
+            output[name] = _numbers(value, batch)[:, : batch.targets]
+    return output
+
+
+def _numbers(x: Tensor, batch: ShardedBatch) -> Tensor:
+    """The whole of one number per token, (rows, local tokens) -> (rows, tokens)."""
+    # Not every backend moves booleans.
+    return batch.unshard(x.to(torch.uint8)).bool() if x.dtype == torch.bool else batch.unshard(x)
+
+
+def mean_over_ranks(loss: Tensor, comm: Communicator) -> Tensor:
+    """The mean of all ranks' losses. Its gradient is the own loss's, so that gradients are averaged over ranks too.
+
+    That is what DDP and FSDP do with them; without either, average the parameters' gradients over the group.
+    """
+    mean: Tensor = _Mean.apply(loss, comm)  # type: ignore[no-untyped-call]
+    return mean
+
+
+class _Mean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, comm: Communicator) -> Tensor:
+        return comm.all_gather(loss.reshape(1)).wait().mean()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None

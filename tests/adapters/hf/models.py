@@ -1,0 +1,80 @@
+"""Tiny models of every architecture, made from their configurations: random weights, the real code of transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+VOCABULARY = 64
+WINDOW = 5
+
+COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "attention_dropout": 0.0,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+}
+_MIXED = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": WINDOW}
+_EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
+
+# What each adds to the common settings: what it is here for is the comment beside it.
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 8},  # norms of queries and keys
+    "mistral": {"sliding_window": WINDOW, "head_dim": 8},  # a window in every layer
+    "gemma2": {"head_dim": 8, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 8, **_MIXED},  # softcap
+    "gemma3_text": {"head_dim": 8, "query_pre_attn_scalar": 8, **_MIXED},  # two rotary embeddings
+    "gpt_oss": {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, **_MIXED},  # sinks
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "deepseek_v3": {  # MLA: values have other dimensions than keys
+        "num_key_value_heads": 4,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 16,
+        "v_head_dim": 12,
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "n_group": 1,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+        **_EXPERTS,
+    },
+    "phi3": {"pad_token_id": 0},  # queries, keys and values out of one projection
+    "olmo2": {},
+    "granite": {"attention_multiplier": 0.3},  # a scale of its own
+    "glm4_moe": {
+        "head_dim": 8,
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "n_group": 1,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+        **_EXPERTS,
+    },
+    "smollm3": {"no_rope_layers": [1, 0]},  # a layer without rotary embeddings
+    "qwen3_moe": {"head_dim": 8, "num_experts": 4, **_EXPERTS},
+}
+
+
+def build(name: str, seed: int = 0, **settings: Any) -> PreTrainedModel:
+    """A tiny model with random weights, the same for the same seed, running on transformers' eager attention."""
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(name, **(COMMON | ARCHITECTURES[name] | settings))
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    for parameter in model.parameters():
+        # The initial weights are so small that all logits, and all attention weights, would be nearly equal; and sinks
+        # would not be initialised at all.
+        torch.nn.init.normal_(parameter, std=0.3) if parameter.dim() > 1 else torch.nn.init.normal_(parameter, 1.0, 0.3)
+    return model

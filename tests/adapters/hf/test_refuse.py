@@ -1,0 +1,162 @@
+"""What cannot run on shards is refused before it runs, with the layer type and the reason."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+import ringattn.hf
+from adapters.comms import Mute
+from adapters.hf.models import COMMON, build
+from ringattn import UnsupportedError
+from ringattn.hf import rope
+from ringattn.hf.batch import divide
+from ringattn_comms.communicator import Solo
+
+IDS = torch.arange(3, 13)[None]
+
+
+def default(name: str, **settings: Any) -> PreTrainedModel:
+    """A model of this architecture without memory."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **(COMMON | settings)))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("llama4_text", {"attention_chunk_size": 8}, "'chunked_attention'.*where its chunks end"),
+        ("qwen3_next", {"layer_types": ["linear_attention", "full_attention"]}, "'linear_attention'.*its state passes"),
+        ("lfm2", {"layer_types": ["conv", "full_attention"]}, "'conv'.*mixes neighbouring tokens"),
+        ("deepseek_v32", {}, "'indexed_attention'.*picks keys"),
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("bloom", {}, "its attention is its own code"),
+        ("opt", {"word_embed_proj_dim": 32, "ffn_dim": 48}, "counts positions from the padding"),
+    ],
+)
+def test_a_decoder(name: str, settings: dict[str, Any], message: str) -> None:
+    if name not in CONFIG_MAPPING:
+        pytest.skip(f"this version of transformers does not know {name}")
+    with pytest.raises(UnsupportedError, match=f"cannot run on a sharded sequence: .*{message}"):
+        ringattn.hf.parallelize(default(name, **settings), Solo())
+
+
+def test_other_models() -> None:
+    with torch.device("meta"):
+        t5 = T5ForConditionalGeneration(T5Config(vocab_size=64, d_model=32, num_layers=1, num_heads=2))
+        classifier = AutoModelForSequenceClassification.from_config(AutoConfig.for_model("llama", **COMMON))
+    with pytest.raises(UnsupportedError, match=r"T5ForConditionalGeneration.*encoder-decoder"):
+        ringattn.hf.parallelize(t5, Solo())
+    with pytest.raises(UnsupportedError, match=r"LlamaForSequenceClassification.*its head"):
+        ringattn.hf.parallelize(classifier, Solo())
+    with pytest.raises(TypeError, match=r"got Linear.*ringattn\.attention"):
+        ringattn.hf.parallelize(torch.nn.Linear(2, 2), Solo())
+
+
+def test_names_that_do_not_exist() -> None:
+    model = build("llama")
+    with pytest.raises(ValueError, match="Did you mean 'zigzag'"):
+        ringattn.hf.parallelize(model, Solo(), layout="zig-zag")
+    with pytest.raises(ValueError, match="Did you mean 'gather'"):
+        ringattn.hf.parallelize(model, Solo(), route="gathers")
+    with pytest.raises(ValueError, match="init_process_group"):
+        ringattn.hf.parallelize(model)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "neither input_ids nor inputs_embeds"),
+        ({"input_ids": IDS, "attention_mask": torch.ones(1, 1, 10, 10)}, r"attention_mask must be .*\(1, 10\)"),
+        ({"input_ids": IDS, "attention_mask": torch.tensor([[1, 1, 0, 0, 1, 1, 1, 1, 1, 1]])}, "between real tokens"),
+        ({"input_ids": IDS, "cu_seq_lens_q": [0, 12]}, "ends at 12, but the row has 10 tokens"),
+        ({"input_ids": IDS.expand(2, -1), "cu_seq_lens_q": [0, 10]}, "the batch has 2 rows"),
+        ({"input_ids": IDS, "use_cache": True}, "ShardedCache"),
+        ({"input_ids": IDS, "logits_to_keep": 1}, "logits_to_keep=1"),
+        ({"input_ids": IDS, "output_attentions": True}, "output_attentions"),
+        ({"input_ids": IDS, "position_bias": torch.zeros(1)}, "'position_bias'.*a bias for every pair"),
+        ({"input_ids": IDS, "indices": torch.zeros(1)}, "'indices'.*a sparse indexer"),
+    ],
+)
+def test_arguments(arguments: dict[str, Any], message: str) -> None:
+    model = ringattn.hf.parallelize(build("llama"), Solo())
+    with pytest.raises(ValueError, match=message):
+        model(**arguments)
+
+
+def test_router_losses() -> None:
+    model = ringattn.hf.parallelize(build("mixtral", output_router_logits=True), Solo())
+    with pytest.raises(UnsupportedError, match="balances experts"):
+        model(IDS)
+    assert model(IDS, output_router_logits=False).logits.shape == (1, 10, 64)
+
+
+def test_a_model_that_was_not_parallelized() -> None:
+    model = build("llama")
+    model.set_attn_implementation(ringattn.hf.NAME)
+    with pytest.raises(UnsupportedError, match=r"call ringattn\.hf\.parallelize\(model, group\)"):
+        model(IDS)
+
+
+def test_a_model_whose_attention_goes_elsewhere() -> None:
+    model = ringattn.hf.parallelize(build("llama"), Solo())
+    model.set_attn_implementation("eager")
+    with pytest.raises(UnsupportedError, match="without calling its registered attention function"):
+        model(IDS)
+
+
+def test_parallelize_twice_and_restore() -> None:
+    model = build("llama").eval()
+    expected = model(IDS, labels=IDS)
+    for layout in ("zigzag", "striped"):
+        assert ringattn.hf.parallelize(model, Solo(), layout=layout) is model
+        output = model(IDS, labels=IDS)
+        torch.testing.assert_close(output.loss, expected.loss)
+        torch.testing.assert_close(ringattn.hf.unshard(model, output.logits), expected.logits)
+    assert len(model._forward_pre_hooks) == 1
+    for _ in range(2):
+        ringattn.hf.restore(model)
+        assert not model._forward_pre_hooks and not model._forward_hooks
+        torch.testing.assert_close(model(IDS, labels=IDS).loss, expected.loss)
+    with pytest.raises(ValueError, match="has not run since"):
+        ringattn.hf.unshard(model, expected.logits)
+
+
+def test_nothing_but_the_model_changes() -> None:
+    """Per model, never global: another model of the same class goes on as it was, and a saved config says nothing."""
+    one, other = build("llama"), build("llama")
+    expected = other(IDS).logits
+    ringattn.hf.parallelize(one, Solo())
+    torch.testing.assert_close(other(IDS).logits, expected)
+    assert ringattn.hf.NAME not in one.config.to_json_string()
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_rotary_embeddings_that_depend_on_the_length(kind: str) -> None:
+    """8 tokens are the border; on two ranks the shorter side of a text may still be below it."""
+    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4} if kind == "longrope" else {"factor": 2.0}
+    scaling = {"rope_type": kind, "rope_theta": 1e4, "original_max_position_embeddings": 8, **factors}
+    name = "rope_parameters" if version("transformers") >= "5" else "rope_scaling"
+    config = AutoConfig.for_model("llama", **(COMMON | {name: scaling, "max_position_embeddings": 32}))
+    cp = ringattn.ContextParallel(Mute(0, 2), "contiguous")
+    for tokens, agreed in ((8, True), (12, False), (24, kind == "longrope")):
+        batch = divide(cp, [(0, tokens)], tokens, tokens)
+        positions = torch.arange(tokens)[None]
+        for given in (None, positions):
+            if agreed:
+                rope.check(config, batch, given)
+            else:
+                with pytest.raises(UnsupportedError, match=f"{kind!r} change with the longest.*layout='striped'"):
+                    rope.check(config, batch, given)
