@@ -11,7 +11,8 @@ from torch.distributed.device_mesh import init_device_mesh
 
 import processes
 from problem import Part, Problem, assert_exact, assert_fair
-from ringattn_comms.connect import communicator
+from ringattn_comms.connect import communicator, connect
+from ringattn_core import gather, plan, ring, zigzag
 
 PACKED = (0, 11, 11, 13, 40)
 CAUSAL = Problem(PACKED, window=(-1, 0))
@@ -84,6 +85,17 @@ def test_subgroups_and_meshes() -> None:
     ):
         for group in members:
             assert_exact([ranks[rank][name] for rank in group], truth)
+
+
+def pick() -> list[str]:
+    """The transports for a group, a mesh of one dimension and None, by name."""
+    groups = (None, dist.new_group([0, 1]), init_device_mesh("cpu", (2,)))
+    schedules = [plan(zigzag, route, (0, 16), (0, 16), dist.get_rank(), 2) for route in (ring, gather)]
+    return [type(connect(group, schedule)).__name__ for group in groups for schedule in schedules]
+
+
+def test_connect_takes_groups_and_meshes() -> None:
+    assert processes.run(2, pick) == [["Ring", "Waves"] * 3] * 2
 
 
 def refuse() -> list[str]:

@@ -52,12 +52,13 @@ def communicator(group: Group) -> Communicator:
     return TorchDist(group)
 
 
-def connect(comm: Communicator, schedule: Schedule, device: torch.device | None = None) -> Transport:
-    """The transport for a schedule and tensors on a device (None: a CPU).
+def connect(group: Group, schedule: Schedule, device: torch.device | None = None) -> Transport:
+    """The transport of a group for a schedule and tensors on a device (None: a CPU). Raises what `communicator` does.
 
     One-sided where the ranks' devices can address each other's memory; else from neighbour to neighbour if every hop is
     a ring's, and straight from the owners if not.
     """
+    comm = communicator(group)
     if comm.size == 1:
         return Alone()
     windows = comm.windows(device) if device else None
