@@ -1,7 +1,8 @@
 """Attention in float64 inside a float32 model, for a comparison in which only the sharding could make a difference.
 
-In float32 two right ways to compute attention differ in the last bit, and thirty layers make 1e-4 of that in SmolLM2's
-logits, which reach 43: as much as any limit would have to allow.
+In float32 two right ways to compute attention differ in the last bits, and thirty layers make about 1e-4 of that in
+SmolLM2's logits, which reach 43 (dev/LOG.md): as much as the demo's limit. What this leaves out, the error of attention
+in float32 itself, is for the tests.
 """
 
 from __future__ import annotations
