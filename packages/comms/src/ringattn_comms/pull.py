@@ -1,18 +1,19 @@
 """One-sided: every rank reads the keys it needs from their owner's memory, and writes their gradients back there.
 
 Only rows that are needed move, by the copy engines where the memory is a GPU's: no multiprocessor is taken from the
-attention, nothing is forwarded through neighbours. Two barriers a pass at most, on a stream of their own.
+attention, nothing is forwarded through neighbours. All of it is on a stream of its own, with a barrier where every
+rank's keys are in place, one where every rank has read what it needs, and in a backward pass one where every gradient
+has arrived. So a place in the window is free again when a pass ends, also in a CUDA graph that is replayed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import groupby
 
 import torch
 
 from ringattn_comms.side import Side
-from ringattn_comms.window import Region, Window, Windows
+from ringattn_comms.window import Place, Region, Window, Windows
 from ringattn_core.kernel import accumulator_dtype
 from ringattn_core.planner import lent
 from ringattn_core.schedule import Schedule, Step
@@ -27,57 +28,63 @@ class Pull:
         self._rank, self._windows = rank, windows
 
     def stream(self, schedule: Schedule, kv: KV) -> Iterator[tuple[Step, KV]]:
-        self._schedule, self._home = schedule, list[KV]()
-        for _, group in groupby(schedule.steps, key=lambda step: step.head_group):
-            steps = list(group)
-            self._own = kv.heads(kv_heads(schedule, steps[0], kv))
-            self._found: list[tuple[range, KV]] = []  # gradients of this rank's own keys, by itself
-            self._given = False
-            self._shelf = _Shelf(schedule, self._own, self._windows)
-            self._side = Side(self._own.k.device)
-            self._lay_out()
-            arrive = self._fetch(steps[0])
-            for step, following in zip(steps, (*steps[1:], None), strict=True):
-                keys = arrive()
-                if following:
-                    arrive = self._fetch(following)
-                yield step, keys
-            if self._given:
-                self._home.append(self._gather_in(steps))
+        self._side = Side(kv.k.device)
+        self._groups = _groups(schedule, kv, self._windows)
+        self._lay_out()
+        arrive = self._fetch(schedule, schedule.steps[0])
+        for step, following in zip(schedule.steps, (*schedule.steps[1:], None), strict=True):
+            keys = arrive()
+            if following:
+                arrive = self._fetch(schedule, following)
+            else:
+                all_have_read = self._barrier()
+            yield step, keys
+        all_have_read()
 
     def give(self, step: Step, grads: KV) -> None:
-        self._given = True
+        group = self._groups[step.head_group]
+        group.steps.append(step)
         with self._side.after_main():
             for piece in step.pieces:
                 rows, columns = (slice(part.start, part.stop) for part in (piece.rows, piece.columns))
                 if piece.source == self._rank:
-                    self._found.append((piece.rows, KV(*(grad[columns] for grad in grads))))
+                    group.found.append((piece.rows, KV(*(grad[columns] for grad in grads))))
                     continue
-                for place, grad in zip(self._shelf.inbox, grads, strict=True):
-                    slots = place.on(self._shelf.window, piece.source)
+                for place, grad in zip(group.inbox, grads, strict=True):
+                    slots = place.on(group.window, piece.source)
                     slots[_slot(self._rank, piece.source), rows].copy_(grad[columns], non_blocking=True)
         self._side.keep(*grads)
 
     def collect(self) -> KV:
-        return joined(self._home)
+        """After all ranks' gradients have arrived: their sum, this one's own first, then the others' by rank."""
+        self._barrier()()
+        return joined([group.total(self._rank) for group in self._groups])
+
+    def _barrier(self) -> Callable[[], None]:
+        """Beside the attention, a barrier after all that was asked for so far; the answer waits for it."""
+        with self._side.after_main():
+            self._groups[0].window.barrier()
+            return self._side.event()
 
     def _lay_out(self) -> None:
         """Put this rank's keys where others can read them."""
-        for place, x in zip(self._shelf.keys, self._own, strict=True):
-            place.on(self._shelf.window, self._rank)[: len(x)].copy_(x)
         with self._side.after_main():
-            self._shelf.window.barrier()
+            for group in self._groups:
+                for place, x in zip(group.keys, group.own, strict=True):
+                    place.on(group.window, self._rank)[: len(x)].copy_(x, non_blocking=True)
+        self._barrier()
 
-    def _fetch(self, step: Step) -> Callable[[], KV]:
+    def _fetch(self, schedule: Schedule, step: Step) -> Callable[[], KV]:
         """Begin to read a step's keys; the answer waits for them."""
+        group = self._groups[step.head_group]
         if step.sources == (self._rank,):
-            return lambda: self._own
-        length = self._schedule.buffer_length(step)
-        buffer = KV(*(x.new_empty((length, *x.shape[1:])) for x in self._own))
+            return lambda: group.own
+        length = schedule.buffer_length(step)
+        buffer = KV(*(x.new_empty((length, *x.shape[1:])) for x in group.own))
         with self._side.after_main():
             for piece in step.pieces:
-                for place, x in zip(self._shelf.keys, buffer, strict=True):
-                    rows = place.on(self._shelf.window, piece.source)[piece.rows.start : piece.rows.stop]
+                for place, x in zip(group.keys, buffer, strict=True):
+                    rows = place.on(group.window, piece.source)[piece.rows.start : piece.rows.stop]
                     x[piece.columns.start : piece.columns.stop].copy_(rows, non_blocking=True)
             arrived = self._side.event()
 
@@ -87,50 +94,48 @@ class Pull:
 
         return wait
 
-    def _gather_in(self, steps: list[Step]) -> KV:
-        """After all ranks' gradients have arrived: their sum, this one's own first, then the others' by rank."""
-        with self._side.after_main():
-            self._shelf.window.barrier()
-            arrived = self._side.event()
-        arrived()
-        own = _whole(self._own, self._found)
-        inbox = [place.on(self._shelf.window, self._rank) for place in self._shelf.inbox]
-        lots = tuple((_slot(p.source, self._rank), p.rows) for step in steps for p in lent(self._schedule, step.hop))
-        return KV(*(add_slots(x, slots, lots) for x, slots in zip(own, inbox, strict=True)))
-
 
 def _slot(sender: int, owner: int) -> int:
     """Which of the owner's slots is the sender's: every other rank has one."""
     return sender if sender < owner else sender - 1
 
 
-def _whole(like: KV, found: list[tuple[range, KV]]) -> KV:
-    """What a rank found itself for its own keys, as one tensor for k and one for v."""
-    if len(found) == 1 and len(found[0][0]) == len(like.k):
-        return found[0][1]
-    total = KV(*(torch.zeros_like(x, dtype=accumulator_dtype(x.dtype)) for x in like))
-    for rows, part in found:
-        for whole, x in zip(total, part, strict=True):
-            whole[rows.start : rows.stop] += x
-    return total
+class _Group:
+    """A group of kv heads in a pass: where they lie in every rank's window, and what this rank found for its own."""
+
+    def __init__(self, schedule: Schedule, own: KV, region: Region) -> None:
+        shapes, dtype = [(schedule.shard_size, *x.shape[1:]) for x in own], own.k.dtype
+        self.schedule, self.own = schedule, own
+        self.keys: list[Place] = [region.place(shape, dtype) for shape in shapes]
+        # A slot for each other rank's gradients: they travel in the inputs' dtype, each once, and are added in the
+        # accumulator's.
+        self.inbox: list[Place] = [region.place((schedule.cp_size - 1, *shape), dtype) for shape in shapes]
+        self.window: Window
+        self.found: list[tuple[range, KV]] = []
+        self.steps: list[Step] = []
+
+    def total(self, rank: int) -> KV:
+        """The sum of the gradients of this rank's keys."""
+        inbox = [place.on(self.window, rank) for place in self.inbox]
+        lots = tuple((_slot(p.source, rank), p.rows) for step in self.steps for p in lent(self.schedule, step.hop))
+        return KV(*(add_slots(x, slots, lots) for x, slots in zip(self._whole(), inbox, strict=True)))
+
+    def _whole(self) -> KV:
+        """What this rank found itself, as one tensor for k and one for v."""
+        if len(self.found) == 1 and len(self.found[0][0]) == len(self.own.k):
+            return self.found[0][1]
+        total = KV(*(torch.zeros_like(x, dtype=accumulator_dtype(x.dtype)) for x in self.own))
+        for rows, part in self.found:
+            for whole, x in zip(total, part, strict=True):
+                whole[rows.start : rows.stop] += x
+        return total
 
 
-class _Shelf:
-    """How a pass uses the window: this rank's keys, in one of two places in turn, and a slot for each rank's gradients.
-
-    A place is written again two passes later. By then every rank has been at the barrier of the pass between, and has
-    read it before that. Where the shapes are not those of the pass before, its places lie across this one's, and one
-    more barrier makes sure that all have read them.
-    """
-
-    def __init__(self, schedule: Schedule, own: KV, windows: Windows) -> None:
-        region, shapes, dtype = Region(), [(schedule.shard_size, *x.shape[1:]) for x in own], own.k.dtype
-        places = [[region.place(shape, dtype) for shape in shapes] for _ in range(2)]
-        # Gradients travel in the inputs' dtype, each once, and are added in the accumulator's.
-        self.inbox = [region.place((schedule.cp_size - 1, *shape), dtype) for shape in shapes]
-        self.window: Window = windows.at_least(region.end)
-        if windows.shapes not in (None, (shapes, dtype)):
-            self.window.barrier()
-        windows.shapes = shapes, dtype
-        windows.turn += 1
-        self.keys = places[windows.turn % 2]
+def _groups(schedule: Schedule, kv: KV, windows: Windows) -> list[_Group]:
+    """The head groups of a pass, with room in the window for all of them."""
+    region, length = Region(), len(schedule.first_group)
+    groups = [_Group(schedule, kv.heads(kv_heads(schedule, step, kv)), region) for step in schedule.steps[::length]]
+    window = windows.at_least(region.end)
+    for group in groups:
+        group.window = window
+    return groups

@@ -23,27 +23,30 @@ class Ring:
         self._arriving: Work | None = None
 
     def stream(self, schedule: Schedule, kv: KV) -> Iterator[tuple[Step, KV]]:
-        self._schedule, self._home = schedule, list[KV]()
+        self._schedule, self._home, self._head_dim = schedule, list[KV](), kv.k.shape[2]
         for _, group in groupby(schedule.steps, key=lambda step: step.head_group):
             steps = list(group)
             part = kv.heads(kv_heads(schedule, steps[0], kv))
-            parcel, self._arriving = pack(part, schedule.shard_size), None
+            parcel = pack(part, schedule.shard_size)
             for step, following in zip(steps, (*steps[1:], None), strict=True):
-                # The keys' way to the next step; gradients go the same way, and from the last step to their owner.
-                self._way = following.hop - step.hop if following else -step.hop
-                coming = self.keys.shift(parcel, self._way) if following else None
-                yield step, unpack(parcel, part.k.shape[2])
+                coming = self.keys.shift(parcel, following.hop - step.hop) if following else None
+                yield step, unpack(parcel, self._head_dim)
                 if coming:
                     parcel = coming.wait()
-            if self._arriving:
-                self._home.append(unpack(self._arriving.wait()[: schedule.key_length], part.k.shape[2]))
 
     def give(self, step: Step, grads: KV) -> None:
-        dtype = accumulator_dtype(grads.k.dtype)
-        parcel = pack(KV(grads.k.to(dtype), grads.v.to(dtype)), self._schedule.shard_size)
+        dtype, schedule = accumulator_dtype(grads.k.dtype), self._schedule
+        parcel = pack(KV(grads.k.to(dtype), grads.v.to(dtype)), schedule.shard_size)
         if self._arriving:  # what the ranks before this one have found for the same keys
             parcel += self._arriving.wait()
-        self._arriving = self.gradients.shift(parcel, self._way)
+        # Gradients go the way that the keys went on, and from a group's last step to their owner.
+        steps = schedule.first_group
+        place = [each.hop for each in steps].index(step.hop)
+        last = place == len(steps) - 1
+        self._arriving = self.gradients.shift(parcel, (0 if last else steps[place + 1].hop) - step.hop)
+        if last:
+            self._home.append(unpack(self._arriving.wait()[: schedule.key_length], self._head_dim))
+            self._arriving = None
 
     def collect(self) -> KV:
         return joined(self._home)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from ringattn_core.errors import UnsupportedError
 from ringattn_core.index import stream_index
-from ringattn_core.kernel import Kernel, Options, Positions, Queries, accumulator_dtype
+from ringattn_core.kernel import Block, Kernel, Options, Positions, Queries, accumulator_dtype
+from ringattn_core.lanes import one_by_one, side_by_side
 from ringattn_core.merge import sink_gradient
 from ringattn_core.schedule import Schedule, Step
 from ringattn_core.totals import column_total, out_total, row_total
@@ -50,14 +52,18 @@ def attend(
 ) -> Result:
     """This rank's part of the attention: q (tokens, num_heads, head_dim) against the keys of all ranks."""
     q, options = _signed(q, options.softmax_scale), _unsigned(options)
-    partial, rng_states = out_total(schedule, kernel, q, kv.v.shape[2]), []
-    for step, (k, v) in transport.stream(schedule, kv):
-        heads = q_heads(schedule, step, q, kv)
-        at_step = _at(schedule, step, heads, q.device, options)
-        for launch in step.launches:
-            block, rng_state = kernel.forward(q[:, heads], k, v, launch, at_step)
-            partial.add(launch, heads, block)
+    partial, rng_states = out_total(schedule, kernel, q, kv.v.shape[2]), list[Tensor | None]()
+
+    def work(step: Step, keys: KV) -> list[tuple[Block, Tensor | None]]:
+        heads, at_step = _at(schedule, step, q, kv, options)
+        return [kernel.forward(q[:, heads], *keys, launch, at_step) for launch in step.launches]
+
+    def fold(step: Step, found: list[tuple[Block, Tensor | None]]) -> None:
+        for launch, (block, rng_state) in zip(step.launches, found, strict=True):
+            partial.add(launch, q_heads(schedule, step, q, kv), block)
             rng_states.append(rng_state)
+
+    _walk(schedule, q)(transport.stream(schedule, kv), work, fold)
     return Result(*partial.finish(q.dtype, sinks), rng_states)
 
 
@@ -86,16 +92,24 @@ def attend_backward(
     scale, q, options = options.softmax_scale, _signed(q, options.softmax_scale), _unsigned(options)
     queries, dq = Queries(q, result.out, dout, result.lse, delta), row_total(schedule, kernel, q)
     rng_states = iter(result.rng_states)
-    for step, (k, v) in transport.stream(schedule, kv):
-        heads = q_heads(schedule, step, q, kv)
-        dk, dv = (column_total(schedule, step, kernel, x) for x in (k, v))
-        at_step = _at(schedule, step, heads, q.device, options)
+
+    def work(step: Step, keys: KV) -> tuple[list[Tensor], KV]:
+        heads, at_step = _at(schedule, step, q, kv, options)
+        part, dqs = queries.heads(heads), []
+        dk, dv = (column_total(schedule, step, kernel, x) for x in keys)
         for launch in step.launches:
-            grads = kernel.backward(queries.heads(heads), k, v, launch, at_step, next(rng_states))
-            dq.add(launch, heads, grads.dq)
+            grads = kernel.backward(part, *keys, launch, at_step, next(rng_states))
+            dqs.append(grads.dq)
             dk.add(launch, grads.dk)
             dv.add(launch, grads.dv)
-        transport.give(step, KV(dk.total, dv.total))
+        return dqs, KV(dk.total, dv.total)
+
+    def fold(step: Step, found: tuple[list[Tensor], KV]) -> None:
+        for launch, part in zip(step.launches, found[0], strict=True):
+            dq.add(launch, q_heads(schedule, step, q, kv), part)
+        transport.give(step, found[1])
+
+    _walk(schedule, q)(transport.stream(schedule, kv), work, fold)
     dsinks = None if sinks is None or delta is None else sink_gradient(sinks, result.lse, delta)
     return Gradients(_signed(dq.total, scale), *transport.collect(), dsinks)
 
@@ -124,9 +138,15 @@ def q_heads(schedule: Schedule, step: Step, q: Tensor, kv: KV) -> slice:
     return slice(heads.start * group, heads.stop * group)
 
 
-def _at(schedule: Schedule, step: Step, heads: slice, device: torch.device, options: Options) -> Options:
-    """The options for a step's query heads, with the positions that they ask for."""
-    return options.at(heads, _positions(schedule, step, device) if options.positional else None)
+def _walk(schedule: Schedule, q: Tensor) -> Callable[..., None]:
+    """How the steps are walked: one step alone has nothing beside it."""
+    return side_by_side if q.is_cuda and len(schedule.steps) > 1 else one_by_one
+
+
+def _at(schedule: Schedule, step: Step, q: Tensor, kv: KV, options: Options) -> tuple[slice, Options]:
+    """A step's query heads, and the options for them with the positions that they ask for."""
+    heads = q_heads(schedule, step, q, kv)
+    return heads, options.at(heads, _positions(schedule, step, q.device) if options.positional else None)
 
 
 @lru_cache(256)

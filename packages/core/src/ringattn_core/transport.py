@@ -34,11 +34,14 @@ class Transport(Protocol):
     """
 
     def stream(self, schedule: Schedule, kv: KV) -> Iterator[tuple[Step, KV]]:
-        """Every step with its keys at hand; they may be gone once the next step is asked for."""
+        """Every step with its keys at hand; they stay until the next step but one is asked for."""
         ...
 
     def give(self, step: Step, grads: KV) -> None:
-        """In a backward pass, before the next step is asked for: the gradients of the keys in this step's buffer."""
+        """In a backward pass, step by step in order: the gradients of the keys in its buffer.
+
+        The step after may have been asked for before: on a GPU it has begun by then.
+        """
         ...
 
     def collect(self) -> KV:

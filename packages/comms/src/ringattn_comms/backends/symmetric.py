@@ -25,6 +25,8 @@ class SymmetricWindows(Windows):
     def allocate(self, size: int) -> Window:
         import torch.distributed._symmetric_memory as symmetric
 
+        # The window that this one replaces goes when all ranks have met in `rendezvous`: none may still be reading it.
+        torch.cuda.synchronize(self._device)
         own = symmetric.empty(size, dtype=torch.uint8, device=self._device)
         group = self._group or dist.group.WORLD
         assert group is not None, "a window was asked for, so there is a group"
