@@ -68,6 +68,7 @@ class Problem(NamedTuple):
     heads: int
     kv_heads: int
     kernel: str
+    head_groups: int
 
     def borders(self, packing: str) -> list[int]:
         """Of the sequences of a packing, over all ranks."""
@@ -93,14 +94,19 @@ class Case(NamedTuple):
 
     parts: Sequence[Part]
 
-    def forward(self) -> list[Tensor]:
+    def forward(self) -> None:
         with torch.no_grad():
-            return [part.attend(*part.tensors[:3]) for part in self.parts]
+            for part in self.parts:
+                part.attend(*part.tensors[:3])
 
-    def both(self) -> None:
+    def both(self) -> list[tuple[Tensor, ...]]:
+        """out, dq, dk and dv of every packing."""
+        found = []
         for part in self.parts:
             *inputs, dout = part.tensors
-            torch.autograd.grad(part.attend(*inputs), inputs, dout)
+            out = part.attend(*inputs)
+            found.append((out.detach(), *torch.autograd.grad(out, inputs, dout)))
+        return found
 
 
 def part(problem: Problem, attend: Attend, rows: Tensor | slice = slice(None)) -> Part:
@@ -125,7 +131,11 @@ def one_gpu(problem: Problem) -> Case:
 def ours(problem: Problem, route: str) -> Case:
     layout, packings = problem.row.layout, problem.row.packings or ("one",)
     cp = ringattn.ContextParallel(
-        layout=layout, route=route, per_sequence=problem.row.per_sequence, kernel=problem.kernel
+        layout=layout,
+        route=route,
+        per_sequence=problem.row.per_sequence,
+        head_groups=problem.head_groups,
+        kernel=problem.kernel,
     )
     rows = [held(problem, packing, layout, problem.row.per_sequence) for packing in packings]
     return Case([part(problem, _ours(problem, *each, cp), at) for *each, at in zip(packings, rows, strict=True)])
@@ -194,13 +204,14 @@ _ENTERED = ExitStack()
 
 
 def error(problem: Problem, found: Case) -> float:
-    """How far a case's results are from one GPU's."""
-    wrong = size = 0.0
-    for got, whole, each in zip(found.forward(), one_gpu(problem).forward(), found.parts, strict=True):
-        want = (whole if problem.row.packings else whole[0])[each.rows].float()
-        wrong += ((got if problem.row.packings else got[0]).float() - want).square().sum().item()
-        size += want.square().sum().item()
-    return (wrong / size) ** 0.5
+    """How far a case's results are from one GPU's: the largest of the errors of out, dq, dk and dv."""
+    errors = [0.0]
+    for mine, whole, each in zip(found.both(), one_gpu(problem).both(), found.parts, strict=True):
+        for got, want in zip(mine, whole, strict=True):
+            got, want = (x if problem.row.packings else x[0] for x in (got, want))
+            want = want[each.rows].float()
+            errors.append(((got.float() - want).norm() / want.norm()).item())
+    return max(errors)
 
 
 def peak(found: Case) -> float:
@@ -263,6 +274,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, nargs=2, default=[32, 8], metavar=("Q", "KV"))
     parser.add_argument("--kernel", default="flash_attn_4")
     parser.add_argument("--routes", nargs="+", help="ours, by these instead of each row's own")
+    parser.add_argument("--head-groups", type=int, default=1, help="ours: groups of kv heads that travel one by one")
     parser.add_argument("--repeats", type=int, default=15)
     arguments = parser.parse_args()
     rank = int(os.environ["LOCAL_RANK"])
@@ -272,7 +284,7 @@ def main() -> None:
     for local in arguments.tokens:
         for name in arguments.rows:
             row = ROWS[name]
-            problem = Problem(row, local, *arguments.heads, arguments.kernel)
+            problem = Problem(row, local, *arguments.heads, arguments.kernel, arguments.head_groups)
             found = measure(problem, name, arguments.routes or row.routes, arguments.repeats)
             if rank == 0:
                 print(*found, sep="\n", flush=True)

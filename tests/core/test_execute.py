@@ -14,7 +14,7 @@ from ringattn_comms.communicator import Communicator
 from ringattn_comms.connect import connect
 from ringattn_core.errors import UnsupportedError
 from ringattn_core.execute import Gradients, Result, attend, attend_backward
-from ringattn_core.kernel import Block, Grads, Kernel, Options, Queries
+from ringattn_core.kernel import NOWHERE, Block, Grads, Kernel, Options, Places, Queries
 from ringattn_core.kernels.reference import Reference
 from ringattn_core.kernels.torch_flash_cpu import TorchFlashCpu
 from ringattn_core.layout import contiguous, layout_named, zigzag
@@ -35,14 +35,23 @@ class Recorder(Reference):
         self.backwards: list[tuple[Launch, int]] = []
         self.shapes: list[tuple[torch.Size, torch.Size]] = []
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options) -> tuple[Block, Tensor | None]:
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options, place: Block | None = None
+    ) -> tuple[Block, Tensor | None]:
         self.forwards.append(launch)
         self.shapes.append((q.shape, k.shape))
         block, _ = super().forward(q, k, v, launch, options)
         return block, torch.tensor(len(self.forwards) - 1)
 
     def backward(
-        self, queries: Queries, k: Tensor, v: Tensor, launch: Launch, options: Options, rng_state: Tensor | None
+        self,
+        queries: Queries,
+        k: Tensor,
+        v: Tensor,
+        launch: Launch,
+        options: Options,
+        rng_state: Tensor | None,
+        places: Places = NOWHERE,
     ) -> Grads:
         assert rng_state is not None
         self.backwards.append((launch, int(rng_state)))

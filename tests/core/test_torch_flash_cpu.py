@@ -85,7 +85,8 @@ def test_tensors_whose_last_dimension_is_not_contiguous(dtype: torch.dtype) -> N
     assert twisted[0].stride(-1) != 1
     launch = LAUNCHES["causal"]
     for expected, found in zip(both(launch, plain)[1], both(launch, twisted)[1], strict=True):
-        assert torch.equal(expected, found)
+        # Not bitwise: on some CPUs the last bit depends on where a tensor lies in memory.
+        torch.testing.assert_close(found, expected, rtol=1e-12 if dtype == torch.float64 else 1e-2, atol=1e-12)
 
 
 def test_an_expanded_gradient() -> None:

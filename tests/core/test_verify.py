@@ -122,14 +122,6 @@ def test_keys_that_come_twice_are_told() -> None:
         verify(group, (-1, 0))
 
 
-def test_a_buffer_too_short_is_told() -> None:
-    group = waves_of_four()
-    pieces = group[1].steps[1].pieces
-    moved = (*pieces[:-1], replace(pieces[-1], offset=pieces[-1].offset + 1))
-    with pytest.raises(ScheduleError, match=r"need 21 rows, its buffer has 20"):
-        verify(on(1, 1, pieces=moved)(group), (-1, 0))
-
-
 LAYOUTS: dict[str, Layout] = {
     "leaves out 4 of the 8 positions of sequence 0": lambda extent, rank, size: (
         extent[: len(extent) // 2][rank::size],

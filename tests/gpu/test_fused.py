@@ -81,7 +81,7 @@ def test_sums() -> None:
         rows, fused_rows = RowSum(q), FusedRowSum(schedule, q)
         for step in schedule.steps:
             x = torch.empty(schedule.buffer_length(step), HEADS, DIM, device="cuda", dtype=torch.bfloat16)
-            columns, fused_columns = ColumnSum(x), FusedColumnSum(schedule, step, x)
+            columns, fused_columns = ColumnSum(x), FusedColumnSum(step, x)
             for launch in step.launches:
                 dq = torch.randn(len(launch.rows), HEADS, DIM, device="cuda").bfloat16()
                 dk = torch.randn(len(launch.columns), HEADS, DIM, device="cuda").bfloat16()

@@ -32,13 +32,11 @@ class Pull:
         self._groups = _groups(schedule, kv, self._windows)
         self._lay_out()
         arrive = self._fetch(schedule, schedule.steps[0])
-        for step, following in zip(schedule.steps, (*schedule.steps[1:], None), strict=True):
-            keys = arrive()
-            if following:
-                arrive = self._fetch(schedule, following)
-            else:
-                all_have_read = self._barrier()
+        for step, following in zip(schedule.steps, schedule.steps[1:], strict=False):
+            keys, arrive = arrive(), self._fetch(schedule, following)
             yield step, keys
+        keys, all_have_read = arrive(), self._barrier()
+        yield schedule.steps[-1], keys
         all_have_read()
 
     def give(self, step: Step, grads: KV) -> None:

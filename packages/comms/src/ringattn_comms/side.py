@@ -2,42 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 
 import torch
 from torch import Tensor
 
+from ringattn_core.streams import On, current
+
 
 class Side:
-    """Work that goes on beside the main stream of a device."""
+    """Work that goes on beside the main stream of a device: the one that is current when this is made."""
 
     def __init__(self, device: torch.device) -> None:
         self.stream = _stream(device) if device.type == "cuda" else None
+        self._main = current(device) if device.type == "cuda" else None
 
-    @contextmanager
-    def after_main(self) -> Iterator[None]:
+    def after_main(self) -> AbstractContextManager[None]:
         """What is called inside runs on the side, after all that was asked of the main stream so far."""
-        if self.stream is None:
-            yield
-            return
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
-            yield
+        if self.stream is None or self._main is None:
+            return nullcontext()
+        self.stream.wait_stream(self._main)
+        return On(self.stream, self._main)
 
     def event(self) -> Callable[[], None]:
         """Inside `after_main`: what lets the main stream wait for all that was asked of the side so far."""
-        if self.stream is None:
-            return lambda: None
-        event = self.stream.record_event()
-        return lambda: torch.cuda.current_stream().wait_event(event)
+        if self.stream is None or self._main is None:
+            return _nothing
+        event, main = self.stream.record_event(), self._main
+        return lambda: main.wait_event(event)
 
     def keep(self, *tensors: Tensor) -> None:
         """The memory of these is not given to others before the side is done with it."""
         if self.stream is not None:
             for x in tensors:
                 x.record_stream(self.stream)
+
+
+def _nothing() -> None:
+    """There is nothing to wait for."""
 
 
 @cache

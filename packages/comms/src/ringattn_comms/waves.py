@@ -78,7 +78,7 @@ def _give(comm: Communicator, schedule: Schedule, step: Step, grads: KV) -> Call
     """Send the gradients of a step's keys to their owners; the answer adds what came home, in the order of ranks."""
     if _stays(comm, step):
         return lambda total: _add(total, schedule, step, [pack(grads, schedule.shard_size)])
-    parts = disarrange(schedule, step, pack(grads, schedule.buffer_length(step)))
+    parts = disarrange(schedule, step, pack(grads, len(grads.k)))
     place = {rank: index for index, rank in enumerate(step.sources)}
     if len(step.sources) == comm.size:
         # Not a reduce-scatter: it would add in the dtype of the message, and in an order of its own.

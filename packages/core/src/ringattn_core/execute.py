@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
@@ -12,8 +11,8 @@ from torch import Tensor
 
 from ringattn_core.errors import UnsupportedError
 from ringattn_core.index import stream_index
-from ringattn_core.kernel import Block, Kernel, Options, Positions, Queries, accumulator_dtype
-from ringattn_core.lanes import one_by_one, side_by_side
+from ringattn_core.kernel import Block, Kernel, Options, Places, Positions, Queries, accumulator_dtype
+from ringattn_core.lanes import walk
 from ringattn_core.merge import sink_gradient
 from ringattn_core.schedule import Schedule, Step
 from ringattn_core.totals import column_total, out_total, row_total
@@ -56,14 +55,17 @@ def attend(
 
     def work(step: Step, keys: KV) -> list[tuple[Block, Tensor | None]]:
         heads, at_step = _at(schedule, step, q, kv, options)
-        return [kernel.forward(q[:, heads], *keys, launch, at_step) for launch in step.launches]
+        return [
+            kernel.forward(q[:, heads], *keys, launch, at_step, partial.place(launch, heads))
+            for launch in step.launches
+        ]
 
     def fold(step: Step, found: list[tuple[Block, Tensor | None]]) -> None:
         for launch, (block, rng_state) in zip(step.launches, found, strict=True):
             partial.add(launch, q_heads(schedule, step, q, kv), block)
             rng_states.append(rng_state)
 
-    _walk(schedule, q)(transport.stream(schedule, kv), work, fold)
+    walk(schedule, q.device, transport.stream(schedule, kv), work, fold)
     return Result(*partial.finish(q.dtype, sinks), rng_states)
 
 
@@ -96,9 +98,10 @@ def attend_backward(
     def work(step: Step, keys: KV) -> tuple[list[Tensor], KV]:
         heads, at_step = _at(schedule, step, q, kv, options)
         part, dqs = queries.heads(heads), []
-        dk, dv = (column_total(schedule, step, kernel, x) for x in keys)
+        dk, dv = (column_total(step, kernel, x) for x in keys)
         for launch in step.launches:
-            grads = kernel.backward(part, *keys, launch, at_step, next(rng_states))
+            places = Places(dq.place(launch, heads), dk.place(launch), dv.place(launch))
+            grads = kernel.backward(part, *keys, launch, at_step, next(rng_states), places)
             dqs.append(grads.dq)
             dk.add(launch, grads.dk)
             dv.add(launch, grads.dv)
@@ -109,7 +112,7 @@ def attend_backward(
             dq.add(launch, q_heads(schedule, step, q, kv), part)
         transport.give(step, found[1])
 
-    _walk(schedule, q)(transport.stream(schedule, kv), work, fold)
+    walk(schedule, q.device, transport.stream(schedule, kv), work, fold)
     dsinks = None if sinks is None or delta is None else sink_gradient(sinks, result.lse, delta)
     return Gradients(_signed(dq.total, scale), *transport.collect(), dsinks)
 
@@ -136,11 +139,6 @@ def q_heads(schedule: Schedule, step: Step, q: Tensor, kv: KV) -> slice:
     """The query heads that belong to a step's group of kv heads."""
     group, heads = q.shape[1] // kv.k.shape[1], kv_heads(schedule, step, kv)
     return slice(heads.start * group, heads.stop * group)
-
-
-def _walk(schedule: Schedule, q: Tensor) -> Callable[..., None]:
-    """How the steps are walked: one step alone has nothing beside it."""
-    return side_by_side if q.is_cuda and len(schedule.steps) > 1 else one_by_one
 
 
 def _at(schedule: Schedule, step: Step, q: Tensor, kv: KV, options: Options) -> tuple[slice, Options]:

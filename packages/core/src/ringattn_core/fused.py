@@ -25,40 +25,53 @@ ROWS = 32
 class FusedPartial:
     """`merge.Partial` for blocks in the final dtype."""
 
-    def __init__(self, schedule: Schedule, q: Tensor, head_dim_v: int) -> None:
+    def __init__(self, schedule: Schedule, q: Tensor, head_dim_v: int, fills: bool = False) -> None:
         self._schedule = schedule
-        self._fold = _Fold(row_touches(schedule), (schedule.query_length, q.shape[1], head_dim_v), q)
+        self._fold = _Fold(row_touches(schedule), (schedule.query_length, q.shape[1], head_dim_v), q, fills)
         self._lse: Tensor | None = None
+
+    def place(self, launch: Launch, heads: slice) -> Block | None:
+        out = self._fold.place(launch, launch.rows, heads)
+        return None if out is None else Block(out, self._running_lse[heads, launch.rows.start : launch.rows.stop])
 
     def add(self, launch: Launch, heads: slice, block: Block) -> None:
         """Fold a launch's block for some of the query heads in, in place."""
+        if self._fold.has(launch, heads, block.out):
+            return
         if self._fold.adopt(launch, block.out):
             self._lse = block.lse
             return
-        tokens, num_heads, _ = self._fold.shape
-        if self._lse is None:
-            self._lse = block.lse.new_full((num_heads, tokens), -torch.inf)
         codes = _row_codes(self._schedule, launch, block.out.device)
-        self._fold.add(codes, launch.rows, heads, block.out, self._lse[heads], block.lse)
+        self._fold.add(codes, launch.rows, heads, block.out, self._running_lse[heads], block.lse)
 
     def finish(self, dtype: torch.dtype, sinks: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(out, lse), as of `Partial.finish`."""
-        out = self._fold.total
-        tokens, num_heads, _ = out.shape
-        lse = out.new_full((num_heads, tokens), -torch.inf, dtype=torch.float32) if self._lse is None else self._lse
+        out, lse = self._fold.total, self._running_lse
         return (out, lse) if sinks is None else with_sinks(out, lse, sinks)
+
+    @property
+    def _running_lse(self) -> Tensor:
+        if self._lse is None:
+            tokens, num_heads, _ = self._fold.shape
+            self._lse = self._fold.like.new_empty((num_heads, tokens), dtype=torch.float32)
+            for rows in self._fold.touches.untouched:
+                self._lse[:, rows.start : rows.stop] = -torch.inf
+        return self._lse
 
 
 class FusedRowSum:
     """`gradient.RowSum` for gradients in the final dtype."""
 
-    def __init__(self, schedule: Schedule, q: Tensor) -> None:
+    def __init__(self, schedule: Schedule, q: Tensor, fills: bool = False) -> None:
         self._schedule = schedule
-        self._fold = _Fold(row_touches(schedule), (schedule.query_length, *q.shape[1:]), q)
+        self._fold = _Fold(row_touches(schedule), (schedule.query_length, *q.shape[1:]), q, fills)
+
+    def place(self, launch: Launch, heads: slice) -> Tensor | None:
+        return self._fold.place(launch, launch.rows, heads)
 
     def add(self, launch: Launch, heads: slice, part: Tensor) -> None:
         """Add what a launch found for some of the heads."""
-        if not self._fold.adopt(launch, part):
+        if not (self._fold.has(launch, heads, part) or self._fold.adopt(launch, part)):
             self._fold.add(_row_codes(self._schedule, launch, part.device), launch.rows, heads, part)
 
     @property
@@ -69,15 +82,18 @@ class FusedRowSum:
 class FusedColumnSum:
     """`gradient.ColumnSum` for gradients in the final dtype."""
 
-    def __init__(self, schedule: Schedule, step: Step, x: Tensor) -> None:
-        self._schedule, self._step = schedule, step
-        self._fold = _Fold(column_touches(schedule, step), tuple(x.shape), x)
+    def __init__(self, step: Step, x: Tensor, fills: bool = False) -> None:
+        self._step, self._heads = step, slice(0, x.shape[1])
+        self._fold = _Fold(column_touches(step, len(x)), tuple(x.shape), x, fills)
+
+    def place(self, launch: Launch) -> Tensor | None:
+        return self._fold.place(launch, launch.columns, self._heads)
 
     def add(self, launch: Launch, part: Tensor) -> None:
         """Add what a launch found."""
-        if not self._fold.adopt(launch, part):
-            codes = _column_codes(self._schedule, self._step, launch, part.device)
-            self._fold.add(codes, launch.columns, slice(0, part.shape[1]), part)
+        if not (self._fold.has(launch, self._heads, part) or self._fold.adopt(launch, part)):
+            codes = _column_codes(self._step, self._fold.shape[0], launch, part.device)
+            self._fold.add(codes, launch.columns, self._heads, part)
 
     @property
     def total(self) -> Tensor:
@@ -87,10 +103,23 @@ class FusedColumnSum:
 class _Fold:
     """A running result of some rows, (rows, heads, dim)."""
 
-    def __init__(self, touches: Touches, shape: tuple[int, ...], like: Tensor) -> None:
-        self.touches, self.shape, self.like = touches, shape, like
+    def __init__(self, touches: Touches, shape: tuple[int, ...], like: Tensor, fills: bool) -> None:
+        self.touches, self.shape, self.like, self.fills = touches, shape, like, fills
         self._narrow: Tensor | None = None
         self._wide: Tensor | None = None
+        self._placed: dict[tuple[Launch, int], Tensor] = {}
+
+    def place(self, launch: Launch, box: range, heads: slice) -> Tensor | None:
+        """Where a part that is first everywhere, and has no gaps, may be written by whoever finds it."""
+        touches = self.touches.of[launch]
+        if not self.fills or len(touches) > 1 or touches[0].turn > 0 or len(touches[0].rows) != len(box):
+            return None
+        place = self._placed[launch, heads.start] = self.total[box.start : box.stop, heads]
+        return place
+
+    def has(self, launch: Launch, heads: slice, part: Tensor) -> bool:
+        """Is the part in its place already?"""
+        return part is self._placed.get((launch, heads.start))
 
     def adopt(self, launch: Launch, part: Tensor) -> bool:
         """Take a part that is first everywhere as the running result itself, if it is whole."""
@@ -143,8 +172,8 @@ def _row_codes(schedule: Schedule, launch: Launch, device: torch.device) -> Tens
 
 
 @lru_cache(2048)
-def _column_codes(schedule: Schedule, step: Step, launch: Launch, device: torch.device) -> Tensor:
-    return _codes(column_touches(schedule, step).of[launch], launch.columns, device)
+def _column_codes(step: Step, length: int, launch: Launch, device: torch.device) -> Tensor:
+    return _codes(column_touches(step, length).of[launch], launch.columns, device)
 
 
 def _codes(touches: list[Touch], box: range, device: torch.device) -> Tensor:

@@ -16,6 +16,9 @@ class RowSum:
     def __init__(self, q: Tensor) -> None:
         self.total = torch.zeros_like(q, dtype=accumulator_dtype(q.dtype))
 
+    def place(self, launch: Launch, heads: slice) -> None:
+        """Nothing is written here directly."""
+
     def add(self, launch: Launch, heads: slice, part: Tensor) -> None:
         """Add what a launch found for some of the heads; `part` covers the box around its rows."""
         _add(self.total[:, heads], row_index(launch, part.device), launch.rows.start, part)
@@ -26,6 +29,9 @@ class ColumnSum:
 
     def __init__(self, x: Tensor) -> None:
         self.total = torch.zeros_like(x, dtype=accumulator_dtype(x.dtype))
+
+    def place(self, launch: Launch) -> None:
+        """Nothing is written here directly."""
 
     def add(self, launch: Launch, part: Tensor) -> None:
         """Add what a launch found; `part` covers the box around its columns."""

@@ -84,6 +84,17 @@ class Grads(NamedTuple):
     dv: Tensor  # (columns, num_kv_heads, head_dim_v)
 
 
+class Places(NamedTuple):
+    """Where a launch's gradients may be written, each shaped like the gradient; None: nowhere, the kernel makes it."""
+
+    dq: Tensor | None = None
+    dk: Tensor | None = None
+    dv: Tensor | None = None
+
+
+NOWHERE = Places()
+
+
 class Kernel(Protocol):
     """Computes launches. A random state, if it draws one, is its own affair: it gets it back in backward."""
 
@@ -102,16 +113,30 @@ class Kernel(Protocol):
         """Do its results on a GPU come in the inputs' dtype? Fused sums take no others."""
         ...
 
+    @property
+    def fills(self) -> bool:
+        """Does it write into the places that it is given, and return these? If not it is given none."""
+        ...
+
     def supports(self, launch: Launch, q: Tensor, k: Tensor, v: Tensor, options: Options) -> str | None:
         """Why it cannot compute this launch on such tensors; None if it can."""
         ...
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options) -> tuple[Block, Tensor | None]:
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options, place: Block | None = None
+    ) -> tuple[Block, Tensor | None]:
         """The launch's block, and the random state that backward needs."""
         ...
 
     def backward(
-        self, queries: Queries, k: Tensor, v: Tensor, launch: Launch, options: Options, rng_state: Tensor | None
+        self,
+        queries: Queries,
+        k: Tensor,
+        v: Tensor,
+        launch: Launch,
+        options: Options,
+        rng_state: Tensor | None,
+        places: Places = NOWHERE,
     ) -> Grads:
         """The launch's gradients, from the global lse and delta."""
         ...

@@ -11,31 +11,43 @@ from typing import TypeVar
 
 import torch
 
-from ringattn_core.schedule import Step
+from ringattn_core.schedule import Schedule, Step
+from ringattn_core.streams import On, current
 from ringattn_core.transport import KV
 
 Steps = Iterable[tuple[Step, KV]]
 T = TypeVar("T")
 
 
-def one_by_one(steps: Steps, work: Callable[[Step, KV], T], then: Callable[[Step, T], None]) -> None:
-    """For each step what it finds in its keys, and what follows from that."""
-    for step, keys in steps:
-        then(step, work(step, keys))
+def walk(
+    schedule: Schedule,
+    device: torch.device,
+    steps: Steps,
+    work: Callable[[Step, KV], T],
+    then: Callable[[Step, T], None],
+) -> None:
+    """For each step of a schedule what it finds in its keys, and what follows from that."""
+    if device.type == "cuda" and len(schedule.steps) > 1:
+        _side_by_side(device, steps, work, then)
+    else:
+        for step, keys in steps:
+            then(step, work(step, keys))
 
 
-def side_by_side(steps: Steps, work: Callable[[Step, KV], T], then: Callable[[Step, T], None]) -> None:
-    """The same on a GPU: `work` in two streams in turn, `then` on the current one, in order.
+def _side_by_side(
+    device: torch.device, steps: Steps, work: Callable[[Step, KV], T], then: Callable[[Step, T], None]
+) -> None:
+    """`work` in two streams in turn, `then` on the current one, in order.
 
     What follows from a step waits until the next step has begun, for each begins after all that the current stream has
     been asked for. So nothing of a step, keys or results, is used again before its work is done.
     """
-    main = torch.cuda.current_stream()
+    main = current(device)
     pending: Callable[[], None] | None = None
     for number, (step, keys) in enumerate(steps):
-        lane = _lanes(main.device)[number % 2]
+        lane = _lanes(device)[number % 2]
         lane.wait_stream(main)
-        with torch.cuda.stream(lane):
+        with On(lane, main):
             found = work(step, keys)
             done = lane.record_event()
         if pending:

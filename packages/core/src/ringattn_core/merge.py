@@ -24,6 +24,9 @@ class Partial:
         self.out = q.new_zeros((tokens, num_heads, head_dim_v), dtype=dtype)
         self.lse = q.new_full((num_heads, tokens), -torch.inf, dtype=dtype)
 
+    def place(self, launch: Launch, heads: slice) -> None:
+        """Nothing is written here directly."""
+
     def add(self, launch: Launch, heads: slice, block: Block) -> None:
         """Fold a launch's block for some of the query heads in, in place."""
         rows = row_index(launch, self.out.device)

@@ -138,5 +138,5 @@ class Schedule:
         return self.keys.length(self.cp_rank)
 
     def buffer_length(self, step: Step) -> int:
-        """Tokens in the key buffer of a step."""
-        return self.shard_size if len(step.sources) == 1 else step.fetched
+        """Rows in the key buffer of a step, up to the last that is needed."""
+        return step.pieces[-1].columns.stop if step.pieces else 0

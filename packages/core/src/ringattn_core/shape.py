@@ -53,10 +53,11 @@ def peak_bytes(schedule: Schedule, shape: Shape, *, backward: bool, one_sided: b
 
 
 def _buffer(schedule: Schedule, step: Step, one_sided: bool) -> int:
-    """Tokens in memory for a step: its buffer, and the whole shards from which it is filled."""
+    """Tokens in memory for a step: its buffer, and the whole shards from which it is filled or which are the buffer."""
     foreign = sum(source != schedule.cp_rank for source in step.sources)
-    shards = 0 if one_sided or len(step.sources) == 1 else foreign * schedule.shard_size
-    return schedule.buffer_length(step) + shards
+    if one_sided or not foreign:
+        return schedule.buffer_length(step)
+    return foreign * schedule.shard_size + (schedule.buffer_length(step) if len(step.sources) > 1 else 0)
 
 
 def _most_at_once(buffers: Sequence[int]) -> int:

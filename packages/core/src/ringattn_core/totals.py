@@ -18,6 +18,10 @@ from ringattn_core.schedule import Launch, Schedule, Step
 class OutTotal(Protocol):
     """The running result of a rank's queries."""
 
+    def place(self, launch: Launch, heads: slice) -> Block | None:
+        """Where a block may be written directly, so that to add it is nothing; None if nowhere."""
+        ...
+
     def add(self, launch: Launch, heads: slice, block: Block) -> None: ...
 
     def finish(self, dtype: torch.dtype, sinks: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
@@ -29,6 +33,8 @@ class RowTotal(Protocol):
     @property
     def total(self) -> Tensor: ...
 
+    def place(self, launch: Launch, heads: slice) -> Tensor | None: ...
+
     def add(self, launch: Launch, heads: slice, part: Tensor) -> None: ...
 
 
@@ -37,6 +43,8 @@ class ColumnTotal(Protocol):
 
     @property
     def total(self) -> Tensor: ...
+
+    def place(self, launch: Launch) -> Tensor | None: ...
 
     def add(self, launch: Launch, part: Tensor) -> None: ...
 
@@ -47,7 +55,7 @@ def out_total(schedule: Schedule, kernel: Kernel, q: Tensor, head_dim_v: int) ->
         return Partial(q, head_dim_v)
     from ringattn_core.fused import FusedPartial
 
-    return FusedPartial(schedule, q, head_dim_v)
+    return FusedPartial(schedule, q, head_dim_v, kernel.fills)
 
 
 def row_total(schedule: Schedule, kernel: Kernel, q: Tensor) -> RowTotal:
@@ -56,16 +64,16 @@ def row_total(schedule: Schedule, kernel: Kernel, q: Tensor) -> RowTotal:
         return RowSum(q)
     from ringattn_core.fused import FusedRowSum
 
-    return FusedRowSum(schedule, q)
+    return FusedRowSum(schedule, q, kernel.fills)
 
 
-def column_total(schedule: Schedule, step: Step, kernel: Kernel, x: Tensor) -> ColumnTotal:
+def column_total(step: Step, kernel: Kernel, x: Tensor) -> ColumnTotal:
     """Room for the gradient of a step's keys or values, shaped like x; the dtypes are those of `row_total`."""
     if not _fuses(kernel, x):
         return ColumnSum(x)
     from ringattn_core.fused import FusedColumnSum
 
-    return FusedColumnSum(schedule, step, x)
+    return FusedColumnSum(step, x, kernel.fills)
 
 
 def add_slots(own: Tensor, slots: Tensor, lots: tuple[tuple[int, range], ...]) -> Tensor:

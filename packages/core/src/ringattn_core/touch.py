@@ -42,10 +42,10 @@ def row_touches(schedule: Schedule) -> Touches:
 
 
 @lru_cache(1024)
-def column_touches(schedule: Schedule, step: Step) -> Touches:
-    """Of the keys in a step's buffer, by the step's launches."""
+def column_touches(step: Step, length: int) -> Touches:
+    """Of the keys in a step's buffer of some length, by the step's launches."""
     parts = [(launch, [tile.k for tile in launch.tiles]) for launch in step.launches]
-    return _touches(parts, schedule.buffer_length(step))
+    return _touches(parts, length)
 
 
 def _touches(parts: Sequence[tuple[Launch, list[range]]], length: int) -> Touches:

@@ -16,7 +16,7 @@ from ringattn_core.schedule import Schedule, Step
 
 
 class KV(NamedTuple):
-    """Keys and values, or their gradients, as they lie in a step's buffer."""
+    """Keys and values, or their gradients, as they lie in a step's buffer: `Schedule.buffer_length` rows or more."""
 
     k: Tensor  # (columns, kv heads of the step's group, head_dim)
     v: Tensor  # (columns, kv heads of the step's group, head_dim_v)

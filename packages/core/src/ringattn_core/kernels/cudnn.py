@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ringattn_core.kernel import Block, Grads, Options, Queries
+from ringattn_core.kernel import NOWHERE, Block, Grads, Options, Places, Queries
 from ringattn_core.kernels.gpu import unfit
 from ringattn_core.kernels.lengths import same_shape
 from ringattn_core.schedule import Launch
@@ -21,6 +21,7 @@ class CuDnn:
     name = "cudnn"
     takes_delta = False
     rounds = True
+    fills = False
 
     def supports(self, launch: Launch, q: Tensor, k: Tensor, v: Tensor, options: Options) -> str | None:
         if (why := unfit(q, "Ampere")) is not None:
@@ -35,7 +36,9 @@ class CuDnn:
             return f"its causal mask is aligned to the top left, so it cannot compute the window {launch.window}"
         return None
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options) -> tuple[Block, Tensor | None]:
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options, place: Block | None = None
+    ) -> tuple[Block, Tensor | None]:
         tensors = _rows(launch, q), _columns(launch, k), _columns(launch, v)
         out, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
             *tensors, None, True, 0.0, launch.window == CAUSAL, False, scale=options.softmax_scale
@@ -43,7 +46,14 @@ class CuDnn:
         return Block(_flat(out), lse.reshape(len(launch.tiles), q.shape[1], -1).transpose(0, 1).flatten(1)), None
 
     def backward(
-        self, queries: Queries, k: Tensor, v: Tensor, launch: Launch, options: Options, rng_state: Tensor | None
+        self,
+        queries: Queries,
+        k: Tensor,
+        v: Tensor,
+        launch: Launch,
+        options: Options,
+        rng_state: Tensor | None,
+        places: Places = NOWHERE,
     ) -> Grads:
         dout, q, out = (_rows(launch, x) for x in (queries.dout, queries.q, queries.out))
         lse = queries.lse[:, launch.rows.start : launch.rows.stop].reshape(q.shape[1], len(launch.tiles), -1)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ringattn_core.kernel import Block, Grads, Options, Queries
+from ringattn_core.kernel import NOWHERE, Block, Grads, Options, Places, Queries
 from ringattn_core.kernels.compact import compact
 from ringattn_core.kernels.gpu import unfit
 from ringattn_core.schedule import Launch
@@ -24,6 +24,7 @@ class FlashAttn2:
     name = "flash_attn_2"
     takes_delta = False
     rounds = True
+    fills = False
 
     def __init__(self) -> None:
         self._package = _package()
@@ -39,7 +40,9 @@ class FlashAttn2:
             return "it has no dropout with softcap, nor on every GPU with head dims above 192"
         return None
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options) -> tuple[Block, Tensor | None]:
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options, place: Block | None = None
+    ) -> tuple[Block, Tensor | None]:
         part, package = compact(launch, q.device), self._package
         call = package.varlen_forward if part.lengths else package.forward
         found = call(
@@ -51,7 +54,14 @@ class FlashAttn2:
         return part.block(out, lse), rng_state if options.dropout_p > 0 else None
 
     def backward(
-        self, queries: Queries, k: Tensor, v: Tensor, launch: Launch, options: Options, rng_state: Tensor | None
+        self,
+        queries: Queries,
+        k: Tensor,
+        v: Tensor,
+        launch: Launch,
+        options: Options,
+        rng_state: Tensor | None,
+        places: Places = NOWHERE,
     ) -> Grads:
         part, package = compact(launch, k.device), self._package
         q, out, dout = (part.of_rows(x) for x in (queries.q, queries.out, queries.dout))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ringattn_core.kernel import Block, Grads, Options, Queries
+from ringattn_core.kernel import NOWHERE, Block, Grads, Options, Places, Queries
 from ringattn_core.kernels.gpu import unfit
 from ringattn_core.kernels.lengths import varlen
 from ringattn_core.schedule import Launch
@@ -25,6 +25,7 @@ class FlashAttn3:
     name = "flash_attn_3"
     takes_delta = False
     rounds = True
+    fills = False
 
     def __init__(self) -> None:
         self._package = _package()
@@ -43,7 +44,9 @@ class FlashAttn3:
             return "its backward for head dims above 192 is not deterministic"
         return None
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options) -> tuple[Block, Tensor | None]:
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options, place: Block | None = None
+    ) -> tuple[Block, Tensor | None]:
         alone = len(launch.tiles) == 1
         q, k, v = _box(q, launch.rows, alone), _box(k, launch.columns, alone), _box(v, launch.columns, alone)
         causal, left, right = _mask(launch)
@@ -61,7 +64,14 @@ class FlashAttn3:
         return (Block(out[0], lse[0]) if alone else Block(out, lse)), None
 
     def backward(
-        self, queries: Queries, k: Tensor, v: Tensor, launch: Launch, options: Options, rng_state: Tensor | None
+        self,
+        queries: Queries,
+        k: Tensor,
+        v: Tensor,
+        launch: Launch,
+        options: Options,
+        rng_state: Tensor | None,
+        places: Places = NOWHERE,
     ) -> Grads:
         alone = len(launch.tiles) == 1
         dout, q, out = (_box(x, launch.rows, alone) for x in (queries.dout, queries.q, queries.out))

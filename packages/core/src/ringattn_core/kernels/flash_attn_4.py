@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ringattn_core.kernel import Block, Grads, Options, Queries
+from ringattn_core.kernel import NOWHERE, Block, Grads, Options, Places, Queries
 from ringattn_core.kernels.gpu import unfit
 from ringattn_core.kernels.lengths import varlen
 from ringattn_core.schedule import Launch
@@ -28,6 +28,7 @@ class FlashAttn4:
     name = "flash_attn_4"
     takes_delta = False
     rounds = True
+    fills = True
 
     def supports(self, launch: Launch, q: Tensor, k: Tensor, v: Tensor, options: Options) -> str | None:
         if (why := unfit(q, "Hopper")) is not None:
@@ -43,19 +44,30 @@ class FlashAttn4:
             return "it has no ALiBi"
         return None
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options) -> tuple[Block, Tensor | None]:
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options, place: Block | None = None
+    ) -> tuple[Block, Tensor | None]:
         forward, _ = _functions()
         q, k, v = _box(q, launch.rows), _box(k, launch.columns), _box(v, launch.columns)
-        arguments = _arguments(launch, options)
+        arguments = _arguments(launch, options) | {"return_lse": True}
         with _ONE_AT_A_TIME:
             if len(launch.tiles) == 1:
-                out, lse, *_ = forward(q[None], k[None], v[None], return_lse=True, **arguments)
-                return Block(out[0], lse[0]), None
-            out, lse, *_ = forward(q, k, v, return_lse=True, **arguments, **varlen(launch, q.device)._asdict())
-            return Block(out, lse), None
+                places = {} if place is None else {"out": place.out[None], "lse": place.lse[None]}
+                out, lse, *_ = forward(q[None], k[None], v[None], **arguments, **places)
+                return place or Block(out[0], lse[0]), None
+            places = {} if place is None else place._asdict()
+            out, lse, *_ = forward(q, k, v, **arguments, **varlen(launch, q.device)._asdict(), **places)
+            return place or Block(out, lse), None
 
     def backward(
-        self, queries: Queries, k: Tensor, v: Tensor, launch: Launch, options: Options, rng_state: Tensor | None
+        self,
+        queries: Queries,
+        k: Tensor,
+        v: Tensor,
+        launch: Launch,
+        options: Options,
+        rng_state: Tensor | None,
+        places: Places = NOWHERE,
     ) -> Grads:
         _, backward = _functions()
         rows = launch.rows
@@ -63,11 +75,16 @@ class FlashAttn4:
         lse = queries.lse[:, rows.start : rows.stop].contiguous()
         k, v = _box(k, launch.columns), _box(v, launch.columns)
         arguments = _arguments(launch, options) | {"deterministic": options.deterministic}
+        given = {name: place for name, place in places._asdict().items() if place is not None}
         with _ONE_AT_A_TIME:
             if len(launch.tiles) == 1:
-                grads = backward(q[None], k[None], v[None], out[None], dout[None], lse[None], **arguments)
-                return Grads(*(grad[0] for grad in grads[:3]))
-            return Grads(*backward(q, k, v, out, dout, lse, **arguments, **varlen(launch, q.device)._asdict())[:3])
+                given = {name: place[None] for name, place in given.items()}
+                grads = backward(q[None], k[None], v[None], out[None], dout[None], lse[None], **arguments, **given)
+                grads = [grad[0] for grad in grads[:3]]
+            else:
+                lengths = varlen(launch, q.device)._asdict()
+                grads = backward(q, k, v, out, dout, lse, **arguments, **lengths, **given)[:3]
+        return Grads(*(grad if place is None else place for grad, place in zip(grads, places, strict=True)))
 
 
 @cache

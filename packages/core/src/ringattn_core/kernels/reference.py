@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ringattn_core.kernel import Block, Grads, Options, Queries, accumulator_dtype
+from ringattn_core.kernel import NOWHERE, Block, Grads, Options, Places, Queries, accumulator_dtype
 from ringattn_core.schedule import Launch
 from ringattn_core.tile import FAR, Tile
 
@@ -26,11 +26,14 @@ class Reference:
     name = "reference"
     takes_delta = True
     rounds = False
+    fills = False
 
     def supports(self, launch: Launch, q: Tensor, k: Tensor, v: Tensor, options: Options) -> str | None:
         return None
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options) -> tuple[Block, Tensor | None]:
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options, place: Block | None = None
+    ) -> tuple[Block, Tensor | None]:
         dtype = accumulator_dtype(q.dtype)
         rows = launch.rows
         out = q.new_zeros((len(rows), q.shape[1], v.shape[2]), dtype=dtype)
@@ -45,7 +48,14 @@ class Reference:
         return Block(out, lse), None
 
     def backward(
-        self, queries: Queries, k: Tensor, v: Tensor, launch: Launch, options: Options, rng_state: Tensor | None
+        self,
+        queries: Queries,
+        k: Tensor,
+        v: Tensor,
+        launch: Launch,
+        options: Options,
+        rng_state: Tensor | None,
+        places: Places = NOWHERE,
     ) -> Grads:
         q, delta, dtype = queries.q, queries.delta, accumulator_dtype(queries.q.dtype)
         assert delta is not None, "the executor computes delta for kernels that take it"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ringattn_core.kernel import Block, Grads, Kernel, Options, Queries
+from ringattn_core.kernel import NOWHERE, Block, Grads, Kernel, Options, Places, Queries
 from ringattn_core.kernels.torch_flash_cpu import TorchFlashCpu
 from ringattn_core.kernels.torch_flash_cuda import TorchFlashCuda
 from ringattn_core.schedule import Launch
@@ -16,6 +16,7 @@ class TorchFlash:
     name = "torch_flash"
     takes_delta = False
     rounds = True
+    fills = False
 
     def __init__(self) -> None:
         self._halves: dict[str, Kernel] = {"cpu": TorchFlashCpu(), "cuda": TorchFlashCuda()}
@@ -24,10 +25,19 @@ class TorchFlash:
         half = self._halves.get(q.device.type)
         return half.supports(launch, q, k, v, options) if half else f"it does not run on {q.device.type}"
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options) -> tuple[Block, Tensor | None]:
-        return self._halves[q.device.type].forward(q, k, v, launch, options)
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options, place: Block | None = None
+    ) -> tuple[Block, Tensor | None]:
+        return self._halves[q.device.type].forward(q, k, v, launch, options, place)
 
     def backward(
-        self, queries: Queries, k: Tensor, v: Tensor, launch: Launch, options: Options, rng_state: Tensor | None
+        self,
+        queries: Queries,
+        k: Tensor,
+        v: Tensor,
+        launch: Launch,
+        options: Options,
+        rng_state: Tensor | None,
+        places: Places = NOWHERE,
     ) -> Grads:
-        return self._halves[queries.q.device.type].backward(queries, k, v, launch, options, rng_state)
+        return self._halves[queries.q.device.type].backward(queries, k, v, launch, options, rng_state, places)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ringattn_core.kernel import Block, Grads, Options, Queries, accumulator_dtype
+from ringattn_core.kernel import NOWHERE, Block, Grads, Options, Places, Queries, accumulator_dtype
 from ringattn_core.schedule import Launch
 from ringattn_core.tile import CAUSAL, FULL, Tile
 
@@ -27,6 +27,7 @@ class TorchFlashCpu:
     name = "torch_flash"
     takes_delta = False
     rounds = False
+    fills = False
 
     def supports(self, launch: Launch, q: Tensor, k: Tensor, v: Tensor, options: Options) -> str | None:
         if q.device.type != "cpu":
@@ -43,7 +44,9 @@ class TorchFlashCpu:
             return f"it has causal and full masks only and a launch needs the window {launch.window}"
         return None
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options) -> tuple[Block, Tensor | None]:
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options, place: Block | None = None
+    ) -> tuple[Block, Tensor | None]:
         blocks = [_attend(q, k, v, tile, options.softmax_scale) for tile in launch.tiles]
         if len(blocks) == 1:
             return blocks[0], None
@@ -55,7 +58,14 @@ class TorchFlashCpu:
         return Block(out, lse), None
 
     def backward(
-        self, queries: Queries, k: Tensor, v: Tensor, launch: Launch, options: Options, rng_state: Tensor | None
+        self,
+        queries: Queries,
+        k: Tensor,
+        v: Tensor,
+        launch: Launch,
+        options: Options,
+        rng_state: Tensor | None,
+        places: Places = NOWHERE,
     ) -> Grads:
         dtype = accumulator_dtype(k.dtype)
         dq = queries.q.new_zeros((len(launch.rows), *queries.q.shape[1:]), dtype=dtype)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ringattn_core.kernel import Block, Grads, Options, Queries
+from ringattn_core.kernel import NOWHERE, Block, Grads, Options, Places, Queries
 from ringattn_core.kernels.compact import Compact, compact
 from ringattn_core.kernels.gpu import unfit
 from ringattn_core.schedule import Launch
@@ -24,6 +24,7 @@ class TorchFlashCuda:
     name = "torch_flash"
     takes_delta = False
     rounds = True
+    fills = False
 
     def supports(self, launch: Launch, q: Tensor, k: Tensor, v: Tensor, options: Options) -> str | None:
         if (why := unfit(q, "Ampere")) is not None:
@@ -38,7 +39,9 @@ class TorchFlashCuda:
             return "its backward is deterministic only under torch.use_deterministic_algorithms(True)"
         return None
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options) -> tuple[Block, Tensor | None]:
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options, place: Block | None = None
+    ) -> tuple[Block, Tensor | None]:
         part = compact(launch, q.device)
         out, lse, rng_state, *_ = torch.ops.aten._flash_attention_forward(
             part.of_rows(q),
@@ -53,7 +56,14 @@ class TorchFlashCuda:
         return part.block(out, lse), rng_state if options.dropout_p > 0 else None
 
     def backward(
-        self, queries: Queries, k: Tensor, v: Tensor, launch: Launch, options: Options, rng_state: Tensor | None
+        self,
+        queries: Queries,
+        k: Tensor,
+        v: Tensor,
+        launch: Launch,
+        options: Options,
+        rng_state: Tensor | None,
+        places: Places = NOWHERE,
     ) -> Grads:
         part = compact(launch, queries.q.device)
         nothing = torch.empty(0, dtype=torch.int64, device=queries.q.device)
