@@ -208,9 +208,9 @@ def error(problem: Problem, found: Case) -> float:
     errors = [0.0]
     for mine, whole, each in zip(found.both(), one_gpu(problem).both(), found.parts, strict=True):
         for got, want in zip(mine, whole, strict=True):
-            got, want = (x if problem.row.packings else x[0] for x in (got, want))
-            want = want[each.rows].float()
-            errors.append(((got.float() - want).norm() / want.norm()).item())
+            exact = (want if problem.row.packings else want[0])[each.rows].float()
+            found_here = got if problem.row.packings else got[0]
+            errors.append(((found_here.float() - exact).norm() / exact.norm()).item())
     return max(errors)
 
 
