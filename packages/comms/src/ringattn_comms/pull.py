@@ -1,17 +1,18 @@
 """One-sided: every rank reads the keys it needs from their owner's memory, and writes their gradients back there.
 
 Only rows that are needed move, by the copy engines where the memory is a GPU's: no multiprocessor is taken from the
-attention, nothing is forwarded through neighbours. Two barriers a pass at most, on a stream of their own.
+attention, nothing is forwarded through neighbours. Two barriers a pass, on a stream of their own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import groupby
 
 import torch
 
-from ringattn_comms.side import Side
+from ringattn_comms.side import Side, side_stream
 from ringattn_comms.window import Region, Window, Windows
 from ringattn_core.kernel import accumulator_dtype
 from ringattn_core.planner import lent
@@ -34,7 +35,7 @@ class Pull:
             self._found: list[tuple[range, KV]] = []  # gradients of this rank's own keys, by itself
             self._given = False
             self._shelf = _Shelf(schedule, self._own, self._windows)
-            self._side = Side(self._own.k.device)
+            self._side = Side(_stream(self._own.k.device))
             self._lay_out()
             arrive = self._fetch(steps[0])
             for step, following in zip(steps, (*steps[1:], None), strict=True):
@@ -42,6 +43,7 @@ class Pull:
                 if following:
                     arrive = self._fetch(following)
                 yield step, keys
+            self._end()
             if self._given:
                 self._home.append(self._gather_in(steps))
 
@@ -68,6 +70,20 @@ class Pull:
         with self._side.after_main():
             self._shelf.window.barrier()
 
+    def _end(self) -> None:
+        """Go on when every rank has read all that it needs, and has written all the gradients that it had to.
+
+        So the window is free after a pass, and the next one, of whatever shapes, may write to it without asking what
+        came before. What a rank remembered of earlier passes, such as which of two places comes next, would not be true
+        in a CUDA graph, which is replayed after passes that its capture did not see. The wait costs nothing: a forward
+        pass waits for copies that were asked for before its last step was computed, and a backward pass has to wait
+        for the others' gradients anyway.
+        """
+        with self._side.at_once():
+            self._shelf.window.barrier()
+            passed = self._side.event()
+        passed()
+
     def _fetch(self, step: Step) -> Callable[[], KV]:
         """Begin to read a step's keys; the answer waits for them."""
         if step.sources == (self._rank,):
@@ -88,15 +104,15 @@ class Pull:
         return wait
 
     def _gather_in(self, steps: list[Step]) -> KV:
-        """After all ranks' gradients have arrived: their sum, this one's own first, then the others' by rank."""
-        with self._side.after_main():
-            self._shelf.window.barrier()
-            arrived = self._side.event()
-        arrived()
+        """The sum of all ranks' gradients, which have arrived: this one's own first, then the others' by rank."""
         own = _whole(self._own, self._found)
         inbox = [place.on(self._shelf.window, self._rank) for place in self._shelf.inbox]
         lots = tuple((_slot(p.source, self._rank), p.rows) for step in steps for p in lent(self._schedule, step.hop))
         return KV(*(add_slots(x, slots, lots) for x, slots in zip(own, inbox, strict=True)))
+
+
+# One for all passes on a device: in its order, whatever layer asks for it, barriers meet their like on other ranks.
+_stream = cache(side_stream)
 
 
 def _slot(sender: int, owner: int) -> int:
@@ -116,21 +132,11 @@ def _whole(like: KV, found: list[tuple[range, KV]]) -> KV:
 
 
 class _Shelf:
-    """How a pass uses the window: this rank's keys, in one of two places in turn, and a slot for each rank's gradients.
-
-    A place is written again two passes later. By then every rank has been at the barrier of the pass between, and has
-    read it before that. Where the shapes are not those of the pass before, its places lie across this one's, and one
-    more barrier makes sure that all have read them.
-    """
+    """How a pass uses the window: this rank's keys, and a slot for each other rank's gradients of them."""
 
     def __init__(self, schedule: Schedule, own: KV, windows: Windows) -> None:
         region, shapes, dtype = Region(), [(schedule.shard_size, *x.shape[1:]) for x in own], own.k.dtype
-        places = [[region.place(shape, dtype) for shape in shapes] for _ in range(2)]
+        self.keys = [region.place(shape, dtype) for shape in shapes]
         # Gradients travel in the inputs' dtype, each once, and are added in the accumulator's.
         self.inbox = [region.place((schedule.cp_size - 1, *shape), dtype) for shape in shapes]
         self.window: Window = windows.at_least(region.end)
-        if windows.shapes not in (None, (shapes, dtype)):
-            self.window.barrier()
-        windows.shapes = shapes, dtype
-        windows.turn += 1
-        self.keys = places[windows.turn % 2]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -13,21 +12,21 @@ from torch import Tensor
 class Side:
     """Work that goes on beside the main stream of a device."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.stream = _stream(device) if device.type == "cuda" else None
+    def __init__(self, stream: torch.cuda.Stream | None) -> None:
+        self.stream = stream
 
-    @contextmanager
-    def after_main(self) -> Iterator[None]:
-        """What is called inside runs on the side, after all that was asked of the main stream so far."""
-        if self.stream is None:
-            yield
-            return
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
-            yield
+    def at_once(self) -> AbstractContextManager[object]:
+        """What is called inside runs on the side, after all that was asked of the side so far."""
+        return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
+
+    def after_main(self) -> AbstractContextManager[object]:
+        """What is called inside runs on the side, after all that was asked of the main stream so far as well."""
+        if self.stream is not None:
+            self.stream.wait_stream(torch.cuda.current_stream())
+        return self.at_once()
 
     def event(self) -> Callable[[], None]:
-        """Inside `after_main`: what lets the main stream wait for all that was asked of the side so far."""
+        """Inside either of these: what lets the main stream wait for all that was asked of the side so far."""
         if self.stream is None:
             return lambda: None
         event = self.stream.record_event()
@@ -40,6 +39,6 @@ class Side:
                 x.record_stream(self.stream)
 
 
-@cache
-def _stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
+def side_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """A new stream beside the main one of a device, ahead of it where both have work; a CPU has none."""
+    return torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None  # type: ignore[no-untyped-call]

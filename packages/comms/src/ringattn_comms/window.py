@@ -30,8 +30,6 @@ class Windows(ABC):
     def __init__(self) -> None:
         self._window: Window | None = None
         self._size = 0
-        self.turn = 0
-        self.shapes: tuple[list[tuple[int, ...]], torch.dtype] | None = None  # of what the last pass laid out
 
     @abstractmethod
     def allocate(self, size: int) -> Window:
