@@ -5,7 +5,7 @@ A process takes seconds to start on a GPU, so one pair of them runs all checks, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -76,19 +76,21 @@ def check(function: Check) -> Check:
     return function
 
 
-def run(transport: str, device_type: str) -> dict[str, float]:
-    """The life of a process: all checks over one transport; the seconds that each took."""
+def run(transports: Sequence[str], device_type: str) -> dict[str, float]:
+    """The life of a process: all checks over some transports, and the seconds that each took."""
     device = torch.device(device_type, dist.get_rank()) if device_type == "cuda" else torch.device("cpu")
-    bench, took = Bench(TRANSPORTS[transport](), device), {}
-    for name, function in BATTERY.items():
-        start = monotonic()
-        try:
-            function(bench)
-            if bench.on_gpu:
-                torch.cuda.synchronize()
-        except Exception as error:
-            raise AssertionError(f"{name}, over {transport} on {device}") from error
-        took[name] = monotonic() - start
+    took = {}
+    for transport in transports:
+        bench = Bench(TRANSPORTS[transport](), device)
+        for name, function in BATTERY.items():
+            start = monotonic()
+            try:
+                function(bench)
+                if bench.on_gpu:
+                    torch.cuda.synchronize()
+            except Exception as error:
+                raise AssertionError(f"{name}, over {transport} on {device}") from error
+            took[f"{transport} {name}"] = monotonic() - start
     return took
 
 
