@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import Store
 
 from ringattn_comms.communicator import Communicator, Work
 from ringattn_comms.side import Side, side_stream
@@ -50,7 +51,7 @@ class CupyNccl(Communicator):
     All ranks make theirs at the same time. Raises ImportError where CuPy is missing.
     """
 
-    def __init__(self, store: dist.Store, rank: int, size: int) -> None:
+    def __init__(self, store: Store, rank: int, size: int) -> None:
         nccl = _nccl()
         self.rank, self.size, self._store, self._nccl = rank, size, store, nccl
         # The n-th one that every rank makes over a store are one group.
