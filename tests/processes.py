@@ -1,4 +1,4 @@
-"""Ranks as real processes: a function of a test file on several processes of this machine, connected by gloo.
+"""Ranks as real processes: a function of a test file on several processes of this machine, connected by gloo or NCCL.
 
 Processes are forked from a server that has torch imported already, so that a launch takes tenths of a second. They get
 the file and the name of the function, not the function, because a test file is no module that a process could import.
@@ -26,9 +26,12 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["torch", "ringattn"])
 
 
-def run(size: int, function: Callable[..., Any], *arguments: Any, timeout: float = 60.0) -> list[Any]:
+def run(
+    size: int, function: Callable[..., Any], *arguments: Any, timeout: float = 60.0, backend: str = "gloo"
+) -> list[Any]:
     """Call a function of a module's top level on `size` processes of one default group; what each returned, by rank.
 
+    With the backend "nccl" each process has a GPU of its own.
     Fails with the traceback of the first rank that raised or died, or with a TimeoutError after `timeout` seconds; the
     other processes are killed then.
     """
@@ -39,7 +42,7 @@ def run(size: int, function: Callable[..., Any], *arguments: Any, timeout: float
         ranks = [
             _CONTEXT.Process(
                 target=_main,
-                args=(rank, size, f"{folder}/store", timeout, home, function.__name__, arguments, sender),
+                args=(rank, size, f"{folder}/store", timeout, backend, home, function.__name__, arguments, sender),
                 daemon=True,
             )
             for rank, (_, sender) in enumerate(pipes)
@@ -82,6 +85,7 @@ def _main(
     size: int,
     store: str,
     timeout: float,
+    backend: str,
     home: Path,
     name: str,
     arguments: tuple[Any, ...],
@@ -90,8 +94,10 @@ def _main(
     """The life of one process. Results travel as bytes, for tensors would travel as names of memory that ends here."""
     torch.set_num_threads(1)
     try:
+        if backend == "nccl":
+            torch.cuda.set_device(rank)
         dist.init_process_group(
-            "gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=timedelta(seconds=timeout)
+            backend, init_method=f"file://{store}", rank=rank, world_size=size, timeout=timedelta(seconds=timeout)
         )
         result = True, getattr(_module(home), name)(*arguments)
     except BaseException:  # noqa: BLE001 - whatever it is, the test has to show it

@@ -190,6 +190,12 @@ def _distance(x: Tensor, y: Tensor) -> float:
     return torch.where(x == y, 0.0, (x - y).abs()).amax().item() if x.numel() else 0.0
 
 
+def at(answer: Answer, rows: Tensor) -> Answer:
+    """The part of an answer that belongs to some tokens."""
+    out, lse, *grads = answer
+    return Answer(out.index_select(-3, rows), lse[..., rows], *(grad.index_select(-3, rows) for grad in grads))
+
+
 def assert_exact(found: Answer, expected: Answer, tolerance: float = 1e-11) -> None:
     """The answers are the same up to rounding; NaN fails too."""
     for name, error in errors(found, expected).items():

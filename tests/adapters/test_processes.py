@@ -23,8 +23,8 @@ from adapters.sharded import (
     RING,
     ZIGZAG,
     ZIGZAG_VARLEN,
-    Answer,
     Family,
+    at,
     attend_on,
     draw,
     dropped,
@@ -135,8 +135,3 @@ def compare(family: Family, group: Group, **options: Any) -> Check:
     own = attend_on(comm, family.attend(cu_seqlens, group=group, **options), whole, rows, rows)
     expected = truth(whole, cu_seqlens if family.packed else None, **options)
     return {f"{family} {options} {name}": error for name, error in errors(own, at(expected, rows)).items()}
-
-
-def at(answer: Answer, rows: Tensor) -> Answer:
-    out, lse, *grads = answer
-    return Answer(out.index_select(-3, rows), lse[..., rows], *(grad.index_select(-3, rows) for grad in grads))

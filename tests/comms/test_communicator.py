@@ -94,6 +94,8 @@ def every_dtype_travels(comm: Communicator) -> None:
             assert found.dtype == dtype
             assert torch.equal(found, expected)
         assert torch.equal(comm.shift(x, 1).wait(), expected[comm.rank - 1])
+        ones = torch.ones(comm.size, 3, dtype=dtype)
+        assert torch.equal(comm.reduce_scatter(ones).wait(), comm.size * ones[0])
 
 
 @check

@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 import processes
 from problem import Part, Problem, assert_exact, assert_fair
+from ringattn_comms.backends.torch_dist import TorchDist
 from ringattn_comms.connect import communicator, connect
 from ringattn_core import gather, plan, ring, zigzag
 
@@ -132,3 +133,27 @@ def test_no_default_group() -> None:
         ValueError, match=r"no default process group: call torch\.distributed\.init_process_group first"
     ):
         communicator(None)
+
+
+def second_groups() -> list[list[int]]:
+    """The global ranks of a group's twin, as it is made by the members alone."""
+    gpu, real = torch.device("cuda"), dist.new_group
+    assert all(comm.twin(torch.device(kind)) is comm for comm in [communicator(None)] for kind in ("cpu", "cuda"))
+    pair = dist.new_group([0, 2])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "get_backend_config", lambda group: "cuda:nccl")
+        patch.setattr(dist, "new_group", lambda ranks, backend, **options: real(ranks, backend="gloo", **options))
+        if dist.get_rank() == 1:
+            return []
+        comm = communicator(pair)
+        twin = comm.twin(gpu)
+        assert isinstance(twin, TorchDist) and isinstance(comm, TorchDist)
+        assert twin.group is not comm.group and comm.twin(gpu).group is twin.group  # type: ignore[attr-defined]
+        assert (twin.rank, twin.size) == (comm.rank, comm.size) and comm.twin(torch.device("cpu")) is comm
+        assert twin.all_gather(torch.tensor([comm.rank])).wait().flatten().tolist() == [0, 1]
+        return [dist.get_process_group_ranks(twin.group)]
+
+
+def test_gradients_on_nccl_have_a_group_of_their_own() -> None:
+    """Played on gloo, which has none itself: only the members of a group make it, once."""
+    assert processes.run(3, second_groups) == [[[0, 2]], [], [[0, 2]]]

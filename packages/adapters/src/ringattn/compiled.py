@@ -89,7 +89,8 @@ def _backward(
     kv = KV(flattened(k), flattened(v))
     dout, dlse = None if dout is None else flattened(dout), None if dlse is None else _flat_lse(dlse)
     grads = call.backward(dout, dlse, flattened(q), kv, result, sinks)
-    found = [grad.view(x.shape) for grad, x in zip((grads.dq, grads.dk, grads.dv), (q, k, v), strict=True)]
+    # A ring's dk and dv arrive as one message: an operator's results may not lie in each other's memory.
+    found = [grad.view(x.shape).contiguous() for grad, x in zip(grads[:3], (q, k, v), strict=True)]
     return found if grads.dsinks is None else [*found, grads.dsinks]
 
 

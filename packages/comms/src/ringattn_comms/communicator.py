@@ -55,6 +55,13 @@ class Communicator(ABC):
         """Memory that the ranks' devices can address of each other, where there is any."""
         return None
 
+    def twin(self, device: torch.device) -> Communicator:
+        """Another end of the same group, whose calls on a device do not queue behind this one's; itself if none do.
+
+        It is the same one each time. All ranks ask for the first time together.
+        """
+        return self
+
     def shift(self, x: Tensor, by: int) -> Work:
         """x goes `by` ranks on; what arrives has its shape, from the rank as far behind."""
         if by % self.size == 0:

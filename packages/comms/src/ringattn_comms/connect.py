@@ -61,7 +61,8 @@ def connect(group: Group, schedule: Schedule, device: torch.device | None = None
     comm = communicator(group)
     if comm.size == 1:
         return Alone()
-    windows = comm.windows(device) if device else None
+    device = device or torch.device("cpu")
+    windows = comm.windows(device)
     if windows:
         return Pull(comm.rank, windows)
-    return Ring(comm) if schedule.shifts else Waves(comm)
+    return (Ring if schedule.shifts else Waves)(comm, comm.twin(device))

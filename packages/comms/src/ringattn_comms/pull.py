@@ -9,10 +9,11 @@ has arrived. So a place in the window is free again when a pass ends, also in a 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 
 import torch
 
-from ringattn_comms.side import Side
+from ringattn_comms.side import Side, side_stream
 from ringattn_comms.window import Place, Region, Window, Windows
 from ringattn_core.kernel import accumulator_dtype
 from ringattn_core.planner import lent
@@ -28,7 +29,7 @@ class Pull:
         self._rank, self._windows = rank, windows
 
     def stream(self, schedule: Schedule, kv: KV) -> Iterator[tuple[Step, KV]]:
-        self._side = Side(kv.k.device)
+        self._side = Side(kv.k.device, _stream(kv.k.device))
         self._groups = _groups(schedule, kv, self._windows)
         self._lay_out()
         arrive = self._fetch(schedule, schedule.steps[0])
@@ -91,6 +92,12 @@ class Pull:
             return buffer
 
         return wait
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream | None:
+    """One for all passes, so that they follow each other there as well."""
+    return side_stream(device)
 
 
 def _slot(sender: int, owner: int) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -15,9 +14,9 @@ from ringattn_core.streams import On, current
 class Side:
     """Work that goes on beside the main stream of a device: the one that is current when this is made."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.stream = _stream(device) if device.type == "cuda" else None
-        self._main = current(device) if device.type == "cuda" else None
+    def __init__(self, device: torch.device, stream: torch.cuda.Stream | None) -> None:
+        self.stream = stream
+        self._main = None if stream is None else current(device)
 
     def after_main(self) -> AbstractContextManager[None]:
         """What is called inside runs on the side, after all that was asked of the main stream so far."""
@@ -44,6 +43,6 @@ def _nothing() -> None:
     """There is nothing to wait for."""
 
 
-@cache
-def _stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
+def side_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """A new stream beside the main one of a device, ahead of it where both have work; a CPU has none."""
+    return torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None  # type: ignore[no-untyped-call]

@@ -68,7 +68,8 @@ def _fetch(comm: Communicator, schedule: Schedule, step: Step, kv: KV) -> Callab
     def wait() -> KV:
         arrived = work.wait() if kept is None else torch.cat([work.wait(), kept])
         order = [[*ranks, comm.rank].index(rank) for rank in step.sources]
-        parcels = arrived if order == list(range(len(arrived))) else arrived[order]
+        # A list as an index would be copied to the GPU, for which the host would wait.
+        parcels = arrived if order == list(range(len(arrived))) else torch.stack([arrived[place] for place in order])
         return unpack(arrange(schedule, step, parcels), own.k.shape[2])
 
     return wait
@@ -82,7 +83,7 @@ def _give(comm: Communicator, schedule: Schedule, step: Step, grads: KV) -> Call
     place = {rank: index for index, rank in enumerate(step.sources)}
     if len(step.sources) == comm.size:
         # Not a reduce-scatter: it would add in the dtype of the message, and in an order of its own.
-        work, own = comm.all_to_all(parts[[place[rank] for rank in range(comm.size)]]), []
+        work, own = comm.all_to_all(torch.stack([parts[place[rank]] for rank in range(comm.size)])), []
     else:
         sends = [(rank, parts[index]) for rank, index in place.items() if rank != comm.rank]
         work = comm.send_recv(sends, [rank for rank in step.destinations if rank != comm.rank], parts[0])

@@ -21,10 +21,22 @@ class SymmetricWindows(Windows):
     def __init__(self, group: dist.ProcessGroup | None, device: torch.device) -> None:
         super().__init__()
         self._group, self._device = group, device
+        self._captured = set[Window]()  # A CUDA graph writes to its window long after a larger one was made.
+
+    def at_least(self, size: int) -> Window:
+        window = super().at_least(size)
+        if torch.cuda.is_current_stream_capturing():
+            self._captured.add(window)
+        return window
 
     def allocate(self, size: int) -> Window:
         import torch.distributed._symmetric_memory as symmetric
 
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                f"A CUDA graph is being captured, and this call needs {size} bytes that all ranks can address, which "
+                "cannot be had meanwhile: run the model once with these shapes before you capture it."
+            )
         # The window that this one replaces goes when all ranks have met in `rendezvous`: none may still be reading it.
         torch.cuda.synchronize(self._device)
         own = symmetric.empty(size, dtype=torch.uint8, device=self._device)

@@ -76,6 +76,11 @@ class TorchDist(Communicator):
         work = dist.all_to_all_single(arriving, x, group=self.group, async_op=True)
         return _Pending([work], arriving, [x])
 
+    def twin(self, device: torch.device) -> Communicator:
+        nccl = device.type == "cuda" and "cuda:nccl" in dist.get_backend_config(self.group)
+        twin = _twin(self.group) if nccl else None
+        return TorchDist(twin) if twin else self
+
     def windows(self, device: torch.device) -> Windows | None:
         return _windows(self.group, device) if device.type == "cuda" else None
 
@@ -86,3 +91,23 @@ def _windows(group: dist.ProcessGroup | None, device: torch.device) -> Windows |
     from ringattn_comms.backends.symmetric import SymmetricWindows, unreachable
 
     return None if unreachable(group, device) else SymmetricWindows(group, device)
+
+
+@cache
+def _twin(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
+    """A second group of the same ranks, made once, where they can agree on one. All ranks ask together.
+
+    NCCL runs the calls of a group one after the other, so that keys would wait for gradients; gloo has no such queue.
+    Only ranks of this group are here, so the call must not need any others. Where the default group is bound to a
+    device, that is `split_group`: `new_group` would split the default group, with all its ranks. Elsewhere it is
+    `new_group` with local synchronization, which names a group by how many a process has made, and may sort its ranks.
+    Ranks that would not meet under one name, or not in this order, see so, and do without.
+    """
+    ranks = dist.get_process_group_ranks(group)
+    default = dist.group.WORLD
+    if default is not None and default.bound_device_id is not None:
+        return dist.split_group(group, [list(range(len(ranks)))])
+    twin = dist.new_group(ranks, backend="nccl", use_local_synchronization=True)
+    names: list[str | None] = [None] * len(ranks)
+    dist.all_gather_object(names, twin.group_name, group=group)
+    return twin if len(set(names)) == 1 and dist.get_process_group_ranks(twin) == ranks else None
