@@ -49,8 +49,8 @@ def interleaved_ranks(
     for _ in range(repeats):
         for name, case in cases.items():
             torch.cuda.synchronize()
-            dist.all_reduce(flag)
             torch.cuda._sleep(calls[name] * _HEAD_START)
+            dist.all_reduce(flag)  # Clocks differ, so that the ranks wake up at different times.
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
             asked = perf_counter()

@@ -104,8 +104,13 @@ def batched(lse: Tensor, q: Tensor) -> Tensor:
     return lse.view(len(lse), *q.shape[:2]).transpose(0, 1) if q.dim() == 4 else lse
 
 
+# Asked once, for torch.compile could not trace the question in PyTorch 2.11.
+_AUTOCASTING = {kind for kind in ("cpu", "cuda", "xpu", "mps", "hpu") if torch.amp.is_autocast_available(kind)}
+
+
 def autocasts(device: torch.device) -> bool:
-    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    """Is autocast on for tensors of a device?"""
+    return device.type in _AUTOCASTING and torch.is_autocast_enabled(device.type)
 
 
 def lowered(x: Tensor) -> Tensor:

@@ -112,7 +112,8 @@ class _Fold:
     def place(self, launch: Launch, box: range, heads: slice) -> Tensor | None:
         """Where a part that is first everywhere, and has no gaps, may be written by whoever finds it."""
         touches = self.touches.of[launch]
-        if not self.fills or len(touches) > 1 or touches[0].turn > 0 or len(touches[0].rows) != len(box):
+        first = all(touch.turn == 0 for touch in touches)
+        if not (self.fills and first and sum(len(touch.rows) for touch in touches) == len(box)):
             return None
         place = self._placed[launch, heads.start] = self.total[box.start : box.stop, heads]
         return place
