@@ -65,4 +65,4 @@ def interleaved_ranks(
     return {name: Times(*median) for name, median in zip(cases, medians, strict=True)}
 
 
-_HEAD_START = 12_000_000  # cycles for a call, some 6 ms: more than any host needs to ask for one
+_HEAD_START = 12_000_000  # cycles for a call, some 6 ms: what a slow host needs to ask for one

@@ -1,0 +1,102 @@
+"""Small shards under a CUDA graph, beside the attention kernels alone: what transport, sums and barriers add.
+
+    torchrun --standalone --nproc-per-node 2 benchmarks/small_shards.py --tokens 512 1024
+
+Zigzag, forward and forward with backward, each captured once and replayed. "Kernels alone" are the same launches on the
+same GPU, one after the other in a graph of their own. The slowest rank counts, medians of interleaved runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from timing import interleaved_ranks
+from torch import Tensor
+
+import ringattn
+from ringattn_core.kernel import Options, Queries
+from ringattn_core.kernels.choose import choose
+from ringattn_core.layout import zigzag
+from ringattn_core.planner import plan
+from ringattn_core.route import waves
+
+
+def captured(function: Callable[[], object]) -> Callable[[], None]:
+    """Replays what a function asks of the GPU."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            function()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        function()
+    return graph.replay
+
+
+def drawn(tokens: int, heads: int) -> Tensor:
+    return torch.randn(tokens, heads, 128, device="cuda", dtype=torch.bfloat16)
+
+
+def ours(tokens: int, kernel: str, *, backward: bool) -> Callable[[], object]:
+    cp = ringattn.ContextParallel(layout="zigzag", kernel=kernel)
+    *inputs, dout = drawn(tokens, 32), drawn(tokens, 8), drawn(tokens, 8), drawn(tokens, 32)
+    inputs = [x.requires_grad_(backward) for x in inputs]
+
+    def both() -> object:
+        return torch.autograd.grad(ringattn.attention(*inputs, cp=cp, causal=True), inputs, dout)
+
+    return both if backward else partial(ringattn.attention, *inputs, cp=cp, causal=True)
+
+
+def alone(tokens: int, kernel: str, *, backward: bool) -> Callable[[], object]:
+    """This rank's launches, one after the other."""
+    size, options = dist.get_world_size(), Options(128**-0.5)
+    borders = (0, tokens * size)
+    schedule = plan(zigzag, waves(2), borders, borders, dist.get_rank(), size, window=(-1, 0))
+    q, out, dout, lse = drawn(tokens, 32), drawn(tokens, 32), drawn(tokens, 32), torch.rand(32, tokens, device="cuda")
+    k, v = (drawn(tokens * size, 8) for _ in range(2))
+    chosen, launches = choose(q, k, v, schedule, options, kernel), [x for step in schedule.steps for x in step.launches]
+    queries = Queries(q, out, dout, lse + 8, None)
+
+    def run() -> None:
+        for launch in launches:
+            chosen.forward(q, k, v, launch, options)
+        for launch in launches if backward else ():
+            chosen.backward(queries, k, v, launch, options, None)
+
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[512, 1024], help="tokens on each GPU")
+    parser.add_argument("--kernel", default="flash_attn_4")
+    parser.add_argument("--repeats", type=int, default=20)
+    arguments = parser.parse_args()
+    rank = int(os.environ["LOCAL_RANK"])
+    torch.cuda.set_device(rank)
+    dist.init_process_group("nccl", device_id=torch.device("cuda", rank))
+    for tokens in arguments.tokens:
+        cases = {
+            f"{name} {'both' if backward else 'forward'}": captured(make(tokens, arguments.kernel, backward=backward))
+            for backward in (False, True)
+            for name, make in (("kernels alone", alone), ("ours", ours))
+        }
+        times = interleaved_ranks(cases, arguments.repeats, span=4.0, most=20)
+        for kind in ("forward", "both"):
+            whole, kernels = times[f"ours {kind}"].gpu * 1e3, times[f"kernels alone {kind}"].gpu * 1e3
+            if rank == 0:
+                print(f"{tokens:6} tokens a GPU, {kind:8}: {whole:6.1f} us, kernels alone {kernels:6.1f} us: "
+                      f"{whole / kernels:.2f} times", flush=True)  # fmt: skip
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
