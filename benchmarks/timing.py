@@ -12,11 +12,16 @@ import torch.distributed as dist
 
 
 def interleaved(cases: Mapping[str, Callable[[], object]], repeats: int, warm_up: int = 2) -> dict[str, float]:
-    """The median time of each case in milliseconds, one run of each in turn, `repeats` times."""
+    """The median time of each case in milliseconds, one run of each in turn, `repeats` times.
+
+    The GPU begins when its host has asked for all of a case, so that a slow host is none of its time.
+    """
     spans: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in cases}
     for turn in range(warm_up + repeats):
         for name, case in cases.items():
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda.synchronize()
+            torch.cuda._sleep(_HEAD_START)
             begin.record()
             case()
             end.record()
@@ -65,4 +70,4 @@ def interleaved_ranks(
     return {name: Times(*median) for name, median in zip(cases, medians, strict=True)}
 
 
-_HEAD_START = 12_000_000  # cycles for a call, some 6 ms: what a slow host needs to ask for one
+_HEAD_START = 16_000_000  # cycles for a call, some 8 ms: what a slow host needs to ask for one

@@ -5,7 +5,7 @@ It needs a store to meet over, not a process group. It offers no windows: who pi
 
 from __future__ import annotations
 
-import json
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -57,8 +57,8 @@ class CupyNccl(Communicator):
         # The n-th one that every rank makes over a store are one group.
         key = f"ringattn/cupy_nccl/{store.add(f'ringattn/cupy_nccl/made by {rank}', 1)}"
         if rank == 0:
-            store.set(key, json.dumps(nccl.get_unique_id()))
-        self._comm = nccl.NcclCommunicator(size, tuple(json.loads(store.get(key))), rank)
+            store.set(key, pickle.dumps(nccl.get_unique_id()).hex())  # bytes or numbers, by CuPy's version
+        self._comm = nccl.NcclCommunicator(size, pickle.loads(bytes.fromhex(store.get(key).decode())), rank)
         on_gpu = torch.cuda.is_available()
         self._device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
         self._stream = side_stream(self._device)
