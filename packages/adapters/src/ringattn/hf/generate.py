@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -38,7 +37,7 @@ def _read(
     arguments: dict[str, Any], cp: ContextParallel, cache: ShardedCache, config: PretrainedConfig
 ) -> dict[str, Any]:
     """The prompt, or its first part."""
-    batch = replace(inputs.divided(arguments, cp), cache=cache)
+    batch = inputs.divided(arguments, cp, cache)
     rope.check(config, batch, arguments.get("position_ids"))
     device = _tokens_of(arguments).device
     positions = batch.shard(torch.arange(batch.length, device=device), dim=0)

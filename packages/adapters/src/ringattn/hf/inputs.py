@@ -10,6 +10,7 @@ from torch import Tensor
 from ringattn.context_parallel import ContextParallel
 from ringattn.hf import packing
 from ringattn.hf.batch import KEYWORD, ShardedBatch, divide, padded
+from ringattn.hf.cache import ShardedCache
 from ringattn.hf.decode import Decoding
 
 IGNORED = -100  # transformers' label for "no target here"
@@ -18,8 +19,8 @@ _PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "s
 _CONSUMED = ("attention_mask", "cache_position")
 
 
-def divided(arguments: dict[str, Any], cp: ContextParallel) -> ShardedBatch:
-    """How the whole batch in a model's arguments is divided.
+def divided(arguments: dict[str, Any], cp: ContextParallel, cache: ShardedCache | None = None) -> ShardedBatch:
+    """How the whole batch in a model's arguments is divided, and the cache that keeps its keys.
 
     input_ids or labels: (rows, tokens); inputs_embeds: (rows, tokens, hidden). Raises ValueError for arguments that
     contradict each other, and for those that mean nothing on a shard.
@@ -33,7 +34,7 @@ def divided(arguments: dict[str, Any], cp: ContextParallel) -> ShardedBatch:
     if length > tokens:
         borders = [(*row, length) for row in borders]
     to_shift = arguments.get("labels") is not None and arguments.get("shift_labels") is None
-    return divide(cp, borders, tokens, tokens - 1 if to_shift else tokens)
+    return divide(cp, borders, tokens, tokens - 1 if to_shift else tokens, cache)
 
 
 def planned(arguments: dict[str, Any], batch: ShardedBatch | Decoding) -> dict[str, Any]:
