@@ -37,18 +37,19 @@ def average(model: nn.Module) -> None:
 
 
 def gradients(model: nn.Module, expected: nn.Module) -> Errors:
-    """The relative error of every gradient, by name, after they were averaged.
+    """The relative error of every gradient, by name, after they were averaged."""
+    average(model)
+    return beside({name: each.grad for name, each in model.named_parameters() if each.grad is not None}, expected)
+
+
+def beside(found: dict[str, Tensor], expected: nn.Module) -> Errors:
+    """The relative error of whole gradients, by the names of their parameters.
 
     Some gradients are 0 but for rounding, that of a bias of keys for one: these count against a tenth of the largest.
     """
-    average(model)
     others = {name: other.grad for name, other in expected.named_parameters() if other.grad is not None}
     least = max(grad.norm().item() for grad in others.values()) / 10
-    return {
-        name: relative(found.grad, others.get(name, torch.zeros_like(found)), least)
-        for name, found in model.named_parameters()
-        if found.grad is not None
-    }
+    return {name: relative(grad, others.get(name, torch.zeros_like(grad)), least) for name, grad in found.items()}
 
 
 def worst(errors: Errors) -> Errors:

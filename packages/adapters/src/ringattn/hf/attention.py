@@ -70,7 +70,7 @@ def attention_forward(
         )
         _forget(module, batch.cache, sliding_window, batch.start + batch.tokens)
         return out, None
-    batch.note_call()
+    batch.was_used = True
     left = -1 if sliding_window is None else sliding_window - 1
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
     out = attention(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -15,7 +15,6 @@ from ringattn_core.layout import Division, Layout, chunk
 KEYWORD = "ringattn_batch"  # under this name the batch travels through the model's keyword arguments
 
 
-@dataclass(frozen=True, eq=False)
 class ShardedBatch:
     """How a batch of `rows` x `tokens` is divided.
 
@@ -26,13 +25,19 @@ class ShardedBatch:
     cache: where the keys are to be kept, if the batch is a prompt.
     """
 
-    row: ContextParallel
-    stream: ContextParallel
-    rows: int
-    tokens: int
-    targets: int
-    cache: ShardedCache | None = None
-    _calls: list[None] = field(default_factory=list)
+    # No dataclass: with mixed precision FSDP2 takes those among a layer's arguments apart, and makes new ones.
+    def __init__(
+        self,
+        row: ContextParallel,
+        stream: ContextParallel,
+        rows: int,
+        tokens: int,
+        targets: int,
+        cache: ShardedCache | None = None,
+    ) -> None:
+        self.row, self.stream, self.rows, self.tokens = row, stream, rows, tokens
+        self.targets, self.cache = targets, cache
+        self.was_used = False  # has any layer's attention found its way here?
 
     @property
     def local(self) -> int:
@@ -71,17 +76,14 @@ class ShardedBatch:
         whole: Tensor = self.row.unshard(x, dim=dim)
         return whole.narrow(dim, 0, self.tokens)
 
-    def note_call(self) -> None:
-        """A layer's attention has found its way here."""
-        self._calls.append(None)
 
-    @property
-    def was_used(self) -> bool:
-        """Did any layer's attention?"""
-        return bool(self._calls)
-
-
-def divide(cp: ContextParallel, borders: list[tuple[int, ...]], tokens: int, targets: int) -> ShardedBatch:
+def divide(
+    cp: ContextParallel,
+    borders: list[tuple[int, ...]],
+    tokens: int,
+    targets: int,
+    cache: ShardedCache | None = None,
+) -> ShardedBatch:
     """The division of rows with these borders of sequences.
 
     Every packed sequence is divided by itself, which balances the work of each, where that also balances the tokens;
@@ -93,11 +95,11 @@ def divide(cp: ContextParallel, borders: list[tuple[int, ...]], tokens: int, tar
         row = replace(cp, cu_seqlens=borders[0])
         if not _balanced(row, length):
             row = replace(row, per_sequence=False)
-        return ShardedBatch(row, row, 1, tokens, targets)
+        return ShardedBatch(row, row, 1, tokens, targets, cache)
     ends = [place * length + border for place, row in enumerate(borders) for border in row[1:]]
     assert callable(cp.layout), "the name was looked up when cp was made"
     stream = replace(cp, layout=_by_row(cp.layout, len(borders)), per_sequence=False, cu_seqlens=[0, *ends])
-    return ShardedBatch(whole, stream, len(borders), tokens, targets)
+    return ShardedBatch(whole, stream, len(borders), tokens, targets, cache)
 
 
 def _balanced(row: ContextParallel, length: int) -> bool:

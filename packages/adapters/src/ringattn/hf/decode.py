@@ -6,8 +6,6 @@ et al. 2024, arXiv:2408.04093), flash decoding's across devices.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -17,16 +15,15 @@ from ringattn_core.kernel import accumulator_dtype
 SCORES = 1 << 26  # at most so many scores at a time, but for one query
 
 
-@dataclass(frozen=True, eq=False)
 class Decoding:
     """A call with `tokens` new tokens after those in the cache: what its layers' attention gets to know.
 
     mask: (rows, all tokens), False at padding, or None.
     """
 
-    cache: ShardedCache
-    tokens: int
-    mask: Tensor | None
+    # No dataclass, for the reason that `ShardedBatch` is none.
+    def __init__(self, cache: ShardedCache, tokens: int, mask: Tensor | None) -> None:
+        self.cache, self.tokens, self.mask = cache, tokens, mask
 
     @property
     def start(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from transformers import PretrainedConfig
 
 from ringattn.context_parallel import ContextParallel
 from ringattn.hf import inputs, rope
-from ringattn.hf.batch import KEYWORD, ShardedBatch
+from ringattn.hf.batch import ShardedBatch
 from ringattn.hf.cache import ShardedCache
 from ringattn.hf.decode import Decoding
 from ringattn_comms.communicator import Communicator
@@ -19,7 +18,7 @@ from ringattn_core.errors import UnsupportedError
 
 
 def prepare(arguments: dict[str, Any], cp: ContextParallel, config: PretrainedConfig) -> dict[str, Any]:
-    """This rank's arguments for a text's next tokens. Raises UnsupportedError for what a cache does not go with."""
+    """The arguments, with the plan for a text's next tokens. Raises UnsupportedError for what no cache goes with."""
     cache: ShardedCache = arguments["past_key_values"]
     if cache.comm.size != cp.cp_size or cache.comm.rank != cp.cp_rank:
         raise ValueError(
@@ -31,33 +30,31 @@ def prepare(arguments: dict[str, Any], cp: ContextParallel, config: PretrainedCo
     if arguments.get("labels") is not None:
         raise UnsupportedError("labels go with whole texts, not with a ShardedCache: leave one of them out.")
     prepared = _read(arguments, cp, cache, config) if cache.length == 0 else _go_on(arguments, cache)
-    return {**prepared, "past_key_values": cache, "use_cache": True}
+    return {**prepared, "use_cache": True}
 
 
 def _read(
     arguments: dict[str, Any], cp: ContextParallel, cache: ShardedCache, config: PretrainedConfig
 ) -> dict[str, Any]:
     """The prompt, or its first part."""
-    whole = {name: value for name, value in arguments.items() if name != "past_key_values"}
-    local = inputs.shard(whole, cp)
-    batch = replace(local[KEYWORD], cache=cache)
+    batch = inputs.divided(arguments, cp, cache)
     rope.check(config, batch, arguments.get("position_ids"))
-    device = local["position_ids"].device
+    device = _tokens_of(arguments).device
     positions = batch.shard(torch.arange(batch.length, device=device), dim=0)
     rows = (positions < batch.tokens).nonzero().flatten()
     cache.expect(rows, positions[rows])
     _share_random_state(cache.comm, device)
+    planned = inputs.planned(arguments, batch)
     if arguments.get("logits_to_keep") is not None:
         owner, index = batch.place(batch.tokens - 1)
         # The other ranks' logits go nowhere, but all have to be of one shape.
-        local["logits_to_keep"] = torch.tensor([index if owner == cache.comm.rank else 0], device=device)
-    return {**local, KEYWORD: batch}
+        planned["logits_to_keep"] = torch.tensor([index if owner == cache.comm.rank else 0], device=device)
+    return planned
 
 
 def _go_on(arguments: dict[str, Any], cache: ShardedCache) -> dict[str, Any]:
     """New tokens, which every rank computes; the keys of each are kept by one of them, in turn."""
-    embeddings = arguments.get("inputs_embeds")
-    new = arguments["input_ids"] if embeddings is None else embeddings
+    new = _tokens_of(arguments)
     rows, tokens = new.shape[:2]
     mask = arguments.get("attention_mask")
     if mask is not None and mask.shape != (rows, cache.length + tokens):
@@ -68,10 +65,13 @@ def _go_on(arguments: dict[str, Any], cache: ShardedCache) -> dict[str, Any]:
     positions = torch.arange(cache.length, cache.length + tokens, device=new.device)
     kept = (positions % cache.comm.size == cache.comm.rank).nonzero().flatten()
     cache.expect(kept, positions[kept])
-    arguments = {name: value for name, value in arguments.items() if name not in inputs.CONSUMED}
-    if arguments.get("position_ids") is None:
-        arguments["position_ids"] = positions[None]
-    return {**arguments, KEYWORD: Decoding(cache, tokens, None if mask is None else mask.bool())}
+    return inputs.planned(arguments, Decoding(cache, tokens, None if mask is None else mask.bool()))
+
+
+def _tokens_of(arguments: dict[str, Any]) -> Tensor:
+    """Token ids (rows, tokens) or embeddings (rows, tokens, hidden): whichever the model gets."""
+    embeddings: Tensor | None = arguments.get("inputs_embeds")
+    return arguments["input_ids"] if embeddings is None else embeddings
 
 
 def last_logits(logits: Tensor, batch: ShardedBatch) -> Tensor:

@@ -1,4 +1,4 @@
-"""The two hooks on a parallelized model: one shards what goes in, one mends the loss that comes out."""
+"""The hooks on a parallelized model: what goes in is sharded, and the loss that comes out is mended."""
 
 from __future__ import annotations
 
@@ -30,19 +30,22 @@ class Hooks:
         return hooks
 
     def __init__(self, model: PreTrainedModel, cp: ContextParallel, whole_logits: bool = False) -> None:
-        self.cp, self.config, self.signature = cp, model.config, inspect.signature(model.forward)
-        self.whole_logits = whole_logits
+        self.cp, self.config, self.whole_logits = cp, model.config, whole_logits
         self.last: ShardedBatch | None = None
-        self._handles = (
+        tower = refuse.tower(model)
+        self.has_tower = tower is not model
+        self._handles = [
             model.register_forward_pre_hook(self.before, with_kwargs=True),
             model.register_forward_hook(self.after, with_kwargs=True),
-        )
+        ]
+        if self.has_tower:
+            self._handles.append(tower.register_forward_pre_hook(self.inside, with_kwargs=True))
         setattr(model, _ATTRIBUTE, self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Hooks:
         copied = memo[id(self)] = Hooks.__new__(Hooks)
         # A copy of the model runs over the same ranks, and a process group cannot be copied.
-        copied.cp, copied.signature, copied.whole_logits, copied.last = self.cp, self.signature, self.whole_logits, None
+        copied.cp, copied.has_tower, copied.whole_logits, copied.last = self.cp, self.has_tower, self.whole_logits, None
         copied.config, copied._handles = copy.deepcopy((self.config, self._handles), memo)
         return copied
 
@@ -54,17 +57,23 @@ class Hooks:
 
     @untraced
     def before(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]] | None:
-        """The whole batch's arguments become this rank's."""
-        arguments = self._named(args, kwargs)
+        """The whole batch's arguments become this rank's, or planned, where only a tower's are to be."""
+        arguments = _named(model, args, kwargs)
         if arguments.get(KEYWORD) is not None:
             return None  # a parallelized model around this one has done it
         refuse.check_call(type(model).__name__, arguments, self.config)
         if isinstance(arguments.get("past_key_values"), ShardedCache):
-            return (), generate.prepare(arguments, self.cp, self.config)
-        local = inputs.shard(arguments, self.cp)
-        self.last = local[KEYWORD]
-        rope.check(self.config, local[KEYWORD], arguments.get("position_ids"))
-        return (), local
+            planned = generate.prepare(arguments, self.cp, self.config)
+        else:
+            self.last = inputs.divided(arguments, self.cp)
+            rope.check(self.config, self.last, arguments.get("position_ids"))
+            planned = inputs.planned(arguments, self.last)
+        return (), planned if self.has_tower else inputs.local(planned)
+
+    @untraced
+    def inside(self, tower: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
+        """The text tower's arguments become this rank's: the features of images are in their places by now."""
+        return (), inputs.local(_named(tower, args, kwargs))
 
     @untraced
     def after(self, model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
@@ -89,10 +98,12 @@ class Hooks:
             whole_logits=self.whole_logits,
         )
 
-    def _named(self, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """All arguments by their names, those of `**kwargs` among them."""
-        named = dict(self.signature.bind_partial(*args, **kwargs).arguments)
-        for parameter in self.signature.parameters.values():
-            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-                named.update(named.pop(parameter.name, {}))
-        return named
+
+def _named(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """All arguments of a call by their names, those of `**kwargs` among them."""
+    signature = inspect.signature(model.forward)
+    named = dict(signature.bind_partial(*args, **kwargs).arguments)
+    for parameter in signature.parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            named.update(named.pop(parameter.name, {}))
+    return named

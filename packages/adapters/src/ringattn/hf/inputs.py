@@ -10,22 +10,17 @@ from torch import Tensor
 from ringattn.context_parallel import ContextParallel
 from ringattn.hf import packing
 from ringattn.hf.batch import KEYWORD, ShardedBatch, divide, padded
+from ringattn.hf.cache import ShardedCache
+from ringattn.hf.decode import Decoding
 
 IGNORED = -100  # transformers' label for "no target here"
 # Said of the whole batch, and used up here: what the model would make of them would be wrong on a shard.
-CONSUMED = (
-    "attention_mask",
-    "cache_position",
-    "cu_seq_lens_q",
-    "cu_seq_lens_k",
-    "max_length_q",
-    "max_length_k",
-    "seq_idx",
-)
+_PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
+_CONSUMED = ("attention_mask", "cache_position")
 
 
-def shard(arguments: dict[str, Any], cp: ContextParallel) -> dict[str, Any]:
-    """This rank's arguments, the `ShardedBatch` among them, from the whole batch's.
+def divided(arguments: dict[str, Any], cp: ContextParallel, cache: ShardedCache | None = None) -> ShardedBatch:
+    """How the whole batch in a model's arguments is divided, and the cache that keeps its keys.
 
     input_ids or labels: (rows, tokens); inputs_embeds: (rows, tokens, hidden). Raises ValueError for arguments that
     contradict each other, and for those that mean nothing on a shard.
@@ -39,16 +34,36 @@ def shard(arguments: dict[str, Any], cp: ContextParallel) -> dict[str, Any]:
     if length > tokens:
         borders = [(*row, length) for row in borders]
     to_shift = arguments.get("labels") is not None and arguments.get("shift_labels") is None
-    batch = divide(cp, borders, tokens, tokens - 1 if to_shift else tokens)
-    local = {name: value for name, value in arguments.items() if name not in CONSUMED}
+    return divide(cp, borders, tokens, tokens - 1 if to_shift else tokens, cache)
+
+
+def planned(arguments: dict[str, Any], batch: ShardedBatch | Decoding) -> dict[str, Any]:
+    """The arguments with the plan of the batch among them and, of one that is sharded, this rank's labels."""
+    planned = {name: value for name, value in arguments.items() if name not in _PACKING} | {KEYWORD: batch}
+    if isinstance(batch, Decoding):
+        return planned
+    # A cache of one rank's keys alone would be of no use to the next call.
+    return planned | {"use_cache": False} | _labels(arguments, batch)
+
+
+def local(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The planned arguments of the model that reads the sequence, with this rank's tokens in place of all."""
+    batch: ShardedBatch | Decoding = arguments[KEYWORD]
+    local = {name: value for name, value in arguments.items() if name not in _CONSUMED}
+    tokens_of = local.get("input_ids") if local.get("inputs_embeds") is None else local["inputs_embeds"]
+    assert tokens_of is not None, "`divided` has found it"
+    positions = local.get("position_ids")
+    if positions is None:
+        start, stop = (batch.start, batch.start + batch.tokens) if isinstance(batch, Decoding) else (0, batch.length)
+        positions = torch.arange(start, stop, device=tokens_of.device)[None]
+    if isinstance(batch, Decoding):
+        return local | {"position_ids": positions}
     for name in ("input_ids", "inputs_embeds"):
         if local.get(name) is not None:
-            local[name] = batch.shard(padded(local[name], length, 1, 0))
-    local["position_ids"] = _positions(arguments.get("position_ids"), batch, length, tokens_of.device)
-    local.update(_labels(arguments, batch, length))
-    # A cache of one rank's keys alone would be of no use to the next call.
-    local["use_cache"] = False
-    return {**local, KEYWORD: batch}
+            local[name] = batch.shard(padded(local[name], batch.length, 1, 0))
+    # Global positions, of which rotary embeddings are made.
+    last = positions.dim() - 1
+    return local | {"position_ids": batch.shard(padded(positions, batch.length, last, 0), dim=last)}
 
 
 def _borders(arguments: dict[str, Any], rows: int, tokens: int) -> list[packing.Borders]:
@@ -61,17 +76,13 @@ def _borders(arguments: dict[str, Any], rows: int, tokens: int) -> list[packing.
         )
     if arguments.get("cu_seq_lens_q") is not None:
         return packing.from_lengths(arguments["cu_seq_lens_q"], rows, tokens)
-    return packing.from_tensors(rows, tokens, arguments.get("position_ids"), mask)
+    positions = arguments.get("position_ids")
+    if positions is not None and positions.dim() == 3 and len(positions) == 4:
+        positions = positions[0]  # those of the text, before those of images in time, height and width
+    return packing.from_tensors(rows, tokens, positions, mask)
 
 
-def _positions(given: Tensor | None, batch: ShardedBatch, length: int, device: torch.device) -> Tensor:
-    """This rank's global positions, which rotary embeddings are made of."""
-    if given is None:
-        return batch.shard(torch.arange(length, device=device)[None])
-    return batch.shard(padded(given, length, given.dim() - 1, 0), dim=given.dim() - 1)
-
-
-def _labels(arguments: dict[str, Any], batch: ShardedBatch, length: int) -> dict[str, Any]:
+def _labels(arguments: dict[str, Any], batch: ShardedBatch) -> dict[str, Any]:
     """Labels for the loss of transformers, such that the mean over the ranks is what one process would compute.
 
     They are shifted before they are sharded: a shard's last target is the first token of another rank's.
@@ -84,7 +95,7 @@ def _labels(arguments: dict[str, Any], batch: ShardedBatch, length: int) -> dict
         shifted[:, -1] = IGNORED
     items = arguments.get("num_items_in_batch")
     items = (shifted != IGNORED).sum() if items is None else items
-    shifted = batch.shard(padded(shifted, length, 1, IGNORED)).contiguous()
+    shifted = batch.shard(padded(shifted, batch.length, 1, IGNORED)).contiguous()
     # The loss reads shift_labels, and is computed at all only if there are labels.
     labels = None if arguments.get("labels") is None else shifted
     return {"labels": labels, "shift_labels": shifted, "num_items_in_batch": items / batch.row.cp_size}

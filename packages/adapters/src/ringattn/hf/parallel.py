@@ -31,7 +31,8 @@ def parallelize(
 ) -> M:
     """Let every forward pass of `model` run on this rank's share of each sequence, with exact attention over all.
 
-    model: a decoder of transformers, a module around one (DDP, PEFT, compiled), or a Trainer.
+    model: a decoder of transformers, a module around one (DDP, PEFT, compiled), or a Trainer; of a vision-language
+        model the text tower is sharded, and images are seen by every rank.
     group: a ProcessGroup, a one-dimensional DeviceMesh (`mesh["cp"]`), or None for all processes.
     cp: for a Trainer, instead of a group: so many neighbouring processes share each sequence.
     layout, route, head_groups, kernel: as for `ringattn.ContextParallel`.
@@ -72,7 +73,7 @@ def _hook(model: nn.Module, cp: ContextParallel, whole_logits: bool) -> None:
     hooks = Hooks.of(inner)
     if hooks is not None:
         hooks.remove(inner)
-    inner.set_attn_implementation(NAME)
+    refuse.tower(inner).set_attn_implementation(NAME)
     Hooks(inner, cp, whole_logits)
 
 
@@ -88,7 +89,8 @@ def restore(model: M, attn_implementation: str | None = None) -> M:
         hooks = Hooks.of(inner)
         if hooks is not None:
             hooks.remove(inner)
-            inner.set_attn_implementation(attn_implementation or inner.get_correct_attn_implementation(None))
+            tower = refuse.tower(inner)
+            tower.set_attn_implementation(attn_implementation or tower.get_correct_attn_implementation(None))
     return model
 
 

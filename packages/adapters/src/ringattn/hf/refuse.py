@@ -31,6 +31,17 @@ _LAYERS = {
     "heavily_compressed_attention": _SPARSE,
     "minimax_m3_sparse": _SPARSE,
 }
+# Vision-language models whose features of images are laid into the sequence before an ordinary decoder reads it.
+_TOWERS = ("gemma3", "llava", "qwen2_5_vl")
+_ADDED = "features of images are added to tokens within its decoder, at places that a shard does not know"
+_OTHER_TOWERS = {
+    "mllama": "its decoder has layers of cross attention to images, which join two sequences",
+    "paligemma": "its prompt and its images are a prefix whose tokens see each other in both directions",
+    "qwen3_vl": _ADDED,
+    "qwen3_vl_moe": _ADDED,
+}
+# Of these the tokens of an image see each other in both directions.
+_TWO_WAY_IMAGES = ("gemma3",)
 # A head that reads its answer off one token, or has a loss that is not that of the next token.
 _HEADS = (
     "ForSequenceClassification",
@@ -54,12 +65,10 @@ def _reasons(model: PreTrainedModel, config: PretrainedConfig) -> Iterator[str]:
     name = type(model).__name__
     if config.is_encoder_decoder:
         yield "it is an encoder-decoder, whose cross attention joins two sequences (decoder-only models are supported)"
-    text = config.get_text_config()
+    text, reader = config.get_text_config(), model
     if text is not config:
-        yield (
-            "it has more towers than that of text, and images or sounds are laid into the sequence inside it "
-            "(parallelize the decoder alone, and give it inputs_embeds)"
-        )
+        yield from _tower_reasons(model, config)
+        reader = tower(model)
     yield from _layer_reasons(text)
     if getattr(text, "use_bidirectional_attention", None):
         yield "use_bidirectional_attention asks for a mask that the attention call does not get to know"
@@ -67,10 +76,26 @@ def _reasons(model: PreTrainedModel, config: PretrainedConfig) -> Iterator[str]:
         yield f"{text.model_type!r} counts positions from the padding in its batch, of which a shard has only a part"
     if name.endswith(_HEADS):
         yield "its head looks for one token or its loss is not that of the next token (use the ...ForCausalLM class)"
-    if not type(model).is_backend_compatible():
+    if not type(reader).is_backend_compatible():
         yield "its attention is its own code, which does not ask transformers' AttentionInterface for a function"
-    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(model.forward).parameters.values()):
+    if not all(map(_takes_more, (model, reader))):
         yield "its forward takes no **kwargs, through which the plan of a batch has to reach the attention layers"
+
+
+def _takes_more(model: PreTrainedModel) -> bool:
+    parameters = inspect.signature(model.forward).parameters.values()
+    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+
+
+def _tower_reasons(model: PreTrainedModel, config: PretrainedConfig) -> Iterator[str]:
+    if config.model_type not in _TOWERS:
+        reason = _OTHER_TOWERS.get(config.model_type, "nothing is known here of how it lays them into the sequence")
+        yield (
+            f"it is of type {config.model_type!r} and has more towers than that of text: {reason} (supported are "
+            f"{', '.join(map(repr, _TOWERS))}; of any other, parallelize the decoder alone and give it inputs_embeds)"
+        )
+    elif "loss_function" not in inspect.unwrap(type(model).forward).__code__.co_names:
+        yield "this version of transformers computes its loss in its own code, which shifts the labels of a shard again"
 
 
 def _layer_reasons(config: PretrainedConfig) -> Iterator[str]:
@@ -90,6 +115,13 @@ def check_call(name: str, arguments: dict[str, Any], config: PretrainedConfig) -
             f"{name} got output_router_logits=True: the loss that balances experts is no mean over tokens, so that the "
             "shards' losses do not add up to it. Set config.output_router_logits to False."
         )
+    kinds = arguments.get("token_type_ids")
+    has_images = arguments.get("pixel_values") is not None or (kinds is not None and bool(kinds.any()))
+    if config.model_type in _TWO_WAY_IMAGES and has_images:
+        raise UnsupportedError(
+            f"{name} got an image, whose tokens see each other in both directions: that mask is no band. Give it text "
+            "alone, or a model whose attention is causal for images too."
+        )
     if arguments.get("output_attentions"):
         raise UnsupportedError(f"{name} got output_attentions=True: the weights are never formed as a whole.")
     if isinstance(arguments.get("past_key_values"), ShardedCache):
@@ -105,6 +137,12 @@ def check_call(name: str, arguments: dict[str, Any], config: PretrainedConfig) -
             f"{name} got logits_to_keep={keep}, which would keep as many of each rank's tokens: take the last logits "
             "from ringattn.hf.unshard(model, output.logits)."
         )
+
+
+def tower(model: PreTrainedModel) -> PreTrainedModel:
+    """The part of a model that reads the sequence: a vision-language model's text tower; of others all."""
+    text = model.config.get_text_config()
+    return next(part for part in model.modules() if isinstance(part, PreTrainedModel) and part.config is text)
 
 
 def outermost(model: nn.Module) -> PreTrainedModel:
