@@ -22,6 +22,8 @@ myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
 html_title = f"ringattn {release}"
 add_module_names = False
 toc_object_entries_show_parents = "hide"

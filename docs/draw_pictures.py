@@ -7,19 +7,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ringattn_core import Division, contiguous, plan_all, ring, striped, svg, zigzag
+from ringattn_core import Division, contiguous, plan_all, ring, striped, svg, waves, zigzag
 
 FOLDER = Path(__file__).parent / "pictures"
 
 
 def pictures() -> dict[str, str]:
     """The text of every picture by its file's name."""
-    drawn = {"window-contiguous.svg": svg.mask(plan_all(contiguous, ring, (0, 16), 4, window=(3, 0)))}
+    drawn = {}
+    for layout in (contiguous, zigzag):
+        drawn[f"window-{layout.__name__}.svg"] = svg.mask(plan_all(layout, ring, (0, 16), 4, window=(3, 0)))
     for layout in (contiguous, zigzag, striped):
         causal = plan_all(layout, ring, (0, 16), 4, window=(-1, 0))
         drawn[f"mask-{layout.__name__}.svg"] = svg.mask(causal)
         drawn[f"timeline-{layout.__name__}.svg"] = svg.timeline(causal)
-    drawn["documents-zigzag.svg"] = svg.ownership(Division(zigzag, (0, 70, 90, 160), 4))
+    drawn["timeline-waves.svg"] = svg.timeline(plan_all(zigzag, waves(2), (0, 16), 4, window=(-1, 0)))
+    documents = (0, 70, 90, 160)
+    drawn["documents-zigzag.svg"] = svg.ownership(Division(zigzag, documents, 4))
+    drawn["documents-contiguous.svg"] = svg.ownership(Division(contiguous, documents, 4, per_sequence=False))
     return drawn
 
 

@@ -67,6 +67,15 @@ The next line but two raises, and that is line 7.
 ```
 """
 
+NEEDS_WHAT_IS_NOT_THERE = """---
+nproc: 1
+needs: re no_such_module
+---
+```python
+1 / 0
+```
+"""
+
 
 def run(page: str, folder: Path) -> tuple[int, str]:
     """The exit status and the report of pytest for a folder with one page."""
@@ -75,7 +84,7 @@ def run(page: str, folder: Path) -> tuple[int, str]:
     (folder / "pytest.ini").write_text("[pytest]\n")
     # Options meant for the run that this test is part of are not meant for the run that it starts.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", str(folder)]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-rs", str(folder)]
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     return result.returncode, result.stdout
 
@@ -101,3 +110,9 @@ def test_a_page_with_raising_code_fails_at_the_line_of_the_page(tmp_path: Path) 
     assert status == pytest.ExitCode.TESTS_FAILED, report
     assert 'page.py", line 7, in <module>\n    1 / 0' in report
     assert "ZeroDivisionError" in report
+
+
+def test_a_page_is_skipped_where_what_it_needs_is_missing(tmp_path: Path) -> None:
+    status, report = run(NEEDS_WHAT_IS_NOT_THERE, tmp_path)
+    assert status == pytest.ExitCode.OK, report
+    assert "1 skipped" in report and "the page needs no_such_module, which is not installed" in report

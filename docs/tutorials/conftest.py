@@ -1,7 +1,8 @@
 """Makes a test of every tutorial: a page is one program, and what it prints is what the page shows.
 
 The ```` ```python ```` fences of a page, in order, are the program. It runs under `torchrun` on the CPU, on as many
-processes as `nproc` in the front matter says, 4 by default. Each ```` ```text output ```` fence is what rank 0 has
+processes as `nproc` in the front matter says, 4 by default, and is skipped where a module is missing that `needs` names
+there. Each ```` ```text output ```` fence is what rank 0 has
 printed since the one before; a page shows all that its program prints.
 """
 
@@ -38,6 +39,8 @@ class Page(pytest.File):
 class Program(pytest.Item):
     def runtest(self) -> None:
         page = self.path.read_text(encoding="utf-8")
+        for module in front_matter(page, "needs").split():
+            pytest.importorskip(module, reason=f"the page needs {module}, which is not installed")
         program, shown = read(page)
         # Named after the page and kept, so that a reader of a traceback can open it.
         script = self.config.rootpath / ".tutorials" / f"{self.path.stem}.py"
@@ -80,8 +83,13 @@ def read(page: str) -> tuple[str, list[str]]:
 
 def number_of_processes(page: str) -> int:
     """What the front matter asks for."""
-    found = re.match(r"---\n(?:.*\n)*?nproc: (\d+)\n(?:.*\n)*?---\n", page)
-    return int(found[1]) if found else 4
+    return int(front_matter(page, "nproc") or 4)
+
+
+def front_matter(page: str, key: str) -> str:
+    """What stands after a key between the two lines of dashes that a page begins with; nothing if it is not there."""
+    found = re.match(rf"---\n(?:.*\n)*?{key}: (.*)\n(?:.*\n)*?---\n", page)
+    return found[1] if found else ""
 
 
 def torchrun(script: Path, processes: int) -> str:
