@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,26 +41,44 @@ class Machine:
     collective: Link  # all-gather and reduce-scatter
     one_sided: Link  # a copy out of another device's memory
 
+    def running(self, kernel: str) -> Machine:
+        """The machine with another kernel than FlashAttention 4; of one that is not in `SPEED` nothing is known."""
+        forward, backward = SPEED.get(kernel, (1.0, 1.0))
+        return replace(
+            self,
+            forward=replace(self.forward, flops=self.forward.flops * forward),
+            backward=replace(self.backward, flops=self.backward.flops * backward),
+        )
 
-# All but `memory` was measured in November 2026 on two H200s joined by NVLink (NV18), with PyTorch 2.11, NCCL 2.28.9
-# and flash-attn-4 4.0.0b36 in bf16, 32 query heads, 8 kv heads, head_dim 128. TFLOP/s for 4k, 8k, 16k and 32k tokens:
-# full, 555, 637, 665, 665 forward and 574, 610, 609, 620 backward; causal, 456, 528, 669, 649 and 448, 533, 578, 606.
-H200 = Machine(
-    forward=Kernels(
-        flops=680e12,  # fits the full launches above with the ramp below, to 2 %
-        ramp=90e-6,  # the same fit; also what eight launches of a ring lose against one of the same work
-        call=71e-6,  # host time per call, forward
-    ),
-    backward=Kernels(
-        flops=625e12,  # fits the full launches above with the ramp below, to 5 %
-        ramp=150e-6,  # what the backward launches of a ring of 8 lose: 130 us at 4,096 local tokens, 300 at 8,192
-        call=100e-6,  # host time per call, backward
-    ),
-    memory=3.8e12,  # not measured: four fifths of the 4.8 TB/s in NVIDIA's data sheet
-    # NCCL send/recv takes 82, 98, 148 and 468 us for 1, 8, 32 and 128 MiB.
-    two_sided=Link(latency=70e-6, bandwidth=330e9),
-    # NCCL all_gather takes 29, 65, 159 and 550 us.
-    collective=Link(latency=30e-6, bandwidth=258e9),
-    # copy_ from a peer's symmetric memory takes 17, 27, 95 and 365 us, a barrier 8 us.
-    one_sided=Link(latency=8e-6, bandwidth=373e9),
+
+SPEED = {"cudnn": (0.89, 0.89), "torch_flash": (0.49, 0.50), "flash_attn_2": (0.49, 0.50)}
+"""Forward and backward, as a share of FlashAttention 4's: 16,384 tokens, causal, on an H100 in November 2026."""
+
+# Launches were timed in November 2026 by `benchmarks/against_peers.py` and `play_ranks.py`: flash-attn-4 4.0.0b36 in
+# bf16, 32 query heads, 8 kv heads, head_dim 128, PyTorch 2.11, steps side by side, which hides part of every ramp.
+# Links were timed on two H200s joined by NVLink (NV18): NCCL 2.28.9 send/recv takes 82, 98, 148 and 468 us for 1, 8, 32
+# and 128 MiB, all_gather 29, 65, 159 and 550 us, `copy_` from a peer's symmetric memory 17, 27, 95 and 365 us, a
+# barrier 8 us. Two H100s have the same links.
+_LINKS = {
+    "two_sided": Link(latency=70e-6, bandwidth=330e9),
+    "collective": Link(latency=30e-6, bandwidth=258e9),
+    "one_sided": Link(latency=8e-6, bandwidth=373e9),
+}
+H100 = Machine(
+    forward=Kernels(flops=730e12, ramp=40e-6, call=71e-6),
+    backward=Kernels(flops=640e12, ramp=130e-6, call=100e-6),
+    memory=2.75e12,  # what the fold of 64 MiB into as much reaches
+    **_LINKS,
 )
+H200 = Machine(
+    forward=Kernels(flops=695e12, ramp=40e-6, call=71e-6),
+    backward=Kernels(flops=600e12, ramp=130e-6, call=100e-6),
+    memory=3.8e12,  # not measured: four fifths of the 4.8 TB/s in NVIDIA's data sheet
+    **_LINKS,
+)
+MACHINES = {"h100": H100, "h200": H200}
+
+
+def machine_of(name: str) -> Machine:
+    """The machine of a device's name, such as "NVIDIA H200"; of one that is not known, the newest that is."""
+    return next((machine for key, machine in MACHINES.items() if key in name.lower()), H200)
