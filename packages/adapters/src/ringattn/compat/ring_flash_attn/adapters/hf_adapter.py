@@ -188,19 +188,20 @@ def _forward() -> Forward:
 def substitute_hf_flash_attn(process_group: dist.ProcessGroup, heads_k_stride: int) -> None:
     """Let models of transformers that were loaded with "flash_attention_2" (3, 4) attend over the ranks of a group.
 
-    Goes through transformers' AttentionInterface; calling it again changes group and stride. Modules that are not
-    causal, such as a vision tower's, keep their own attention. Raises ValueError where transformers has no such
-    interface.
+    Goes through transformers' table of attention functions; calling it again changes group and stride. Modules that
+    are not causal, such as a vision tower's, keep their own attention. Raises ValueError where transformers has no such
+    table.
     """
     try:
-        from transformers import AttentionInterface
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
     except ImportError as error:
-        raise ValueError(f"transformers 4.48 or newer is needed, for its AttentionInterface: {error}.") from error
+        raise ValueError(f"transformers 4.48 or newer is needed, for ALL_ATTENTION_FUNCTIONS: {error}.") from error
     _forwards[:] = create_ring_flash_attention_forward(process_group, heads_k_stride)
     for name in _NAMES:
-        if name in AttentionInterface() and name not in _originals:
-            _originals[name] = AttentionInterface()[name]
-            AttentionInterface.register(name, _switched(name))
+        if name in ALL_ATTENTION_FUNCTIONS:
+            _originals.setdefault(name, ALL_ATTENTION_FUNCTIONS[name])
+            # The table's own entry, as the original does, for it hides what AttentionInterface has registered.
+            ALL_ATTENTION_FUNCTIONS[name] = _switched(name)
 
 
 def _switched(name: str) -> Forward:
