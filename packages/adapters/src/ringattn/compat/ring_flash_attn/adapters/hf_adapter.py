@@ -154,15 +154,17 @@ def flash_attention_forward(
     return out.to(query.dtype), None
 
 
-def _computed_in(module: nn.Module, query: Tensor) -> torch.dtype:
+def _computed_in(module: Any, query: Tensor) -> torch.dtype:
     if query.dtype != torch.float32:
         return query.dtype
     if autocasts(query.device):
         return torch.get_autocast_dtype(query.device.type)
     weights = (layer.weight.dtype for layer in module.modules() if isinstance(layer, nn.Linear))
     dtype = next(weights, torch.float32)
-    # Quantized weights are of no dtype to compute in: the configuration has what they stand for.
-    return dtype if dtype in (torch.float16, torch.bfloat16, torch.float32) else module.config.dtype
+    if dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        # Quantized weights are of no dtype to compute in: the configuration has what they stand for.
+        dtype = module.config.dtype
+    return dtype
 
 
 def _is_causal(module: nn.Module, stated: bool | None) -> bool:
