@@ -14,6 +14,7 @@ import oracle
 import ringattn
 from adapters.comms import Mute
 from ringattn.attention import attention
+from ringattn.compat import ring_flash_attn
 from ringattn.context_parallel import ContextParallel
 from ringattn_comms.backends.threads import run
 from ringattn_comms.communicator import Communicator
@@ -234,7 +235,7 @@ class Family:
             return []
         borders = torch.tensor(cu_seqlens, dtype=torch.int32)
         if self.layout == "stream":
-            q, k, longest_q, longest_k, keys = ringattn.llama3_flash_attn_prepare_cu_seqlens(
+            q, k, longest_q, longest_k, keys = ring_flash_attn.llama3_flash_attn_prepare_cu_seqlens(
                 borders, causal, comm.rank, comm.size
             )
             return [q, k, longest_q, longest_k, stride, keys]
@@ -242,9 +243,14 @@ class Family:
         longest = int((local[1:] - local[:-1]).max())
         return [local, longest, stride] if "llama3" in self.prefix else [local, longest]
 
+    def function(self, packing: str = "func") -> Callable[..., Any]:
+        """The function by the name of ring-flash-attention; ours, where there is no such family."""
+        name = f"{self.prefix}_{packing}"
+        return getattr(ring_flash_attn if name in ring_flash_attn.__all__ else ringattn, name)
+
     def attend(self, cu_seqlens: Sequence[int], *, packing: str = "func", stride: int = 1, **tail: Any) -> Attend:
         """The function as a rank calls it, with its communicator for a group if `tail` names none."""
-        function = getattr(ringattn, f"{self.prefix}_{packing}")
+        function = self.function(packing)
 
         def attend(q: Tensor, k: Tensor, v: Tensor, comm: Communicator) -> tuple[Tensor, Tensor]:
             between = self.between(comm, cu_seqlens, tail.get("causal", False), stride)

@@ -1,9 +1,9 @@
 """The behaviours that users of ring-flash-attention rely on, numbered as in section 7.1 of its contract (SEED_API.md).
 
-Not here: the two Hugging Face names of behaviour 1, and behaviours 25 to 31 (the adapter, its environment variable, and
-the private import paths), which belong to the module that will stand in for the package `ring_flash_attn` itself.
-Behaviour 3, process groups, is in test_processes.py; that importing needs neither flash_attn nor transformers (33) is
-there and in tests/test_packages.py. Where the original raises (13, 14) or is silently wrong, ours is right.
+Everything is called by the names of `ringattn.compat.ring_flash_attn`, but for the two families that are missing there.
+Elsewhere: process groups (3) in test_processes.py; llama 3's lengths (18, 19) in test_llama3.py; the Hugging Face
+adapter (25 to 29, 31) in compat/test_hf_adapter.py; import paths (30) and what importing needs (33) in
+compat/test_names.py. Where the original raises (13, 14) or is silently wrong, ours is right.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from adapters.sharded import (
     solve_family,
     truth,
 )
+from ringattn.compat import ring_flash_attn
 from ringattn.llama3 import stream_borders
 from ringattn_comms.backends.threads import run
 from ringattn_comms.communicator import Communicator, Solo
@@ -79,30 +80,37 @@ def borders_of(family: Family, cu_seqlens: Sequence[int]) -> Sequence[int] | Non
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
-@pytest.mark.parametrize("prefix", BETWEEN)
-def test_1_names_parameters_order_and_defaults(prefix: str, packing: str) -> None:
-    function = getattr(ringattn, f"{prefix}_{packing}")
+@every_family
+def test_1_names_parameters_order_and_defaults(family: Family, packing: str) -> None:
+    function, name = family.function(packing), f"{family.prefix}_{packing}"
     parameters = inspect.signature(function).parameters
-    required = TENSORS[packing] + BETWEEN[prefix]
+    required = TENSORS[packing] + BETWEEN[family.prefix]
     assert list(parameters) == [*required, *TAIL]
     assert {name: parameters[name].default for name in TAIL} == TAIL
     assert all(parameters[name].default is inspect.Parameter.empty for name in required)
     assert {parameter.kind for parameter in parameters.values()} == {inspect.Parameter.POSITIONAL_OR_KEYWORD}
-    assert function.__name__ == f"{prefix}_{packing}"
+    assert function.__name__ == name
+    assert function is getattr(ringattn, name)
 
 
-def test_1_prepare_and_all_names() -> None:
-    """1: the rest of what is exported."""
-    parameters = inspect.signature(ringattn.llama3_flash_attn_prepare_cu_seqlens).parameters
-    assert list(parameters) == ["cu_seqlens", "causal", "rank", "world_size"]
-    names = {f"{prefix}_{packing}" for prefix in BETWEEN for packing in PACKINGS}
-    assert names | {"llama3_flash_attn_prepare_cu_seqlens"} < set(ringattn.__all__)
+def test_1_the_21_names() -> None:
+    """1: what is exported beside the functions, and that nothing is missing; `ringattn` has the same functions."""
+    others = {
+        "llama3_flash_attn_prepare_cu_seqlens": ["cu_seqlens", "causal", "rank", "world_size"],
+        "substitute_hf_flash_attn": ["process_group", "heads_k_stride"],
+        "update_ring_flash_attn_params": ["cu_seqlens", "process_group"],
+    }
+    for name, parameters in others.items():
+        assert list(inspect.signature(getattr(ring_flash_attn, name)).parameters) == parameters
+    functions = {f"{prefix}_{packing}" for prefix in list(BETWEEN)[:6] for packing in PACKINGS}
+    assert set(ring_flash_attn.__all__) == functions | others.keys() and len(ring_flash_attn.__all__) == 21
+    assert ring_flash_attn.llama3_flash_attn_prepare_cu_seqlens is ringattn.llama3_flash_attn_prepare_cu_seqlens
 
 
 @every_family
 def test_1_every_argument_may_be_positional(family: Family) -> None:
     whole, cu_seqlens = problem(family, 1)
-    comm, function = Solo(), getattr(ringattn, f"{family.prefix}_func")
+    comm, function = Solo(), family.function()
     between = family.between(comm, cu_seqlens, True, 1)
     out, lse, _ = function(*whole[:3], *between, 0.0, 0.3, True, (4, 0), None, True, True, comm)
     expected = truth(whole, borders_of(family, cu_seqlens), causal=True, softmax_scale=0.3, window_size=(4, 0))
@@ -147,7 +155,7 @@ def test_6_7_8_9_10_what_is_returned(family: Family, dtype: torch.dtype) -> None
 
     def main(comm: Communicator) -> None:
         q, k, v = (x.index_select(-3, rows[comm.rank]).requires_grad_() for x in whole[:3])
-        between, function = family.between(comm, cu_seqlens, True, 2), getattr(ringattn, f"{family.prefix}_func")
+        between, function = family.between(comm, cu_seqlens, True, 2), family.function()
         returned = function(q, k, v, *between, causal=True, return_attn_probs=True, group=comm)
         assert isinstance(returned, tuple) and len(returned) == 3 and returned[2] is None
         out, lse, _ = returned
@@ -232,7 +240,7 @@ def test_16_lengths_are_local(family: Family, dtype: torch.dtype) -> None:
     stride = [2] if family is ZIGZAG_LLAMA3 else []
 
     def attend(q: Tensor, k: Tensor, v: Tensor, comm: Communicator) -> tuple[Tensor, Tensor]:
-        function = getattr(ringattn, f"{family.prefix}_func")
+        function = family.function()
         out, lse, _ = function(q, k, v, local, 8, *stride, causal=True, return_attn_probs=True, group=comm)
         return out, lse
 
@@ -280,7 +288,9 @@ def test_20_llama3_is_one_launch(causal: bool) -> None:
     """20: one kernel call per head group on the gathered keys, so that nothing is merged."""
     cu_seqlens = [0, 5, 5, 19, 24]
     for rank in range(3):
-        q, k, _, _, keys = ringattn.llama3_flash_attn_prepare_cu_seqlens(torch.tensor(cu_seqlens), causal, rank, 3)
+        q, k, _, _, keys = ring_flash_attn.llama3_flash_attn_prepare_cu_seqlens(
+            torch.tensor(cu_seqlens), causal, rank, 3
+        )
         borders = stream_borders(q, k, keys, rank, 3, 8)
         window = (-1, 0 if causal else -1)
         schedule = plan(contiguous, gather, borders, borders, rank, 3, window=window, per_sequence=False, head_groups=2)
@@ -367,7 +377,7 @@ def test_24_no_host_sync(family: Family, monkeypatch: pytest.MonkeyPatch) -> Non
     """24: once its lengths were read, a call takes no number out of a tensor."""
     whole, cu_seqlens = problem(family, 1)
     comm, leaves = Solo(), [x.clone().requires_grad_() for x in whole[:3]]
-    between, function = family.between(comm, cu_seqlens, True, 1), getattr(ringattn, f"{family.prefix}_func")
+    between, function = family.between(comm, cu_seqlens, True, 1), family.function()
 
     def call() -> None:
         function(*leaves, *between, causal=True, group=comm).sum().backward()
@@ -391,7 +401,7 @@ def test_32_torch_compile(packing: str, backend: str) -> None:
     for family in FAMILIES:
         whole, cu_seqlens = problem(family, 1, kv_heads=4)
         between = family.between(Solo(), cu_seqlens, True, 1)
-        calls.append((getattr(ringattn, f"{family.prefix}_{packing}"), between, [*packed(packing, *whole[:3])]))
+        calls.append((family.function(packing), between, [*packed(packing, *whole[:3])]))
 
     def total(scale: Tensor) -> Tensor:
         outs = [function(*tensors, *between, causal=True, group=Solo()) for function, between, tensors in calls]

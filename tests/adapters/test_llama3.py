@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import ringattn
 from adapters.comms import Mute
 from adapters.sharded import LLAMA3, assert_exact, draw, solve, solve_family, truth
+from ringattn.compat import ring_flash_attn
 from ringattn.llama3 import stream_borders
 from ringattn_comms.communicator import Communicator
 
-prepare = ringattn.llama3_flash_attn_prepare_cu_seqlens
+prepare = ring_flash_attn.llama3_flash_attn_prepare_cu_seqlens
 
 
 @st.composite
@@ -100,7 +100,7 @@ def test_prepared_without_causal_and_called_with_it() -> None:
 
     def attend(q: Tensor, k: Tensor, v: Tensor, comm: Communicator) -> tuple[Tensor, Tensor]:
         lengths = prepare(torch.tensor(borders), False, comm.rank, comm.size)
-        out, lse, _ = ringattn.llama3_flash_attn_varlen_func(
+        out, lse, _ = ring_flash_attn.llama3_flash_attn_varlen_func(
             *(q, k, v, *lengths[:4], 2, lengths[4]), causal=True, return_attn_probs=True, group=comm
         )
         return out, lse
@@ -143,6 +143,6 @@ def test_arguments_that_do_not_fit(change: dict[str, object], message: str) -> N
         k = torch.tensor(change["k"])
     whole = draw(change.get("tokens", 8), ())
     with pytest.raises((TypeError, ValueError), match=message):
-        ringattn.llama3_flash_attn_varlen_func(
+        ring_flash_attn.llama3_flash_attn_varlen_func(
             *whole[:3], q, k, longest_q, longest_k, 1, change.get("keys", keys), group=Mute(0, 3)
         )

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from ringattn.cli import sizes
 from ringattn.cli.main import app
+from ringattn.cli.progress import followed
 
 
 def run(*arguments: str) -> str:
@@ -26,6 +27,17 @@ def test_plan() -> None:
     assert rows.keys() == {"ring", "waves", "waves(3)", "gather"}
     full = run("plan", "--seqlen", "1M", "--cp", "8")
     assert "s │" in full and "12.5%" in full  # of the work: balanced
+
+
+def test_plan_says_what_differs() -> None:
+    output = run("plan", "--seqlen", "4", "--cp", "8")
+    assert "4 of the 8 ranks hold no token at all" in output and "FLOP of a rank" in output
+    assert "no token" not in run("plan", "--seqlen", "64k", "--cp", "8", "--window", "1k")
+
+
+def test_no_bar_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(followed([1, 2, 3], "counting")) == [1, 2, 3]
+    assert capsys.readouterr() == ("", "")
 
 
 def test_draw(tmp_path: Path) -> None:
@@ -46,8 +58,9 @@ def test_doctor() -> None:
 
 
 def test_help_has_examples() -> None:
-    for command in ("demo", "plan", "draw"):
-        assert "ringattn" in run(command, "--help") and "Example" in run(command, "--help")
+    for command in (["demo"], ["plan"], ["draw"], ["doctor"], []):
+        output = run(*command, "--help")
+        assert "Example" in output and " ".join(["ringattn", *command]) in output
 
 
 @pytest.mark.parametrize(
@@ -55,8 +68,27 @@ def test_help_has_examples() -> None:
     [
         (["plan", "--gpu", "h300"], "Did you mean 'h200'"),
         (["plan", "--seqlen", "many"], "8192, 64k or 1M"),
-        (["plan", "--kv-heads", "5"], "must divide"),
+        (["plan", "--seqlen", "0"], "--seqlen"),
+        (["plan", "--seqlen", "-4k"], "'-4k' is no number of tokens"),
+        (["plan", "--seqlen", "1.3"], "8192, 64k or 1M"),
+        (["plan", "--seqlen", "10", "--documents", "11"], "'--documents': 10 tokens are too few for 11"),
+        (["plan", "--window", "0"], "'--window'"),
+        (["plan", "--window", "-3"], "'-3' is no number of tokens"),
+        (["plan", "--cp", "0"], "'--cp'"),
+        (["plan", "--cp", "many"], "'--cp'"),
+        (["plan", "--cp", "257"], "256"),
+        (["plan", "--layout", "spiral"], "'contiguous', 'zigzag', 'striped'"),
+        (["plan", "--heads", "0"], "'--heads'"),
+        (["plan", "--kv-heads", "5"], "'--kv-heads': it must divide --heads = 32, got 5"),
+        (["plan", "extra"], "extra"),
+        (["draw", "--route", "rings"], "'--route': There is no route 'rings'"),
         (["draw", "--route", "rings"], "Did you mean 'ring'"),
+        (["draw", "--route", "waves(0)"], "a count of 1 or more, got 0"),
+        (["draw", "--route", ""], "'gather'"),
+        (["draw", "--seqlen", "4,,5"], "8192, 64k or 1M"),
+        (["draw", "--window", "-1"], "'--window'"),
+        (["draw", "--svg", "/"], "'--svg': / cannot be written: Is a directory"),
+        (["doctor", "--verbose"], "--verbose"),
         (["draw", "--route", "double_ring(3)"], "double_ring(3)"),
         (["draw", "--svg", "/nowhere/mask.svg"], "cannot be written"),
         (["darw"], "draw"),

@@ -1,6 +1,6 @@
 """Predict what schedules cost on a machine, from the same steps that the executor walks.
 
-Every rank has three clocks: of its device, of its host, which has to issue each launch, and of its link, on which one
+Every rank has three clocks: of its device, of its host, which has to ask for each launch, and of its link, on which one
 transfer follows the other. Keys for the next step travel while one is computed, and so do the gradients of the last.
 """
 
@@ -145,12 +145,13 @@ class _Run:
                 returning = self._send(index, self._gradients(index), self.shape.grad_itemsize)
         if backward:
             self._collect(len(self.hops) - 1, returning)
+        for rank in self.ranks:  # The host runs ahead, unless it needs longer than the device.
+            rank.wait(rank.host)
 
     def _compute(self, rank: _Rank, schedule: Schedule, step: Step, backward: bool) -> None:
         kernels = self.machine.backward if backward else self.machine.forward
         for launch in step.launches:
             rank.host += kernels.call
-            rank.wait(rank.host)
             seconds = kernels.time(self.shape.flop(launch.area, backward=backward) / schedule.head_groups)
             rank.compute += seconds
             rank.device += seconds

@@ -9,8 +9,10 @@ from typing import Annotated
 
 import typer
 
-from ringattn_core import plan_all
+from ringattn.cli import sizes
+from ringattn.cli.progress import followed
 from ringattn_core.layout import layout_named
+from ringattn_core.planner import plan
 from ringattn_core.route import route_named
 from ringattn_core.schedule import Schedule
 
@@ -25,7 +27,10 @@ class Layout(StrEnum):
 
 LayoutOption = Annotated[Layout, typer.Option(help="Who holds which tokens.")]
 CpOption = Annotated[int, typer.Option(min=1, max=256, help="Ranks that share the sequence.")]
-WindowOption = Annotated[int | None, typer.Option(min=1, help="Sliding window: tokens that a query sees, with itself.")]
+WindowOption = Annotated[
+    int | None,
+    typer.Option(parser=sizes.tokens, metavar="TOKENS", help="Sliding window: tokens that a query sees, with itself."),
+]
 
 
 def schedules(
@@ -35,7 +40,8 @@ def schedules(
     left = -1 if window is None else window - 1
     borders = tuple(accumulate(lengths, initial=0))
     try:
-        made = plan_all(layout_named(layout), route_named(route), borders, cp, window=(left, 0 if causal else left))
+        how = layout_named(layout), route_named(route), borders, borders
+        ranks = followed(range(cp), f"planning {route}")
+        return tuple(plan(*how, rank, cp, window=(left, 0 if causal else left)) for rank in ranks)
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    return tuple(made)
+        raise typer.BadParameter(str(error), param_hint="'--route'") from error

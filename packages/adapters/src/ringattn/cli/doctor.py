@@ -30,10 +30,14 @@ _PACKAGES = (
     "cupy-cuda12x",
     "triton",
 )
+_NOT_BUILT = "this PyTorch was built without it"
 
 
 def doctor() -> None:
-    """Say what is installed, which kernels and backends work on this machine, and why the others do not."""
+    """Say what is installed, which kernels and backends work on this machine, and why the others do not.
+
+    Example: ringattn doctor
+    """
     console = Console(highlight=False)
     devices = [torch.device("cpu")] + [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     console.print(_table("Versions", [("python", True, platform.python_version()), *_versions()]))
@@ -92,8 +96,9 @@ def _passes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kernel: str) -> l
 
 def _backends(gpus: list[torch.device]) -> Iterator[Row]:
     yield "threads", True, "ranks as threads of one process, for learning and testing"
-    yield "gloo", dist.is_gloo_available(), "between processes on CPUs"
-    yield "nccl", dist.is_nccl_available(), "between GPUs"
+    yield "gloo", dist.is_gloo_available(), "between processes on CPUs" if dist.is_gloo_available() else _NOT_BUILT
+    built = "between GPUs" if gpus else "no GPU here"
+    yield "nccl", bool(gpus) and dist.is_nccl_available(), built if dist.is_nccl_available() else _NOT_BUILT
     pairs = [(one, other) for one in gpus for other in gpus if one != other]
     reached = sum(torch.cuda.can_device_access_peer(one, other) for one, other in pairs)
     note = f"{reached} of {len(pairs)} pairs of GPUs address each other's memory" if pairs else "fewer than two GPUs"

@@ -32,7 +32,7 @@ def draw(
         try:
             svg.write_text(vector.mask(schedules), encoding="utf-8")
         except OSError as error:
-            raise typer.BadParameter(f"{svg} cannot be written: {error.strerror}.") from error
+            raise typer.BadParameter(f"{svg} cannot be written: {error.strerror}.", param_hint="'--svg'") from error
         console.print(f"The attention matrix is in {svg}.")
         return
     for drawing in (text.ownership(schedules[0].queries, width=64), text.mask(schedules), text.timeline(schedules)):

@@ -11,7 +11,10 @@ from ringattn.cli.plan import plan
 
 app = typer.Typer(
     name="ringattn",
-    help="Exact attention over sequences that are sharded across devices.",
+    help=(
+        "Exact attention over sequences that are sharded across devices.\n\n"
+        "Examples: ringattn doctor; ringattn plan --seqlen 1M --cp 8; ringattn draw --layout striped; ringattn demo"
+    ),
     no_args_is_help=True,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},

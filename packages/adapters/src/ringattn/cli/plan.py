@@ -11,18 +11,20 @@ from rich.text import Text
 
 from ringattn import ContextParallel
 from ringattn.cli import choices, sizes
+from ringattn.cli.progress import followed
 from ringattn_comms.communicator import Solo
 from ringattn_core.errors import lookup
 from ringattn_core.machine import H200
 from ringattn_core.route import route_named
 from ringattn_core.shape import Shape
-from ringattn_core.simulate import Forecast, choose_route, predict
+from ringattn_core.simulate import Forecast, predict
 
 MACHINES = {"h200": H200}
 
 
 def plan(
-    seqlen: Annotated[str, typer.Option(help="Tokens: 8192, 64k, 1M.")] = "128k",
+    seqlen: Annotated[int, typer.Option(parser=sizes.tokens, metavar="TOKENS", help="Tokens: 8192, 64k, 1M.")] = 128
+    * 1024,
     cp: choices.CpOption = 8,
     layout: choices.LayoutOption = choices.Layout.ZIGZAG,
     window: choices.WindowOption = None,
@@ -37,25 +39,32 @@ def plan(
 
     Example: ringattn plan --seqlen 1M --cp 8 --layout zigzag --window 4096
     """
-    tokens = sizes.tokens(seqlen)
     if heads % kv_heads:
-        raise typer.BadParameter(f"--kv-heads must divide --heads = {heads}, got {kv_heads}.")
+        raise typer.BadParameter(f"it must divide --heads = {heads}, got {kv_heads}.", param_hint="'--kv-heads'")
+    if documents > seqlen:
+        raise typer.BadParameter(f"{seqlen} tokens are too few for {documents} of them.", param_hint="'--documents'")
     try:
         machine = lookup(gpu.lower(), MACHINES, "machine")
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    lengths = [(index + 1) * tokens // documents - index * tokens // documents for index in range(documents)]
+        raise typer.BadParameter(str(error), param_hint="'--gpu'") from error
+    lengths = [(index + 1) * seqlen // documents - index * seqlen // documents for index in range(documents)]
     planned = {name: choices.schedules(layout.value, name, lengths, cp, window) for name in _routes(cp)}
     shape = Shape(heads, kv_heads, head_dim)
-    found = {name: predict(each, shape, machine, backward=True, one_sided=one_sided) for name, each in planned.items()}
+    found = {
+        name: predict(planned[name], shape, machine, backward=True, one_sided=one_sided)
+        for name in followed(list(planned), "predicting")
+    }
+    work = {name: _flop(shape, max(schedule.area for schedule in each)) for name, each in planned.items()}
     console = Console(highlight=False)
-    table = _table(found, _auto(cp), choose_route(planned, shape, machine, one_sided=one_sided))
-    table.title = f"{tokens:,} tokens on {cp} ranks, {layout.value}, {heads} heads over {kv_heads}, bf16, one layer"
+    table = _table(found, work, _auto(cp))
+    table.title = f"{seqlen:,} tokens on {cp} ranks, {layout.value}, {heads} heads over {kv_heads}, bf16, one layer"
     console.print(table)
-    flop = sum(shape.flop(1, backward=backward) for backward in (False, True))
     areas = [schedule.area for schedule in planned["ring"]]
+    idle = sum(schedule.query_length == 0 for schedule in planned["ring"])
+    if idle:
+        console.print(f"[yellow]{idle} of the {cp} ranks hold no token at all: --seqlen is small for --cp.[/]")
     console.print(
-        f"[dim]Work of a layer: {flop * sum(areas):.3g} FLOP, of which the busiest rank has "
+        f"[dim]Work of a layer: {_flop(shape, sum(areas)):.3g} FLOP, of which the busiest rank has "
         f"{max(areas) / (sum(areas) or 1):.1%}. "
         f"Predicted for {gpu.upper()}s from measured kernels and links (ringattn_core/machine.py).[/]"
     )
@@ -65,15 +74,21 @@ def _routes(cp: int) -> list[str]:
     return ["ring", "waves", *(["waves(3)"] if cp > 2 else []), "gather"]
 
 
+def _flop(shape: Shape, area: int) -> int:
+    """Of both passes."""
+    return sum(shape.flop(area, backward=backward) for backward in (False, True))
+
+
 def _auto(cp: int) -> str:
     """The name of the route that "auto" stands for."""
     taken = ContextParallel(Solo(), route="auto").route
     return next((name for name in _routes(cp) if route_named(name) is taken), "auto")
 
 
-def _table(found: dict[str, Forecast], auto: str, fastest: str) -> Table:
+def _table(found: dict[str, Forecast], work: dict[str, int], auto: str) -> Table:
+    fastest = min(found, key=lambda name: found[name].time)
     table = Table(title_justify="left", title_style="bold", header_style="dim")
-    for title in ("route", "time", "of the ideal", "waiting", "received", "peak memory", ""):
+    for title in ("route", "time", "of the ideal", "waiting", "FLOP of a rank", "received", "peak memory", ""):
         table.add_column(title, justify="left" if title in ("route", "") else "right")
     for name, forecast in found.items():
         notes = [*(["auto"] if name == auto else []), *(["fastest"] if name == fastest else [])]
@@ -82,6 +97,7 @@ def _table(found: dict[str, Forecast], auto: str, fastest: str) -> Table:
             sizes.duration(forecast.time),
             f"{forecast.efficiency:.0%}",
             sizes.duration(forecast.waiting),
+            f"{work[name]:.3g}",
             sizes.data(forecast.bytes_received),
             sizes.data(forecast.peak_bytes),
             Text(", ".join(notes), style="green"),

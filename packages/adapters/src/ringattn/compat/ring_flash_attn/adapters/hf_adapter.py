@@ -11,12 +11,14 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from ringattn.attention import attention
+from ringattn.call import autocasts
 from ringattn.context_parallel import ContextParallel
-from ringattn.llama3 import head_groups, llama3_flash_attn_prepare_cu_seqlens, stream_borders
+from ringattn.llama3 import ContractError, head_groups, llama3_flash_attn_prepare_cu_seqlens, stream_borders
 from ringattn.untraced import untraced
 from ringattn_core.layout import contiguous
 from ringattn_core.route import gather
@@ -80,6 +82,11 @@ def create_ring_flash_attention_forward(process_group: dist.ProcessGroup, heads_
                 f"The batch must be one packed row, (1, tokens, heads, head_dim), got {tuple(query_states.shape)}: "
                 "ringattn.hf.parallelize takes batches of any number of rows."
             )
+        if not is_causal:
+            raise ContractError(
+                "Only causal attention goes over the ranks here, because update_ring_flash_attn_params cuts the keys "
+                "after a rank's last query: load a model that is not causal with another attn_implementation."
+            )
         cp = ContextParallel(
             process_group, contiguous, gather, per_sequence=False, head_groups=head_groups(key_states, heads_k_stride)
         )
@@ -91,8 +98,8 @@ def create_ring_flash_attention_forward(process_group: dist.ProcessGroup, heads_
             key_states[0],
             value_states[0],
             cp=cp,
-            causal=is_causal,
-            window_size=(left, 0 if is_causal else left),
+            causal=True,
+            window_size=(left, 0),
             softcap=softcap or 0.0,
             sinks=kwargs.get("s_aux"),
             softmax_scale=softmax_scale,
@@ -128,50 +135,80 @@ def flash_attention_forward(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """The ranks' attention by transformers' contract: (batch, heads, tokens, head_dim) in, (out, None) out."""
-    if not _forwards:
-        raise ValueError(
-            "Nobody said over which ranks to attend: call substitute_hf_flash_attn(process_group, 1) first."
-        )
-    kwargs.pop("is_causal", None)
-    out = _forwards[0](
-        query.transpose(1, 2),
-        key.transpose(1, 2),
-        value.transpose(1, 2),
+    """The ranks' attention by transformers' contract: (batch, heads, tokens, head_dim) in, (out, None) out.
+
+    float32 is computed in the dtype of autocast, or of the model's weights, as transformers does for FlashAttention.
+    """
+    dtype = _computed_in(module, query)
+    out = _forward()(
+        *(x.transpose(1, 2).to(dtype) for x in (query, key, value)),
         attention_mask,
         query_length=query.shape[2],
-        is_causal=True,
+        is_causal=_is_causal(module, kwargs.pop("is_causal", None)),
         dropout=dropout,
         softmax_scale=scaling,
         sliding_window=sliding_window,
         softcap=softcap,
         **kwargs,
     )
-    return out, None
+    return out.to(query.dtype), None
+
+
+def _computed_in(module: Any, query: Tensor) -> torch.dtype:
+    if query.dtype != torch.float32:
+        return query.dtype
+    if autocasts(query.device):
+        return torch.get_autocast_dtype(query.device.type)
+    weights = (layer.weight.dtype for layer in module.modules() if isinstance(layer, nn.Linear))
+    dtype = next(weights, torch.float32)
+    if dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        # Quantized weights are of no dtype to compute in: the configuration has what they stand for.
+        dtype = module.config.dtype
+    return dtype
+
+
+def _is_causal(module: nn.Module, stated: bool | None) -> bool:
+    return getattr(module, "is_causal", True) if stated is None else stated
+
+
+def _forward() -> Forward:
+    """What stands in for transformers' `_flash_attention_forward`: from `substitute_hf_flash_attn`, or put there."""
+    if _forwards:
+        # The original has one for each generation of transformers, the newest one last.
+        return _forwards[-1]
+    from transformers import modeling_flash_attention_utils
+
+    # Other projects, axolotl for one, register `flash_attention_forward` and assign this name a function of their own.
+    forward: Forward = modeling_flash_attention_utils._flash_attention_forward
+    if forward.__module__ == modeling_flash_attention_utils.__name__:
+        raise ValueError(
+            "Nobody said over which ranks to attend: call substitute_hf_flash_attn(process_group, 1) first."
+        )
+    return forward
 
 
 def substitute_hf_flash_attn(process_group: dist.ProcessGroup, heads_k_stride: int) -> None:
     """Let models of transformers that were loaded with "flash_attention_2" (3, 4) attend over the ranks of a group.
 
-    Goes through transformers' AttentionInterface; calling it again changes group and stride. Modules that are not
-    causal, such as a vision tower's, keep their own attention. Raises ValueError where transformers has no such
-    interface.
+    Goes through transformers' table of attention functions; calling it again changes group and stride. Modules that
+    are not causal, such as a vision tower's, keep their own attention. Raises ValueError where transformers has no such
+    table.
     """
     try:
-        from transformers import AttentionInterface
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
     except ImportError as error:
-        raise ValueError(f"transformers 4.48 or newer is needed, for its AttentionInterface: {error}.") from error
+        raise ValueError(f"transformers 4.48 or newer is needed, for ALL_ATTENTION_FUNCTIONS: {error}.") from error
     _forwards[:] = create_ring_flash_attention_forward(process_group, heads_k_stride)
     for name in _NAMES:
-        if name in AttentionInterface() and name not in _originals:
-            _originals[name] = AttentionInterface()[name]
-            AttentionInterface.register(name, _switched(name))
+        if name in ALL_ATTENTION_FUNCTIONS:
+            _originals.setdefault(name, ALL_ATTENTION_FUNCTIONS[name])
+            # The table's own entry, as the original does, for it hides what AttentionInterface has registered.
+            ALL_ATTENTION_FUNCTIONS[name] = _switched(name)
 
 
 def _switched(name: str) -> Forward:
     def forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        causal = kwargs.get("is_causal")
-        causal = getattr(module, "is_causal", True) if causal is None else causal
-        return (flash_attention_forward if RING_ATTN_SWITCH and causal else _originals[name])(module, *args, **kwargs)
+        ours = RING_ATTN_SWITCH and _is_causal(module, kwargs.get("is_causal"))
+        return (flash_attention_forward if ours else _originals[name])(module, *args, **kwargs)
 
     return forward
