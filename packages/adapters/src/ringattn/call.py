@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -12,12 +13,15 @@ from ringattn import checks
 from ringattn.context_parallel import ContextParallel
 from ringattn.lengths import Borders, Lengths, read, repeated
 from ringattn_comms.connect import connect
+from ringattn_core.auto import CANDIDATES, auto_route
 from ringattn_core.execute import Gradients, Result, attend, attend_backward
 from ringattn_core.kernel import Kernel, Options
 from ringattn_core.kernels.choose import choose
 from ringattn_core.kernels.reference import Reference
+from ringattn_core.machine import Machine, machine_of
 from ringattn_core.planner import plan
 from ringattn_core.schedule import Schedule
+from ringattn_core.shape import ACCUMULATOR, Shape
 from ringattn_core.transport import KV, Transport
 
 
@@ -46,7 +50,7 @@ class Request:
         checks.parallel(self.cp, k)
         window = checks.window(self.causal, self.window_size)
         batch, tokens = q.shape[:2] if q.dim() == 4 else (1, q.shape[0])
-        schedule = _schedule(self, tokens, k.shape[-3], batch, window)
+        schedule = _schedule(self, q, k, v, batch, window)
         checks.shares(schedule, q, k, batch)
         if alibi_slopes is not None and alibi_slopes.dim() == 2:
             alibi_slopes = alibi_slopes.repeat_interleave(tokens, dim=0)
@@ -124,8 +128,8 @@ def _no_autocast(device: torch.device) -> AbstractContextManager[None]:
     return torch.autocast(device.type, enabled=False) if autocasts(device) else nullcontext()
 
 
-def _schedule(request: Request, tokens_q: int, tokens_k: int, batch: int, window: tuple[int, int]) -> Schedule:
-    """The plan for rows of so many local tokens, `batch` of them laid end to end."""
+def _schedule(request: Request, q: Tensor, k: Tensor, v: Tensor, batch: int, window: tuple[int, int]) -> Schedule:
+    """The plan for rows of these lengths, `batch` of them laid end to end."""
     cp, cu_seqlens_k = request.cp, request.cu_seqlens_k
     stated = cp.cu_seqlens if request.cu_seqlens is None else request.cu_seqlens
     if stated is not None:
@@ -133,13 +137,13 @@ def _schedule(request: Request, tokens_q: int, tokens_k: int, batch: int, window
         borders_k = borders_q if cu_seqlens_k is None else read(cu_seqlens_k, "cu_seqlens_k")
         checks.sequences(borders_q, borders_k)
     elif cu_seqlens_k is None:
-        borders_q, borders_k = Borders((0, tokens_q * cp.cp_size)), Borders((0, tokens_k * cp.cp_size))
+        borders_q, borders_k = (Borders((0, x.shape[-3] * cp.cp_size)) for x in (q, k))
     else:
         raise ValueError("cu_seqlens_k was given without cu_seqlens: say the borders of the queries' sequences too.")
-    assert callable(cp.layout) and callable(cp.route), "the names were looked up when cp was made"
+    assert callable(cp.layout), "the name was looked up when cp was made"
     return plan(
         cp.layout,
-        cp.route,
+        cp.route if callable(cp.route) else CANDIDATES[_auto(cp, borders_q[-1] * batch, window, q, k, v)],
         repeated(borders_q, batch),
         repeated(borders_k, batch),
         cp.cp_rank,
@@ -149,3 +153,21 @@ def _schedule(request: Request, tokens_q: int, tokens_k: int, batch: int, window
         batch=max(batch, 1),
         head_groups=cp.head_groups,
     )
+
+
+def _auto(cp: ContextParallel, tokens: int, window: tuple[int, int], q: Tensor, k: Tensor, v: Tensor) -> str:
+    """The name of the fastest route, without a word between the ranks: all of them see the same numbers."""
+    on_gpu, itemsize = q.device.type == "cuda", q.element_size()
+    one_sided = on_gpu and cp.cp_size <= torch.cuda.device_count()
+    shape = Shape(
+        *(q.shape[-2], k.shape[-2], q.shape[-1], v.shape[-1], itemsize),
+        grad_itemsize=itemsize if one_sided else ACCUMULATOR,
+    )
+    machine = _machine(q.device, cp.kernel or "flash_attn_4") if on_gpu else None
+    assert callable(cp.layout), "the name was looked up when cp was made"
+    return auto_route(cp.layout, tokens, cp.cp_size, window, shape, machine, one_sided=one_sided)
+
+
+@cache
+def _machine(device: torch.device, kernel: str) -> Machine:
+    return machine_of(torch.cuda.get_device_name(device)).running(kernel)

@@ -31,7 +31,7 @@ class ContextParallel:
     group: a ProcessGroup, a one-dimensional DeviceMesh (`mesh["cp"]`), or None for all processes.
     layout: "zigzag" (balanced under a causal mask), "contiguous", "striped", or a layout function.
     route: "ring" (least memory), "waves" (fewest, largest kernel launches), "gather", "waves(3)", "double_ring(8)", a
-        route function, or "auto".
+        route function, or "auto": the one that is predicted to be the fastest on GPUs that are known, else "waves".
     cu_seqlens: global borders of packed sequences, as list or tensor; None is one sequence, of which every rank holds
         the same number of tokens. For a length that does not divide, say [0, length].
     per_sequence: the layout divides every packed sequence by itself (balanced for each), or the stream as a whole.
@@ -54,9 +54,10 @@ class ContextParallel:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layout", layout_named(self.layout))
-        object.__setattr__(self, "route", route_named("waves" if self.route == "auto" else self.route))
+        if self.route != "auto":
+            object.__setattr__(self, "route", route_named(self.route))
         for kind, function in (("layout", self.layout), ("route", self.route)):
-            if not callable(function):
+            if not callable(function) and function != "auto":
                 raise TypeError(f"{kind} must be a name or a function, got {function!r}.")
         if self.cu_seqlens is not None:
             object.__setattr__(self, "cu_seqlens", read(self.cu_seqlens))

@@ -9,17 +9,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ringattn import ContextParallel
 from ringattn.cli import choices, sizes
 from ringattn.cli.progress import followed
-from ringattn_comms.communicator import Solo
+from ringattn_core.auto import auto_route
 from ringattn_core.errors import lookup
-from ringattn_core.machine import H200
-from ringattn_core.route import route_named
-from ringattn_core.shape import Shape
+from ringattn_core.layout import layout_named
+from ringattn_core.machine import MACHINES
+from ringattn_core.shape import ACCUMULATOR, Shape
 from ringattn_core.simulate import Forecast, predict
-
-MACHINES = {"h200": H200}
 
 
 def plan(
@@ -32,7 +29,7 @@ def plan(
     heads: Annotated[int, typer.Option(min=1, help="Query heads.")] = 32,
     kv_heads: Annotated[int, typer.Option(min=1, help="Key and value heads.")] = 8,
     head_dim: Annotated[int, typer.Option(min=1, help="Dimensions of a head.")] = 128,
-    gpu: Annotated[str, typer.Option(help="The machine to predict for: h200.")] = "h200",
+    gpu: Annotated[str, typer.Option(help="The machine to predict for: h100 or h200.")] = "h200",
     one_sided: Annotated[bool, typer.Option(help="GPUs of one host that copy out of each other's memory.")] = True,
 ) -> None:
     """Predict time, traffic and memory of one attention layer, forward and backward, for every route.
@@ -49,14 +46,16 @@ def plan(
         raise typer.BadParameter(str(error), param_hint="'--gpu'") from error
     lengths = [(index + 1) * seqlen // documents - index * seqlen // documents for index in range(documents)]
     planned = {name: choices.schedules(layout.value, name, lengths, cp, window) for name in _routes(cp)}
-    shape = Shape(heads, kv_heads, head_dim)
+    shape = Shape(heads, kv_heads, head_dim, grad_itemsize=2 if one_sided else ACCUMULATOR)
     found = {
         name: predict(planned[name], shape, machine, backward=True, one_sided=one_sided)
         for name in followed(list(planned), "predicting")
     }
     work = {name: _flop(shape, max(schedule.area for schedule in each)) for name, each in planned.items()}
     console = Console(highlight=False)
-    table = _table(found, work, _auto(cp))
+    mask = (-1 if window is None else window - 1, 0)
+    auto = auto_route(layout_named(layout.value), seqlen, cp, mask, shape, machine, one_sided=one_sided)
+    table = _table(found, work, auto)
     table.title = f"{seqlen:,} tokens on {cp} ranks, {layout.value}, {heads} heads over {kv_heads}, bf16, one layer"
     console.print(table)
     areas = [schedule.area for schedule in planned["ring"]]
@@ -77,12 +76,6 @@ def _routes(cp: int) -> list[str]:
 def _flop(shape: Shape, area: int) -> int:
     """Of both passes."""
     return sum(shape.flop(area, backward=backward) for backward in (False, True))
-
-
-def _auto(cp: int) -> str:
-    """The name of the route that "auto" stands for."""
-    taken = ContextParallel(Solo(), route="auto").route
-    return next((name for name in _routes(cp) if route_named(name) is taken), "auto")
 
 
 def _table(found: dict[str, Forecast], work: dict[str, int], auto: str) -> Table:
