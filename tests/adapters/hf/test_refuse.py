@@ -43,6 +43,7 @@ def default(name: str, **settings: Any) -> PreTrainedModel:
         ("deepseek_v32", {}, "'indexed_attention'.*picks keys"),
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("bloom", {}, "its attention is its own code"),
+        ("xlm-roberta-xl", {}, "counts positions from the padding"),
         ("opt", {"word_embed_proj_dim": 32, "ffn_dim": 48}, "counts positions from the padding"),
     ],
 )
@@ -87,6 +88,7 @@ def test_names_that_do_not_exist() -> None:
         ({"input_ids": IDS, "logits_to_keep": 1}, "logits_to_keep=1"),
         ({"input_ids": IDS, "output_attentions": True}, "output_attentions"),
         ({"input_ids": IDS, "position_bias": torch.zeros(1)}, "'position_bias'.*a bias for every pair"),
+        ({"input_ids": IDS, "encoder_hidden_states": torch.zeros(1, 4, 32)}, "got encoder_hidden_states: its cross"),
         ({"input_ids": IDS, "indices": torch.zeros(1)}, "'indices'.*a sparse indexer"),
     ],
 )

@@ -155,6 +155,7 @@ def test_images_that_see_both_ways() -> None:
     ("name", "reason"),
     [
         ("mllama", "'mllama'.*cross attention to images"),
+        ("phi4_multimodal", "'phi4_multimodal'.*lays images and sounds into the sequence itself"),
         ("paligemma", "'paligemma'.*a prefix"),
         ("qwen3_vl", "'qwen3_vl'.*added to tokens within its decoder"),
         ("idefics3", "'idefics3'.*nothing is known.*parallelize the decoder alone"),

@@ -37,9 +37,12 @@ _ADDED = "features of images are added to tokens within its decoder, at places t
 _OTHER_TOWERS = {
     "mllama": "its decoder has layers of cross attention to images, which join two sequences",
     "paligemma": "its prompt and its images are a prefix whose tokens see each other in both directions",
+    "phi4_multimodal": "its decoder lays images and sounds into the sequence itself, of which a shard has only a part",
     "qwen3_vl": _ADDED,
     "qwen3_vl_moe": _ADDED,
 }
+# What an encoder, or a vision tower, gives to layers of cross attention.
+_CROSS = ("encoder_hidden_states", "cross_attention_states")
 # Of these the tokens of an image see each other in both directions.
 _TWO_WAY_IMAGES = ("gemma3",)
 # A head that reads its answer off one token, or has a loss that is not that of the next token.
@@ -51,7 +54,16 @@ _HEADS = (
     "ForMaskedLM",
 )
 # These count positions from the padding in the batch, which a shard does not have.
-_OWN_POSITIONS = ("camembert", "data2vec-text", "opt", "roberta", "roberta-prelayernorm", "xlm-roberta", "xmod")
+_OWN_POSITIONS = (
+    "camembert",
+    "data2vec-text",
+    "opt",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+)
 
 
 def check(model: PreTrainedModel) -> None:
@@ -66,7 +78,7 @@ def _reasons(model: PreTrainedModel, config: PretrainedConfig) -> Iterator[str]:
     if config.is_encoder_decoder:
         yield "it is an encoder-decoder, whose cross attention joins two sequences (decoder-only models are supported)"
     text, reader = config.get_text_config(), model
-    if text is not config:
+    if text is not config or config.model_type in _OTHER_TOWERS:
         yield from _tower_reasons(model, config)
         reader = tower(model)
     yield from _layer_reasons(text)
@@ -115,6 +127,11 @@ def check_call(name: str, arguments: dict[str, Any], config: PretrainedConfig) -
             f"{name} got output_router_logits=True: the loss that balances experts is no mean over tokens, so that the "
             "shards' losses do not add up to it. Set config.output_router_logits to False."
         )
+    for states in _CROSS:
+        if arguments.get(states) is not None:
+            raise UnsupportedError(
+                f"{name} got {states}: its cross attention joins two sequences, of which one is sharded."
+            )
     kinds = arguments.get("token_type_ids")
     has_images = arguments.get("pixel_values") is not None or (kinds is not None and bool(kinds.any()))
     if config.model_type in _TWO_WAY_IMAGES and has_images:
