@@ -81,8 +81,8 @@ def _flop(shape: Shape, area: int) -> int:
 def _table(found: dict[str, Forecast], work: dict[str, int], auto: str) -> Table:
     fastest = min(found, key=lambda name: found[name].time)
     table = Table(title_justify="left", title_style="bold", header_style="dim")
-    for title in ("route", "time", "of the ideal", "waiting", "FLOP of a rank", "received", "peak memory", ""):
-        table.add_column(title, justify="left" if title in ("route", "") else "right")
+    for title in ("route", "time", "ideal", "waiting", "TFLOP", "received", "memory", ""):
+        table.add_column(title, justify="left" if title in ("route", "") else "right", no_wrap=True)
     for name, forecast in found.items():
         notes = [*(["auto"] if name == auto else []), *(["fastest"] if name == fastest else [])]
         table.add_row(
@@ -90,7 +90,7 @@ def _table(found: dict[str, Forecast], work: dict[str, int], auto: str) -> Table
             sizes.duration(forecast.time),
             f"{forecast.efficiency:.0%}",
             sizes.duration(forecast.waiting),
-            f"{work[name]:.3g}",
+            f"{work[name] / 1e12:.3g}",
             sizes.data(forecast.bytes_received),
             sizes.data(forecast.peak_bytes),
             Text(", ".join(notes), style="green"),
