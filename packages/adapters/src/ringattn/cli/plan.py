@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -79,20 +80,17 @@ def _flop(shape: Shape, area: int) -> int:
 
 
 def _table(found: dict[str, Forecast], work: dict[str, int], auto: str) -> Table:
-    fastest = min(found, key=lambda name: found[name].time)
-    table = Table(title_justify="left", title_style="bold", header_style="dim")
-    for title in ("route", "time", "ideal", "waiting", "TFLOP", "received", "memory", ""):
-        table.add_column(title, justify="left" if title in ("route", "") else "right", no_wrap=True)
+    table = Table(title_justify="left", title_style="bold", header_style="dim", box=SIMPLE_HEAD, pad_edge=False)
+    for title in ("route", "time", "of ideal", "waiting", "TFLOP", "received", "memory"):
+        table.add_column(title, justify="left" if title == "route" else "right", no_wrap=True)
     for name, forecast in found.items():
-        notes = [*(["auto"] if name == auto else []), *(["fastest"] if name == fastest else [])]
         table.add_row(
-            Text(name, style="bold" if name == auto else ""),
+            Text.assemble(name, (" ← auto" if name == auto else "", "bold green")),
             sizes.duration(forecast.time),
             f"{forecast.efficiency:.0%}",
             sizes.duration(forecast.waiting),
             f"{work[name] / 1e12:.3g}",
             sizes.data(forecast.bytes_received),
             sizes.data(forecast.peak_bytes),
-            Text(", ".join(notes), style="green"),
         )
     return table

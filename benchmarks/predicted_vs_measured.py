@@ -1,0 +1,78 @@
+"""What `simulate` predicts beside what is measured, for every route, and which route `auto` takes.
+
+    torchrun --standalone --nproc-per-node 2 benchmarks/predicted_vs_measured.py --tokens 4096 8192 32768
+
+Each GPU holds so many tokens of one causal sequence, zigzag; the slowest rank counts, medians of interleaved runs.
+Exits with 1 if a prediction is off by more than a tenth, or if `auto` is more than 2 % slower than the fastest route.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+from against_peers import Problem, Row, one_gpu, ours
+from timing import interleaved_ranks
+
+from ringattn_core.auto import CANDIDATES, auto_route
+from ringattn_core.layout import zigzag
+from ringattn_core.machine import machine_of
+from ringattn_core.planner import plan_all
+from ringattn_core.shape import Shape
+from ringattn_core.simulate import predict
+
+OFF, SLOWER = 0.10, 0.02
+MASK = (-1, 0)
+
+
+def rows(tokens: int, kernel: str, heads: list[int], repeats: int) -> tuple[list[str], bool]:
+    """The lines for so many tokens on each GPU, and whether all of them are as promised."""
+    size, problem = dist.get_world_size(), Problem(Row("zigzag", ""), tokens, *heads, kernel, head_groups=1)
+    names = [name for name in CANDIDATES if size > 2 or name != "waves(3)"]
+    cases = {name: ours(problem, name) for name in names} | {"one GPU": one_gpu(problem)}
+    kinds = ("forward", "both")
+    times = interleaved_ranks(
+        {f"{name} {kind}": getattr(case, kind) for name, case in cases.items() for kind in kinds}, repeats
+    )
+    machine = machine_of(torch.cuda.get_device_name()).running(kernel)
+    shape = Shape(*heads, 128, grad_itemsize=2)
+    auto = auto_route(zigzag, tokens * size, size, MASK, shape, machine, one_sided=True)
+    fastest, lines, good = min(times[f"{name} both"].gpu for name in names), [], True
+    for name in cases:
+        ranks, total, route = (1, tokens * size, "ring") if name == "one GPU" else (size, tokens * size, name)
+        planned, cells = plan_all(zigzag, CANDIDATES[route], (0, total), ranks, window=MASK), []
+        for kind in kinds:
+            seconds = predict(planned, shape, machine, backward=kind == "both", one_sided=True).time
+            measured = times[f"{name} {kind}"].gpu
+            good &= abs(seconds * 1e3 / measured - 1) <= OFF
+            cells.append(f"{measured:8.3f} ms, predicted {seconds * 1e3:8.3f} ({seconds * 1e3 / measured - 1:+.1%})")
+        slower = times[f"{name} both"].gpu / fastest - 1
+        good &= name != auto or slower <= SLOWER
+        note = f"auto, {slower:.1%} slower than the fastest" if name == auto else ""
+        lines.append(f"{tokens:6} {name:9} forward {cells[0]}; both {cells[1]} {note}")
+    return lines, good
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[4096, 8192, 32768], help="tokens on each GPU")
+    parser.add_argument("--heads", type=int, nargs=2, default=[32, 8], metavar=("Q", "KV"))
+    parser.add_argument("--kernel", default="flash_attn_4")
+    parser.add_argument("--repeats", type=int, default=10)
+    arguments = parser.parse_args()
+    rank = int(os.environ["LOCAL_RANK"])
+    torch.cuda.set_device(rank)
+    dist.init_process_group("nccl", device_id=torch.device("cuda", rank))
+    found = [rows(tokens, arguments.kernel, arguments.heads, arguments.repeats) for tokens in arguments.tokens]
+    if rank == 0:
+        print(f"{torch.cuda.get_device_name()}, {dist.get_world_size()} of them, {arguments.kernel}")
+        print(*(line for lines, _ in found for line in lines), sep="\n")
+    dist.destroy_process_group()
+    return 0 if all(good for _, good in found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
