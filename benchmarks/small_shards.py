@@ -37,7 +37,12 @@ def captured(function: Callable[[], object]) -> Callable[[], None]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         function()
-    return graph.replay
+
+    def replay() -> None:
+        graph.replay()
+        assert function is not None  # Its tensors are the graph's, and have to stay.
+
+    return replay
 
 
 def drawn(tokens: int, heads: int) -> Tensor:
