@@ -27,11 +27,16 @@ _CONTEXT.set_forkserver_preload(["torch", "ringattn"])
 
 
 def run(
-    size: int, function: Callable[..., Any], *arguments: Any, timeout: float = 60.0, backend: str = "gloo"
+    size: int,
+    function: Callable[..., Any],
+    *arguments: Any,
+    timeout: float = 60.0,
+    backend: str = "gloo",
+    bound: bool = False,
 ) -> list[Any]:
     """Call a function of a module's top level on `size` processes of one default group; what each returned, by rank.
 
-    With the backend "nccl" each process has a GPU of its own.
+    With the backend "nccl" each process has a GPU of its own, to which its default group may be `bound`.
     Fails with the traceback of the first rank that raised or died, or with a TimeoutError after `timeout` seconds; the
     other processes are killed then.
     """
@@ -42,7 +47,18 @@ def run(
         ranks = [
             _CONTEXT.Process(
                 target=_main,
-                args=(rank, size, f"{folder}/store", timeout, backend, home, function.__name__, arguments, sender),
+                args=(
+                    rank,
+                    size,
+                    f"{folder}/store",
+                    timeout,
+                    backend,
+                    bound,
+                    home,
+                    function.__name__,
+                    arguments,
+                    sender,
+                ),
                 daemon=True,
             )
             for rank, (_, sender) in enumerate(pipes)
@@ -86,6 +102,7 @@ def _main(
     store: str,
     timeout: float,
     backend: str,
+    bound: bool,
     home: Path,
     name: str,
     arguments: tuple[Any, ...],
@@ -97,7 +114,12 @@ def _main(
         if backend == "nccl":
             torch.cuda.set_device(rank)
         dist.init_process_group(
-            backend, init_method=f"file://{store}", rank=rank, world_size=size, timeout=timedelta(seconds=timeout)
+            backend,
+            init_method=f"file://{store}",
+            rank=rank,
+            world_size=size,
+            timeout=timedelta(seconds=timeout),
+            device_id=torch.device("cuda", rank) if bound else None,
         )
         result = True, getattr(_module(home), name)(*arguments)
     except BaseException:  # noqa: BLE001 - whatever it is, the test has to show it

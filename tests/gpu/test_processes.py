@@ -49,12 +49,9 @@ def test_battery(transport: str, check: str) -> None:
     print(f"{max(rank[f'{transport} {check}'] for rank in took):.1f} s")
 
 
-def split_twins(store: str) -> None:
+def split_twins() -> None:
     """The life of a process whose default group is bound to its device."""
-    rank, size = dist.get_rank(), dist.get_world_size()
-    dist.destroy_process_group()
-    device = torch.device("cuda", rank)
-    dist.init_process_group("nccl", init_method=f"file://{store}", rank=rank, world_size=size, device_id=device)
+    device = torch.device("cuda", dist.get_rank())
     for group in (None, dist.new_group([0, 1])):
         comm = TorchDist(group)
         twin = comm.twin(device)
@@ -66,5 +63,5 @@ def split_twins(store: str) -> None:
 
 @pytest.mark.gpu
 @needs_two
-def test_groups_that_are_bound_to_a_device_are_split(tmp_path) -> None:
-    processes.run(2, split_twins, str(tmp_path / "store"), timeout=100, backend="nccl")
+def test_groups_that_are_bound_to_a_device_are_split() -> None:
+    processes.run(2, split_twins, timeout=100, backend="nccl", bound=True)
