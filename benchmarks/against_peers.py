@@ -2,10 +2,11 @@
 
     torchrun --standalone --nproc-per-node 2 benchmarks/against_peers.py --kernel flash_attn_4 --tokens 4096 8192
 
-Each row is a way to share causal attention, each line a library: milliseconds of the slowest rank, forward and forward
-with backward; in brackets one GPU's time for the whole sequence with the same kernel, divided by the number of GPUs, as
-a share of it; the memory that one forward and backward adds at its peak, of which a group's windows are named apart;
-and how far the result is from one GPU's (a relative error: some libraries are fast because they are wrong).
+Each row is a way to share causal attention, each line a library: milliseconds of the slowest rank's GPU, forward and
+forward with backward; in brackets one GPU's time for the whole sequence with the same kernel, divided by the number of
+GPUs, as a share of it; what the host needs to ask for a call; the memory that one forward and backward adds at its peak,
+results among it (a group's window in symmetric memory, made once for all layers, is not in it: k, v and a slot for the
+gradients of each other rank); and how far results and gradients are from one GPU's: some libraries are fast and wrong.
 """
 
 from __future__ import annotations
