@@ -5,8 +5,8 @@
 Each row is a way to share causal attention, each line a library: milliseconds of the slowest rank's GPU, forward and
 forward with backward; in brackets one GPU's time for the whole sequence with the same kernel, divided by the number of
 GPUs, as a share of it; what the host needs to ask for a call; the memory that one forward and backward adds at its
-peak, results among it (a group's window in symmetric memory, made once for all layers, is not in it: k, v and a slot for
-the gradients of each other rank); and how far results and gradients are from one GPU's, for some are fast and wrong.
+peak, results among it (a group's window in symmetric memory, made once for all layers, is not in it: k, v and a slot
+for the gradients of each other rank); how far results and gradients are from one GPU's, for some are fast and wrong.
 """
 
 from __future__ import annotations
