@@ -35,6 +35,7 @@ class WithFsdp(Trainer):
             fsdp_version=2,
             auto_wrap_policy="transformer_based_wrap",
             transformer_cls_names_to_wrap=["MistralDecoderLayer"],
+            activation_checkpointing=True,
         )
         self.is_fsdp_enabled = True
 
@@ -58,7 +59,7 @@ def exact(results: list[compare.Errors]) -> None:
 
 def with_accelerate() -> compare.Errors:
     as_launched()
-    return trained(WithFsdp, build("mistral"), gradient_checkpointing=True)
+    return trained(WithFsdp, build("mistral"))
 
 
 def with_loading() -> compare.Errors:
