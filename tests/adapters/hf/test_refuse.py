@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedModel,
     T5Config,
+    T5EncoderModel,
     T5ForConditionalGeneration,
 )
 
@@ -25,6 +26,7 @@ from ringattn.hf import rope
 from ringattn.hf.batch import divide
 from ringattn_comms.communicator import Solo
 
+FULL = ["full_attention", "full_attention"]
 IDS = torch.arange(3, 13)[None]
 
 
@@ -41,7 +43,10 @@ def default(name: str, **settings: Any) -> PreTrainedModel:
         ("qwen3_next", {"layer_types": ["linear_attention", "full_attention"]}, "'linear_attention'.*its state passes"),
         ("lfm2", {"layer_types": ["conv", "full_attention"]}, "'conv'.*mixes neighbouring tokens"),
         ("deepseek_v32", {}, "'indexed_attention'.*picks keys"),
+        ("deepseek_v32", {"layer_types": FULL}, "DeepseekV32Attention passes 'indices'.*a sparse indexer"),
+        ("inkling_text", {"layer_types": FULL}, "InklingAttention passes 'position_bias'.*a bias for every pair"),
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("nemotron", {}, "(NemotronDecoderLayer does not pass|its own code)"),
         ("bloom", {}, "its attention is its own code"),
         ("xlm-roberta-xl", {}, "counts positions from the padding"),
         ("opt", {"word_embed_proj_dim": 32, "ffn_dim": 48}, "counts positions from the padding"),
@@ -56,10 +61,17 @@ def test_a_decoder(name: str, settings: dict[str, Any], message: str) -> None:
 
 def test_other_models() -> None:
     with torch.device("meta"):
-        t5 = T5ForConditionalGeneration(T5Config(vocab_size=64, d_model=32, num_layers=1, num_heads=2))
+        # The encoder alone says of its configuration that it is none of an encoder-decoder.
+        t5, encoder = (
+            kind(T5Config(vocab_size=64, d_model=32, num_layers=1, num_heads=2))
+            for kind in (T5ForConditionalGeneration, T5EncoderModel)
+        )
         classifier = AutoModelForSequenceClassification.from_config(AutoConfig.for_model("llama", **COMMON))
     with pytest.raises(UnsupportedError, match=r"T5ForConditionalGeneration.*encoder-decoder"):
         ringattn.hf.parallelize(t5, Solo())
+    bias = version("transformers") >= "5"  # before, its attention was its own code
+    with pytest.raises(UnsupportedError, match="T5Attention passes 'position_bias'" if bias else "its own code"):
+        ringattn.hf.parallelize(encoder, Solo())
     with pytest.raises(UnsupportedError, match=r"LlamaForSequenceClassification.*its head"):
         ringattn.hf.parallelize(classifier, Solo())
     with pytest.raises(TypeError, match=r"got Linear.*ringattn\.attention"):
@@ -162,3 +174,23 @@ def test_rotary_embeddings_that_depend_on_the_length(kind: str) -> None:
             else:
                 with pytest.raises(UnsupportedError, match=f"{kind!r} change with the longest.*layout='striped'"):
                     rope.check(config, batch, given)
+
+
+def test_layers_that_lose_the_plan() -> None:
+    """As NemotronDecoderLayer does; one that cannot be seen to do so says it when it runs."""
+
+    class Lossy(type(build("llama").model.layers[0])):  # type: ignore[misc]
+        def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> Any:
+            return super().forward(hidden_states, position_embeddings=kwargs["position_embeddings"])
+
+    class Blind(Lossy):
+        def forward(self, hidden_states: torch.Tensor, position_embeddings: Any = None, **kwargs: Any) -> Any:
+            return super().forward(hidden_states, position_embeddings=position_embeddings)
+
+    model = build("llama")
+    model.model.layers[1].__class__ = Blind
+    with pytest.raises(UnsupportedError, match=r"its Blind does not pass \*\*kwargs on"):
+        ringattn.hf.parallelize(model, Solo())
+    model.model.layers[1].__class__ = Lossy
+    with pytest.raises(UnsupportedError, match="a layer on the way from the model to its attention does not pass"):
+        ringattn.hf.parallelize(model, Solo())(IDS)

@@ -1,4 +1,4 @@
-"""TRL's trainers on two processes: packed and padded fine-tuning and DPO, with one process's losses and weights."""
+"""TRL's trainers on 2 and 2 x 2 processes: packed and padded fine-tuning and DPO, as in one process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Run = tuple[dict[str, list[float]], dict[str, Tensor]]  # the metrics of every s
 
 def test_training() -> None:
     (alone,) = processes.run(1, train, timeout=180)
-    for found in processes.run(2, train, timeout=180):
+    for found in [*processes.run(2, train, timeout=180), *processes.run(4, train, timeout=180)]:
         for kind, (expected, trained) in alone.items():
             metrics, weights = found[kind]
             assert metrics.keys() == expected.keys() and len(metrics["loss"]) >= STEPS, kind
@@ -70,15 +70,20 @@ def tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
 
 
+def shared_out(**changed: Any) -> dict[str, Any]:
+    """Two rows at a time for all processes together; evaluation takes the mean of batches, so these are single rows."""
+    rows = 2 // max(1, dist.get_world_size() // 2)
+    batches = {"per_device_train_batch_size": rows, "per_device_eval_batch_size": 1}
+    return settings(bf16=False, max_length=24, **batches, **changed)
+
+
 def fine_tuning(*, packing: bool) -> Any:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     texts = [compare.tokens(1, length, seed)[0].tolist() for seed, length in enumerate(LENGTHS)]
     data = Dataset.from_list([{"input_ids": text} for text in texts])
-    arguments = SFTConfig(
-        **settings(bf16=False, packing=packing, max_length=24, pad_to_multiple_of=None, dataset_num_proc=None)
-    )
+    arguments = SFTConfig(**shared_out(packing=packing, pad_to_multiple_of=None, dataset_num_proc=None))
     return SFTTrainer(build("mistral"), arguments, train_dataset=data, eval_dataset=data, processing_class=tokenizer())
 
 
@@ -93,7 +98,7 @@ def dpo() -> Any:
         {"prompt": words(4, seed), "chosen": " " + words(length, seed + 20), "rejected": " " + words(6, seed + 40)}
         for seed, length in enumerate(LENGTHS[2:6])
     ]
-    arguments = DPOConfig(**settings(bf16=False, max_length=24))
+    arguments = DPOConfig(**shared_out())
     data = Dataset.from_list(pairs)
     models = build("mistral"), build("mistral", seed=1)
     return DPOTrainer(*models, args=arguments, train_dataset=data, eval_dataset=data, processing_class=tokenizer())

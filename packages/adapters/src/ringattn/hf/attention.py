@@ -11,13 +11,11 @@ from ringattn.hf import decode
 from ringattn.hf.batch import KEYWORD, ShardedBatch
 from ringattn.hf.cache import ShardedCache
 from ringattn.hf.decode import Decoding
+from ringattn.hf.layers import BEYOND_BANDS
 from ringattn.untraced import untraced
 from ringattn_core.errors import UnsupportedError
 
-# What some models pass and no band of the mask expresses, with the reason that a user gets to read.
-_REFUSED = {
-    "position_bias": "a bias for every pair of tokens, which would have to be sharded in two dimensions",
-    "indices": "a sparse indexer, which picks keys from all ranks for each query",
+_REFUSED = BEYOND_BANDS | {
     "cache": "a paged cache of continuous batching",
     "output_attentions": "the attention weights themselves, which are never formed as a whole",
 }
@@ -51,7 +49,8 @@ def attention_forward(
     if not isinstance(batch, ShardedBatch | Decoding):
         raise UnsupportedError(
             f"{type(module).__name__} uses the attention implementation 'ringattn', but nobody said over which ranks "
-            "its sequences are sharded: call ringattn.hf.parallelize(model, group) before the model runs."
+            "its sequences are sharded: call ringattn.hf.parallelize(model, group) before the model runs. If that was "
+            "done, a layer on the way from the model to its attention does not pass keyword arguments on."
         )
     _check(module, attention_mask, kwargs)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from ringattn.hf import layers
 from ringattn.hf.cache import ShardedCache
 from ringattn_core.errors import UnsupportedError
 
@@ -88,6 +89,7 @@ def _reasons(model: PreTrainedModel, config: PretrainedConfig) -> Iterator[str]:
         yield f"{text.model_type!r} counts positions from the padding in its batch, of which a shard has only a part"
     if name.endswith(_HEADS):
         yield "its head looks for one token or its loss is not that of the next token (use the ...ForCausalLM class)"
+    yield from layers.reasons(reader)
     if not type(reader).is_backend_compatible():
         yield "its attention is its own code, which does not ask transformers' AttentionInterface for a function"
     if not all(map(_takes_more, (model, reader))):

@@ -1,0 +1,64 @@
+"""What the code of a model's layers says before it runs: what attention is asked for, and if a plan reaches it."""
+
+from __future__ import annotations
+
+import dis
+import inspect
+from collections.abc import Iterator
+from types import FunctionType
+from typing import cast
+
+from torch import nn
+
+# Arguments of an attention call that no band of the mask expresses, with the reason that a user gets to read.
+BEYOND_BANDS = {
+    "position_bias": "a bias for every pair of tokens, which would have to be sharded in two dimensions",
+    "indices": "a sparse indexer, which picks keys from all ranks for each query",
+}
+
+
+def reasons(model: nn.Module) -> Iterator[str]:
+    """Why the attention layers within a model cannot run on shards, as far as their code says."""
+    for way in dict.fromkeys(_ways(model)):
+        attention = way[-1]
+        for argument in sorted(BEYOND_BANDS.keys() & _keywords(_forward(attention))):
+            yield f"its {attention.__name__} passes {argument!r} to its attention: {BEYOND_BANDS[argument]}"
+        for kind in way:
+            if not _passes_on(_forward(kind)):
+                yield (
+                    f"its {kind.__name__} does not pass **kwargs on, through which the plan of a batch has to reach "
+                    "the attention layers"
+                )
+
+
+def _ways(model: nn.Module) -> Iterator[tuple[type[nn.Module], ...]]:
+    """The classes from the model down to each of its attention layers, without mere containers."""
+    modules = dict(model.named_modules())
+    for path, module in modules.items():
+        if "ALL_ATTENTION_FUNCTIONS" in _forward(type(module)).__code__.co_names:
+            parts = path.split(".") if path else []
+            way = (type(modules[".".join(parts[:end])]) for end in range(len(parts) + 1))
+            yield tuple(kind for kind in way if _forward(kind) is not nn.Module.forward)
+
+
+def _forward(kind: type[nn.Module]) -> FunctionType:
+    """The code that modules of a class run; one that is no function of Python says nothing, like a container's."""
+    forward = inspect.unwrap(kind.forward)
+    return forward if isinstance(forward, FunctionType) else cast(FunctionType, nn.Module.forward)
+
+
+def _keywords(forward: FunctionType) -> set[str]:
+    """The names under which a function passes arguments to others: its code keeps those of a call in one tuple."""
+    return {name for names in forward.__code__.co_consts if isinstance(names, tuple) for name in names}
+
+
+def _passes_on(forward: FunctionType) -> bool:
+    """Does it take **kwargs, and read them again?"""
+    parameters = inspect.signature(forward).parameters.values()
+    rest = {each.name for each in parameters if each.kind is inspect.Parameter.VAR_KEYWORD}
+    for each in dis.get_instructions(forward):
+        # Newer versions of Python load two variables at once.
+        names = each.argval if isinstance(each.argval, tuple) else (each.argval,)
+        if each.opname.startswith("LOAD_") and not rest.isdisjoint(names):
+            return True
+    return False
