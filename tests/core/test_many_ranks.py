@@ -17,6 +17,7 @@ from plans import causal
 from ringattn_core import draw
 from ringattn_core.layout import Layout, contiguous, zigzag
 from ringattn_core.machine import H200
+from ringattn_core.planner import plan
 from ringattn_core.route import Route, gather, ring, waves
 from ringattn_core.schedule import Schedule
 from ringattn_core.shape import Shape
@@ -71,3 +72,12 @@ def test_planning(layout: Layout, route: Route, window: tuple[int, int]) -> None
 def test_looking(route: Route, look: Callable[[Sequence[Schedule]], object]) -> None:
     few, many = planned(zigzag, route, 16), planned(zigzag, route, 32)
     assert lines(lambda: look(many)) <= 4 * lines(lambda: look(few))
+
+
+def test_hops_that_are_dead_for_all_ranks() -> None:
+    borders = tuple(range(0, 64 * 256 + 1, 256))
+
+    def alone(cp_size: int) -> int:
+        return lines(lambda: plan(partial(contiguous), ring, borders, borders, 0, cp_size, window=(3, 0)))
+
+    assert alone(32) < 3 * alone(16), "one rank looks at what twice as many hold, not at twice as many hops of theirs"

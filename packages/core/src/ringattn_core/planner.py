@@ -8,6 +8,7 @@ falls out of this.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -56,7 +57,7 @@ def plan(
     everyone, hops = traffic(route, cp_size), []
     for hop, sources in enumerate(everyone.sources[cp_rank]):
         pieces, launches = _hop(mask, rows.held[cp_rank], [columns.held[source] for source in sources])
-        if hop == 0 or launches or _alive(queries, keys, window, route, hop):
+        if hop == 0 or launches or hop in _alive(queries, keys, window, route):
             hops.append((hop, sources, everyone.destinations[cp_rank][hop], pieces, launches))
     return Schedule(
         cp_rank,
@@ -159,6 +160,12 @@ class _Mask:
         # Bottom-right alignment: a sequence's last query stands at its last key.
         stops = zip(queries.cu_seqlens[1:], keys.cu_seqlens[1:], strict=True)
         self.shift = [stop_k - stop_q for stop_q, stop_k in stops]
+
+    def reach(self, sequence: int, queries: _Line) -> tuple[int, int]:
+        """The first and the last position whose key one of these queries may see."""
+        start, length, *_ = queries
+        first = start + self.shift[sequence]
+        return first - self.left, first + (length - 1) * self.stride + self.right
 
 
 def _stride(strides: set[int]) -> int:
@@ -291,13 +298,25 @@ def _launches(sequences: Iterable[list[Tile]]) -> list[Launch]:
     return [Launch(tuple(batch)) for same in batches.values() for batch in same]
 
 
-@lru_cache(1024)
-def _alive(queries: Division, keys: Division, window: Window, route: Route, hop: int) -> bool:
-    """Has any rank a live cell on a hop?"""
+@lru_cache(64)
+def _alive(queries: Division, keys: Division, window: Window, route: Route) -> set[int]:
+    """The hops on which any rank has a live cell."""
     mask, rows, columns = _Mask(queries, keys, window), _shards(queries).held, _shards(keys).held
-    return any(
-        _tiles(mask, sequence, lines, columns[source].get(sequence, []))
-        for shard, sources in zip(rows, traffic(route, queries.cp_size).sources, strict=True)
-        for sequence, lines in shard.items()
-        for source in sources[hop]
-    )
+    sources = traffic(route, queries.cp_size).sources
+    hop_of = [{source: hop for hop, owners in enumerate(hops) for source in owners} for hops in sources]
+    alive: set[int] = set()
+    for sequence in range(len(mask.shift)):
+        lines = sorted(line for shard in columns for line in shard.get(sequence, ()))
+        longest = max((length for _, length, *_ in lines), default=0)
+        for rank, shard in enumerate(rows):
+            for query in shard.get(sequence, ()):
+                first, last = mask.reach(sequence, query)
+                # A run of keys that begins before the first key seen may yet reach it.
+                near = (first - longest * mask.stride,), (last + 1,)
+                for line in lines[slice(*(bisect_left(lines, border) for border in near))]:
+                    hop = hop_of[rank].get(line[3])
+                    if hop is not None and hop not in alive and _tiles(mask, sequence, [query], [line]):
+                        alive.add(hop)
+        if len(alive) == len(sources[0]):
+            break
+    return alive
