@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
 
 from ringattn_comms.communicator import Communicator
 from ringattn_comms.parcel import arrange, disarrange, pack, unpack
@@ -76,9 +75,9 @@ def _fetch(comm: Communicator, schedule: Schedule, step: Step, kv: KV) -> Callab
 
 
 def _give(comm: Communicator, schedule: Schedule, step: Step, grads: KV) -> Callable[[KV], None]:
-    """Send the gradients of a step's keys to their owners; the answer adds what came home, in the order of ranks."""
+    """Send the gradients of a step's keys to their owners; the answer adds what came home, always in one order."""
     if _stays(comm, step):
-        return lambda total: _add(total, schedule, step, [pack(grads, schedule.shard_size)])
+        return lambda total: _add(total, schedule, step, [grads])
     parts = disarrange(schedule, step, pack(grads, len(grads.k)))
     place = {rank: index for index, rank in enumerate(step.sources)}
     if len(step.sources) == comm.size:
@@ -88,13 +87,18 @@ def _give(comm: Communicator, schedule: Schedule, step: Step, grads: KV) -> Call
         sends = [(rank, parts[index]) for rank, index in place.items() if rank != comm.rank]
         work = comm.send_recv(sends, [rank for rank in step.destinations if rank != comm.rank], parts[0])
         own = [parts[place[comm.rank]]] if comm.rank in place else []
-    return lambda total: _add(total, schedule, step, [*own, *work.wait()])
+    head_dim = grads.k.shape[2]
+
+    def come_home(total: KV) -> None:
+        parcels = (parcel[: schedule.key_length] for parcel in (*own, *work.wait()))
+        _add(total, schedule, step, [unpack(parcel, head_dim) for parcel in parcels])
+
+    return come_home
 
 
-def _add(total: KV, schedule: Schedule, step: Step, parcels: list[Tensor]) -> None:
+def _add(total: KV, schedule: Schedule, step: Step, found: list[KV]) -> None:
     """Add gradients of this rank's keys to those found so far."""
     heads = kv_heads(schedule, step, total)
-    for parcel in parcels:
-        grads = unpack(parcel[: schedule.key_length], total.k.shape[2])
+    for grads in found:
         total.k[:, heads] += grads.k
         total.v[:, heads] += grads.v

@@ -8,13 +8,15 @@ falls out of this.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 from ringattn_core.errors import check_cu_seqlens
 from ringattn_core.layout import Division, Layout
-from ringattn_core.route import Route
+from ringattn_core.route import Route, traffic
 from ringattn_core.schedule import Launch, Piece, Schedule, Step
 from ringattn_core.tile import FAR, FULL, Tile, Window
 
@@ -51,26 +53,21 @@ def plan(
         raise ValueError(f"cp_rank must be from 0 to cp_size - 1 = {cp_size - 1}, got {cp_rank}.")
     queries = Division(layout, cu_seqlens_q, cp_size, per_sequence, batch)
     keys = Division(layout, cu_seqlens_k, cp_size, per_sequence, batch)
-    (rows, strides_q), (columns, strides_k) = _shards(queries), _shards(keys)
-    mask = _Mask(window, _stride(strides_q | strides_k), cu_seqlens_q[1:], cu_seqlens_k[1:])
-    routes = [route(rank, cp_size) for rank in range(cp_size)]
-    hops = []
-    for hop, sources in enumerate(routes[cp_rank]):
-        pieces, launches = _hop(mask, rows[cp_rank], [columns[source] for source in sources])
-        if hop == 0 or launches or _alive(mask, rows, columns, [sources_of[hop] for sources_of in routes]):
-            destinations = tuple(rank for rank in range(cp_size) if cp_rank in routes[rank][hop])
-            hops.append((hop, sources, destinations, pieces, launches))
+    mask, rows, columns = _Mask(queries, keys, window), _shards(queries), _shards(keys)
+    everyone, hops = traffic(route, cp_size), []
+    for hop, sources in enumerate(everyone.sources[cp_rank]):
+        pieces, launches = _hop(mask, rows.held[cp_rank], [columns.held[source] for source in sources])
+        if hop == 0 or launches or hop in _alive(queries, keys, window, route):
+            hops.append((hop, sources, everyone.destinations[cp_rank][hop], pieces, launches))
     return Schedule(
         cp_rank,
         cp_size,
-        shard_size=max(_length(shard) for shard in columns),
+        shard_size=columns.longest,
         steps=tuple(Step(*hop, head_group) for head_group in range(head_groups) for hop in hops),
         head_groups=head_groups,
         queries=queries,
         keys=keys,
-        shifts=all(
-            sources_of[hop] == ((rank - hop) % cp_size,) for rank, sources_of in enumerate(routes) for hop, *_ in hops
-        ),
+        shifts=all(everyone.shifts[hop] for hop, *_ in hops),
         route=route,
         window=window,
     )
@@ -110,15 +107,13 @@ def plan_all(
 @lru_cache(1024)
 def lent(schedule: Schedule, hop: int) -> tuple[Piece, ...]:
     """The rows of a rank's own shard that others fetch on a hop; `source` is here the rank that fetches them."""
-    (rows, strides_q), (columns, strides_k) = _shards(schedule.queries), _shards(schedule.keys)
-    stops = schedule.queries.cu_seqlens[1:], schedule.keys.cu_seqlens[1:]
-    mask, mine = _Mask(schedule.window, _stride(strides_q | strides_k), *stops), columns[schedule.cp_rank]
+    mask, everyone = _Mask(schedule.queries, schedule.keys, schedule.window), traffic(schedule.route, schedule.cp_size)
+    rows, mine = _shards(schedule.queries).held, _shards(schedule.keys).held[schedule.cp_rank]
     found = []
-    for rank in range(schedule.cp_size):
-        sources = schedule.route(rank, schedule.cp_size)[hop]
-        if rank != schedule.cp_rank and schedule.cp_rank in sources:
+    for rank in everyone.destinations[schedule.cp_rank][hop]:
+        if rank != schedule.cp_rank:
             # Beside other sources' keys or alone, what a rank needs of this one's is the same but for its gaps.
-            pieces, _ = _hop(mask, rows[rank], [mine] if len(sources) == 1 else [mine, {}])
+            pieces, _ = _hop(mask, rows[rank], [mine] if len(everyone.sources[rank][hop]) == 1 else [mine, {}])
             found += [Piece(rank, piece.rows, piece.rows.start) for piece in pieces]
     return tuple(found)
 
@@ -128,12 +123,19 @@ _Shard = dict[int, list[_Line]]  # what a rank holds, by sequence
 _Box = tuple[int, int, int, int, int, int]  # rows from, to; columns from, to; low, high: a tile in the making
 
 
+class _Shards(NamedTuple):
+    """What every rank holds."""
+
+    held: list[_Shard]
+    strides: set[int]  # of all runs
+    longest: int  # tokens of the rank that holds the most
+
+
 @lru_cache(64)
-def _shards(division: Division) -> tuple[tuple[_Shard, ...], set[int]]:
-    """What every rank holds, and the strides of the runs."""
-    shards: list[_Shard] = [{} for _ in range(division.cp_size)]
-    strides = set()
-    for rank, shard in enumerate(shards):
+def _shards(division: Division) -> _Shards:
+    held: list[_Shard] = [{} for _ in range(division.cp_size)]
+    strides, longest = set(), 0
+    for rank, shard in enumerate(held):
         offset = 0
         for sequence, run in division.runs(rank):
             length = len(run)
@@ -145,11 +147,25 @@ def _shards(division: Division) -> tuple[tuple[_Shard, ...], set[int]]:
             else:
                 shard[sequence] = [line]
             offset += length
-    return tuple(shards), strides
+        longest = max(longest, offset)
+    return _Shards(held, strides, longest)
 
 
-def _length(shard: _Shard) -> int:
-    return sum(length for lines in shard.values() for _, length, _, _ in lines)
+class _Mask:
+    """Which cells live between a span of queries and a span of keys, as a band of column - row."""
+
+    def __init__(self, queries: Division, keys: Division, window: Window) -> None:
+        self.left, self.right = (FAR if side < 0 else side for side in window)
+        self.stride = _stride(_shards(queries).strides | _shards(keys).strides)
+        # Bottom-right alignment: a sequence's last query stands at its last key.
+        stops = zip(queries.cu_seqlens[1:], keys.cu_seqlens[1:], strict=True)
+        self.shift = [stop_k - stop_q for stop_q, stop_k in stops]
+
+    def reach(self, sequence: int, queries: _Line) -> tuple[int, int]:
+        """The first and the last position whose key one of these queries may see."""
+        start, length, *_ = queries
+        first = start + self.shift[sequence]
+        return first - self.left, first + (length - 1) * self.stride + self.right
 
 
 def _stride(strides: set[int]) -> int:
@@ -157,16 +173,6 @@ def _stride(strides: set[int]) -> int:
     if len(strides) > 1 or min(strides, default=1) < 1:
         raise ValueError(f"All runs of a layout must have one positive stride, got {sorted(strides)}.")
     return min(strides, default=1)
-
-
-class _Mask:
-    """Which cells live between a span of queries and a span of keys, as a band of column - row."""
-
-    def __init__(self, window: Window, stride: int, stops_q: Sequence[int], stops_k: Sequence[int]) -> None:
-        self.left, self.right = (FAR if side < 0 else side for side in window)
-        self.stride = stride
-        # Bottom-right alignment: a sequence's last query stands at its last key.
-        self.shift = [stop_k - stop_q for stop_q, stop_k in zip(stops_q, stops_k, strict=True)]
 
 
 def _hop(mask: _Mask, shard: _Shard, sources: Sequence[_Shard]) -> tuple[tuple[Piece, ...], tuple[Launch, ...]]:
@@ -292,11 +298,25 @@ def _launches(sequences: Iterable[list[Tile]]) -> list[Launch]:
     return [Launch(tuple(batch)) for same in batches.values() for batch in same]
 
 
-def _alive(mask: _Mask, rows: Sequence[_Shard], columns: Sequence[_Shard], hop: Sequence[tuple[int, ...]]) -> bool:
-    """Has any rank a live cell on a hop whose sources are these, rank by rank?"""
-    return any(
-        _tiles(mask, sequence, queries, columns[source].get(sequence, []))
-        for shard, sources in zip(rows, hop, strict=True)
-        for sequence, queries in shard.items()
-        for source in sources
-    )
+@lru_cache(64)
+def _alive(queries: Division, keys: Division, window: Window, route: Route) -> set[int]:
+    """The hops on which any rank has a live cell."""
+    mask, rows, columns = _Mask(queries, keys, window), _shards(queries).held, _shards(keys).held
+    sources = traffic(route, queries.cp_size).sources
+    hop_of = [{source: hop for hop, owners in enumerate(hops) for source in owners} for hops in sources]
+    alive: set[int] = set()
+    for sequence in range(len(mask.shift)):
+        lines = sorted(line for shard in columns for line in shard.get(sequence, ()))
+        longest = max((length for _, length, *_ in lines), default=0)
+        for rank, shard in enumerate(rows):
+            for query in shard.get(sequence, ()):
+                first, last = mask.reach(sequence, query)
+                # A run of keys that begins before the first key seen may yet reach it.
+                near = (first - longest * mask.stride,), (last + 1,)
+                for line in lines[slice(*(bisect_left(lines, border) for border in near))]:
+                    hop = hop_of[rank].get(line[3])
+                    if hop is not None and hop not in alive and _tiles(mask, sequence, [query], [line]):
+                        alive.add(hop)
+        if len(alive) == len(sources[0]):
+            break
+    return alive

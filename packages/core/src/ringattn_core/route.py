@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
+from typing import NamedTuple
 
 from ringattn_core.errors import lookup
 from ringattn_core.layout import chunk
@@ -75,3 +76,25 @@ def route_named(name: str | Route) -> Route:
     if call and call[1] in _WITH_NUMBER:
         return _WITH_NUMBER[call[1]](int(call[2]))
     return lookup(name, ROUTES | {"double_ring(8)": double_ring(8)}, "route")
+
+
+class Traffic(NamedTuple):
+    """A route of all ranks together."""
+
+    sources: list[tuple[tuple[int, ...], ...]]  # of every rank, for every hop: whose keys are at hand
+    destinations: list[tuple[tuple[int, ...], ...]]  # of every rank, for every hop: at whose hand its keys are
+    shifts: list[bool]  # for every hop: does it bring each rank the keys of the one so many before?
+
+
+@lru_cache(64)
+def traffic(route: Route, cp_size: int) -> Traffic:
+    """Who meets whose keys: what the plans of all ranks have in common."""
+    sources = [route(rank, cp_size) for rank in range(cp_size)]
+    destinations = [[list[int]() for _ in hops] for hops in sources]
+    shifts = [True for _ in sources[0]]
+    for rank, hops in enumerate(sources):
+        for hop, owners in enumerate(hops):
+            shifts[hop] &= owners == ((rank - hop) % cp_size,)
+            for owner in owners:
+                destinations[owner][hop].append(rank)
+    return Traffic(sources, [tuple(map(tuple, hops)) for hops in destinations], shifts)

@@ -72,10 +72,10 @@ class Piece:
 class Step:
     """What a rank computes while the keys of `sources` are at hand.
 
-    Of one source the buffer is the shard as it is stored there. Of several, only the rows that are needed lie in it,
-    side by side in the order of their positions, so that what can be one tile is one tile. `pieces` are the rows
-    needed either way: all that a one-sided transport has to fetch. `destinations` are the ranks that have this one
-    among their sources on the same hop.
+    Of one source the buffer is the shard as it is stored there, up to the last row that is needed. Of several, only the
+    rows that are needed lie in it, side by side in the order of their positions, so that what can be one tile is one
+    tile. `pieces` are the rows needed either way: all that a one-sided transport has to fetch. `destinations` are the
+    ranks that have this one among their sources on the same hop.
     """
 
     hop: int
@@ -101,7 +101,7 @@ class Schedule:
     """One rank's part of an attention: `steps` in order, the same number and the same hops on every rank.
 
     `queries` and `keys` say who holds which tokens; `shard_size` is the most keys that a rank holds, the length of
-    every buffer that travels. With head groups the steps repeat for each group of kv heads. `shifts` says, for all
+    every shard that travels whole. With head groups the steps repeat for each group of kv heads. `shifts` says, for all
     ranks alike, that hop h brings the keys of the rank h before: then neighbours can hand them on. `route` and `window`
     are what was planned for.
     """

@@ -131,7 +131,8 @@ class _Run:
 
     def walk(self, *, backward: bool) -> None:
         """One pass, in the order of the executor and of the transports."""
-        arriving, returning = self._send(0, self._keys(0), self.shape.itemsize), [0.0 for _ in self.ranks]
+        arriving = self._send(0, self._keys(0), self.shape.itemsize)
+        gradients, returning = list[_Message](), [0.0 for _ in self.ranks]
         for index in range(len(self.hops)):
             for rank, time in zip(self.ranks, arriving, strict=True):
                 rank.wait(time)
@@ -140,11 +141,10 @@ class _Run:
             for rank, schedule in zip(self.ranks, self.schedules, strict=True):
                 self._compute(rank, schedule, schedule.steps[index], backward)
             if backward:
-                if index:
-                    self._collect(index - 1, returning)
-                returning = self._send(index, self._gradients(index), self.shape.grad_itemsize)
-        if backward:
-            self._collect(len(self.hops) - 1, returning)
+                self._collect(gradients, returning)
+                gradients = self._gradients(index)
+                returning = self._send(index, gradients, self.shape.grad_itemsize)
+        self._collect(gradients, returning)
         for rank in self.ranks:  # The host runs ahead, unless it needs longer than the device.
             rank.wait(rank.host)
 
@@ -174,13 +174,12 @@ class _Run:
         if self.shifts:
             return self._shift(self.hops[index] - self.hops[index - 1] if self.hops[index] else 0)
         steps = [schedule.steps[index] for schedule in self.schedules]
-        shard = self.schedules[0].shard_size
-        return [
-            _Message(source, rank, _needed(step, source) if self.one_sided else shard)
-            for rank, step in enumerate(steps)
-            for source in step.sources
-            if source != rank
-        ]
+        if self.one_sided:
+            parts = ((rank, piece.source, len(piece.rows)) for rank, step in enumerate(steps) for piece in step.pieces)
+        else:
+            shard = self.schedules[0].shard_size
+            parts = ((rank, source, shard) for rank, step in enumerate(steps) for source in step.sources)
+        return [_Message(source, rank, tokens) for rank, source, tokens in parts if source != rank]
 
     def _gradients(self, index: int) -> list[_Message]:
         """What takes the gradients of a step's keys home: by the same way as the keys, or straight back."""
@@ -215,14 +214,10 @@ class _Run:
         everyone = len(self.schedules[0].steps[index].sources) == len(self.ranks)
         return self.machine.collective if everyone else self.machine.two_sided
 
-    def _collect(self, index: int, returning: Sequence[float]) -> None:
+    def _collect(self, gradients: Sequence[_Message], returning: Sequence[float]) -> None:
         """Wait for the gradients sent after a step and add them to what is there."""
         token = self.shape.token(self.shape.grad_itemsize) // self.schedules[0].head_groups
         for rank, time in zip(self.ranks, returning, strict=True):
             rank.wait(time)
-        for _, destination, tokens in self._gradients(index):
+        for _, destination, tokens in gradients:
             self.ranks[destination].fold(3 * tokens * token / self.machine.memory)
-
-
-def _needed(step: Step, source: int) -> int:
-    return sum(len(piece.rows) for piece in step.pieces if piece.source == source)

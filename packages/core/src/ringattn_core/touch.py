@@ -23,15 +23,11 @@ class Touch(NamedTuple):
 
 
 class Touches(NamedTuple):
-    """Every launch's touches, and the runs of rows that none touches."""
+    """What all launches touch."""
 
     of: dict[Launch, list[Touch]]
-    untouched: list[range]
-
-    @property
-    def most(self) -> int:
-        """How often the most touched row is."""
-        return max((touch.turn + 1 for found in self.of.values() for touch in found), default=0)
+    untouched: list[range]  # runs of rows
+    most: int  # how often the most touched row is
 
 
 @lru_cache(256)
@@ -66,7 +62,8 @@ def _touches(parts: Sequence[tuple[Launch, list[range]]], length: int) -> Touche
             _extend(mine, Touch(rows, turn, turn + 1 == total[index]))
             count[index] += 1
         found[launch] = mine
-    return Touches(found, [range(borders[i], borders[i + 1]) for i, times in enumerate(total) if times == 0])
+    untouched = [range(borders[i], borders[i + 1]) for i, times in enumerate(total) if times == 0]
+    return Touches(found, untouched, max(total, default=0))
 
 
 def _extend(touches: list[Touch], touch: Touch) -> None:

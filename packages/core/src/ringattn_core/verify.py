@@ -125,16 +125,20 @@ def _stride(divisions: Iterable[Division]) -> int:
 
 def _check_sources(schedules: Sequence[Schedule]) -> None:
     """Whom a rank receives from sends to it; nobody's keys come twice, one's own on the first hop."""
+    ranks = range(len(schedules))
     for index, step in enumerate(schedules[0].steps):
         steps = [schedule.steps[index] for schedule in schedules]
+        receivers: dict[int, list[int]] = defaultdict(list)
         for rank, own in enumerate(steps):
-            if not set(own.sources) <= set(range(len(schedules))) or (step.hop == 0 and rank not in own.sources):
+            for source in own.sources:
+                receivers[source].append(rank)
+        for rank, own in enumerate(steps):
+            if any(source not in ranks for source in own.sources) or (step.hop == 0 and rank not in own.sources):
                 raise ScheduleError(f"Rank {rank} has the sources {own.sources} on hop {own.hop}.")
-            receivers = [other for other, its in enumerate(steps) if rank in its.sources]
-            if sorted(own.destinations) != receivers:
+            if sorted(own.destinations) != receivers[rank]:
                 raise ScheduleError(
                     f"Rank {rank} names the destinations {own.destinations} on hop {own.hop}, but it is among the "
-                    f"sources of {tuple(receivers)}."
+                    f"sources of {tuple(receivers[rank])}."
                 )
             if own.sources != ((rank - own.hop) % len(schedules),) and schedules[0].shifts:
                 raise ScheduleError(f"Rank {rank} has the sources {own.sources} on hop {own.hop}: that is no shift.")
