@@ -82,6 +82,12 @@ class ShardedCache(Cache):  # type: ignore[misc]
         self.length = 0
 
 
+def cache_of(arguments: dict[str, Any]) -> Cache | None:
+    """The cache among a model's arguments: `cache` from transformers 5.24 on, before that `past_key_values`."""
+    old: Cache | None = arguments.get("past_key_values")
+    return arguments.get("cache", old)
+
+
 class Arriving:
     """Which of the keys that come in are to be kept, and where in the text they stand."""
 
