@@ -24,6 +24,10 @@ class ShardedCache(Cache):  # type: ignore[misc]
     prompt is sharded as in training; every new token's keys go to one rank in turn; layers with a sliding window
     keep no more than it. When a prompt is read, all ranks take over the random state of the group's first, so that
     they draw the same tokens.
+
+    Keys and values are (rows, num_kv_heads, tokens, head_dim), in the model's dtype and on its device. Raises TypeError
+    and ValueError for a group as `ringattn.ContextParallel` does. The model raises UnsupportedError for labels beside
+    it, and ValueError for one that was made for another group.
     """
 
     def __init__(self, group: Group = None) -> None:

@@ -18,7 +18,10 @@ from ringattn_core.errors import UnsupportedError
 
 
 def prepare(arguments: dict[str, Any], cp: ContextParallel, config: PretrainedConfig) -> dict[str, Any]:
-    """The arguments, with the plan for a text's next tokens. Raises UnsupportedError for what no cache goes with."""
+    """The arguments, with the plan for a text's next tokens.
+
+    Raises UnsupportedError for what no cache goes with, and ValueError for a cache of another group.
+    """
     cache = cache_of(arguments)
     assert isinstance(cache, ShardedCache), "the hook has asked"
     if cache.comm.size != cp.cp_size or cache.comm.rank != cp.cp_rank:
