@@ -20,6 +20,8 @@ class ShardedCache(Cache):  # type: ignore[misc]
         cache = ringattn.hf.ShardedCache(mesh["cp"])
         tokens = model.generate(**prompt, past_key_values=cache, max_new_tokens=256)
 
+    From transformers 5.24 on the argument is called `cache`; the old name still works, with a warning.
+
     group: the group that the model is parallelized over. Every rank makes the same call with the same prompt. The
     prompt is sharded as in training; every new token's keys go to one rank in turn; layers with a sliding window
     keep no more than it. When a prompt is read, all ranks take over the random state of the group's first, so that
