@@ -57,7 +57,7 @@ def members(body: list[ast.stmt], *, inside_class: bool) -> Iterator[str]:
                 yield from function(statement, inside_class=inside_class)
             case ast.ClassDef(name=name) if is_public(name):
                 bases = ", ".join(map(ast.unparse, statement.bases))
-                content = [docstring(statement), "", *members(statement.body, inside_class=True)]
+                content = [docstring(statement, fields(statement)), "", *members(statement.body, inside_class=True)]
                 yield from directive(8, "class", f"{name}({bases})" if bases else name, [], content)
             case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)) if is_public(name):
                 annotation = getattr(statement, "annotation", None)
@@ -67,13 +67,17 @@ def members(body: list[ast.stmt], *, inside_class: bool) -> Iterator[str]:
                 text = literal(following)
                 if text or inside_class:
                     yield from directive(6, "attribute" if inside_class else "data", name, options, [text])
+            case ast.Assign(targets=[ast.Tuple(elts=elements)], value=ast.Call() as call):
+                # Several at once are what the call on the right makes, and that says what they are.
+                for name in (element.id for element in elements if isinstance(element, ast.Name)):
+                    yield from directive(6, "data", name, [], [f"One of `{ast.unparse(call)}`."])
 
 
 def function(node: ast.FunctionDef | ast.AsyncFunctionDef, *, inside_class: bool) -> Iterator[str]:
     """The Markdown of one function, method or property."""
     decorators = {ast.unparse(decorator).rpartition(".")[2] for decorator in node.decorator_list}
     returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
-    content = [docstring(node)]
+    content = [docstring(node, parameters(node))]
     if inside_class and decorators & {"property", "cached_property"}:
         options = [f":type: {ast.unparse(node.returns)}"] if node.returns else []
         yield from directive(6, "property", node.name, options, content)
@@ -94,9 +98,37 @@ def directive(fence: int, kind: str, signature: str, options: list[str], content
     yield from (f"{ticks}{{py:{kind}}} {signature}", *options, "", *content, ticks, "")
 
 
-def docstring(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> str:
-    """The docstring, with examples fenced: Markdown would take their prompts for quotations."""
-    return fence_examples(ast.get_docstring(node) or "")
+def docstring(
+    node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, names: frozenset[str] = frozenset()
+) -> str:
+    """The docstring, with these names as items of a list, and with examples fenced."""
+    return fence_examples(list_names(ast.get_docstring(node) or "", names))
+
+
+def parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> frozenset[str]:
+    """The names of a function's parameters."""
+    return frozenset(each.arg for each in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs))
+
+
+def fields(node: ast.ClassDef) -> frozenset[str]:
+    """What a class is made from: the fields of a data class, or the parameters of `__init__`."""
+    names: set[str] = set()
+    for statement in node.body:
+        match statement:
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                names.add(name)
+            case ast.FunctionDef(name="__init__"):
+                names |= parameters(statement)
+    return frozenset(names)
+
+
+def list_names(text: str, names: frozenset[str]) -> str:
+    """Put a bullet before lines such as `k, v: two tensors`: Markdown would run them together into one paragraph."""
+
+    def item(line: re.Match[str]) -> str:
+        return f"- `{line[1]}`: " if names.issuperset(line[1].split(", ")) else line[0]
+
+    return re.sub(r"(?m)^(\w+(?:, \w+)*): ", item, text)
 
 
 def literal(statement: ast.stmt) -> str:
@@ -108,7 +140,7 @@ def literal(statement: ast.stmt) -> str:
 
 
 def fence_examples(text: str) -> str:
-    """Put every run of lines that starts with a Python prompt into a fence."""
+    """Put every run of lines that starts with a Python prompt into a fence: Markdown would take it for a quotation."""
     return re.sub(r"(?m)^>>> .*(?:\n.+)*", r"```pycon\n\g<0>\n```", text)
 
 

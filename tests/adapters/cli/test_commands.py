@@ -39,6 +39,12 @@ def test_plan_says_what_differs() -> None:
     assert "no token" not in run("plan", "--seqlen", "64k", "--cp", "8", "--window", "1k")
 
 
+@pytest.mark.parametrize("seqlen", ["4", "64k", "1M", "16M"])
+def test_the_table_fits_a_terminal(seqlen: str) -> None:
+    output = CliRunner().invoke(app, ["plan", "--seqlen", seqlen, "--cp", "4"], env={"COLUMNS": "80"}).output
+    assert "← auto" in output and "…" not in output  # the sign that something was cut
+
+
 def test_no_bar_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(followed([1, 2, 3], "counting")) == [1, 2, 3]
     assert capsys.readouterr() == ("", "")
@@ -105,7 +111,8 @@ def test_a_mistake_gets_a_message_and_no_trace(arguments: list[str], message: st
 
 def test_sizes() -> None:
     assert [sizes.tokens(text) for text in ("8192", "64k", "1M", "1.5k", "8,192")] == [8192, 65536, 2**20, 1536, 8192]
-    assert (sizes.data(512), sizes.data(3 * 2**30), sizes.duration(0.0123)) == ("512 B", "3.00 GiB", "12.3 ms")
+    assert [sizes.data(size) for size in (512, 1010 * 2**20, 3 * 2**30)] == ["512 B", "0.986 GiB", "3 GiB"]
+    assert sizes.data(2**40) == "1 TiB" and sizes.duration(0.0123) == "12.3 ms" and sizes.digits(3941.2) == "3,940"
 
 
 def test_without_the_extra() -> None:

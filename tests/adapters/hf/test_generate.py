@@ -15,6 +15,7 @@ import processes
 import ringattn.hf
 from adapters.hf import compare
 from adapters.hf.models import ARCHITECTURES, WINDOW, build
+from ringattn.hf.cache import cache_of
 from ringattn_comms.communicator import Solo
 
 multiprocessing.get_context("forkserver").set_forkserver_preload(["torch", "adapters.hf.models", "ringattn.hf"])
@@ -118,6 +119,12 @@ def test_alone() -> None:
         model.generate(ids, max_new_tokens=2)
     cache.reset()
     torch.testing.assert_close(model(ids, past_key_values=cache).logits, expected[:, -1:])
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_either_name_of_the_argument(name: str) -> None:
+    cache = ringattn.hf.ShardedCache(Solo())
+    assert cache_of({name: cache}) is cache and cache_of({name: None}) is cache_of({}) is None
 
 
 def test_a_window_cannot_go_back() -> None:

@@ -40,7 +40,7 @@ class ContextParallel:
 
     Raises ValueError for a layout or route that does not exist (with the nearest name) or bad borders, TypeError for
     what is neither a name nor a function, and, when it is first used, TypeError for what is no group and ValueError for
-    a group that this process is not in or a mesh of several dimensions.
+    a group that this process is not in, a mesh of several dimensions, or None before torch.distributed has begun.
     """
 
     group: Group = None
@@ -111,6 +111,8 @@ class ContextParallel:
     def shard(self, *tensors: Tensor, dim: int = 1) -> Any:
         """This rank's share of whole tensors along `dim`: one tensor for one, a tuple for several.
 
+        Any shapes, dtypes and devices; all ranks have the same whole tensors. Differentiable.
+
         Raises ValueError for lengths that `cu_seqlens` contradicts, or that do not divide evenly without it.
         """
         index = [stream_index(self.division(x.shape[dim]), self.cp_rank, x.device) for x in tensors]
@@ -121,15 +123,21 @@ class ContextParallel:
     def unshard(self, *tensors: Tensor, dim: int = 1) -> Any:
         """The whole tensors from every rank's shares: the inverse of `shard`, on every rank.
 
+        Of any dtype, on the device that the group communicates on; shapes differ between ranks along `dim` alone.
         Its gradient is the sum of all ranks' gradients of the whole, cut to this rank's share: exact where the loss is
         the sum of the ranks' losses, and cp_size times too large where each computes the same loss from the whole.
+        Raises ValueError where the shares are not as long as those that `shard` hands out.
         """
         whole = tuple(self._unshard(x, dim) for x in tensors)
         return whole[0] if len(whole) == 1 else whole
 
     @untraced
     def position_ids(self, length: int, device: torch.device | str | None = None) -> Tensor:
-        """The positions of this rank's tokens in their sequences, for rotary embeddings: (1, local tokens) int64."""
+        """The positions of this rank's tokens in their sequences, for rotary embeddings: (1, local tokens) int64.
+
+        length: tokens of the whole. device: where the positions are wanted; None is the CPU. Raises ValueError as
+        `shard` does.
+        """
         division = self.division(length)
         positions = sequence_positions(division.cu_seqlens)[stream_index(division, self.cp_rank, torch.device("cpu"))]
         return positions.to(device)[None]
@@ -138,8 +146,9 @@ class ContextParallel:
     def shift_labels(self, labels: Tensor, dim: int = 1, ignore_index: int = -100) -> Tensor:
         """Every token's label is the next token's: shift the whole labels, before `shard`.
 
-        A shard's last target is the first token of another rank's, so a shift of shards would lose it. The last token
-        of every packed sequence gets `ignore_index`.
+        labels: whole, of any shape and dtype, with tokens along `dim`. A shard's last target is the first token of
+        another rank's, so a shift of shards would lose it. The last token of every packed sequence gets `ignore_index`.
+        Returns the same shape. Raises ValueError as `shard` does.
         """
         division = self.division(labels.shape[dim])
         shifted = labels.roll(-1, dims=dim)

@@ -77,7 +77,7 @@ class Queries(NamedTuple):
 
 
 class Grads(NamedTuple):
-    """A launch's gradients: dq for the box `launch.rows`, dk and dv for `launch.columns`."""
+    """A launch's gradients: dq for the box `launch.rows`, dk and dv for `launch.columns`; anything beside the tiles."""
 
     dq: Tensor  # (rows, num_heads, head_dim)
     dk: Tensor  # (columns, num_kv_heads, head_dim)
@@ -96,11 +96,17 @@ NOWHERE = Places()
 
 
 class Kernel(Protocol):
-    """Computes launches. A random state, if it draws one, is its own affair: it gets it back in backward."""
+    """Computes launches, on the device and the stream of its tensors, which it leaves as they are.
+
+    It gets all queries of a rank and a whole buffer of keys. The launch's tiles are the rows and the columns of them
+    that it is for. The cell in row i and column j is live if tile.low <= j - i <= tile.high; `launch.window` says the
+    same, aligned to a tile's bottom-right corner. No row and no column of a tile is dead. Query head h belongs to kv
+    head h // (num_heads // num_kv_heads).
+    """
 
     @property
     def name(self) -> str:
-        """The name under which `choose` finds it."""
+        """What users and errors call it: its name in `choose.KERNELS`."""
         ...
 
     @property
@@ -110,7 +116,7 @@ class Kernel(Protocol):
 
     @property
     def rounds(self) -> bool:
-        """Do its results on a GPU come in the inputs' dtype? Fused sums take no others."""
+        """Do its results on a GPU come in the inputs' dtype, not the accumulator's? Fused sums take no others."""
         ...
 
     @property
@@ -119,13 +125,20 @@ class Kernel(Protocol):
         ...
 
     def supports(self, launch: Launch, q: Tensor, k: Tensor, v: Tensor, options: Options) -> str | None:
-        """Why it cannot compute this launch on such tensors; None if it can."""
+        """Why it cannot compute this launch on such tensors; None if it can.
+
+        This is the only question: what it has no place for among the options, dtypes, devices, windows and head
+        dimensions is refused here, or is silently left out.
+        """
         ...
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options, place: Block | None = None
     ) -> tuple[Block, Tensor | None]:
-        """The launch's block, and the random state that backward needs."""
+        """The launch's block, and the random state that backward gets back, if it draws one.
+
+        `place`, which only kernels that fill ever get, is where out and lse go.
+        """
         ...
 
     def backward(
@@ -138,7 +151,7 @@ class Kernel(Protocol):
         rng_state: Tensor | None,
         places: Places = NOWHERE,
     ) -> Grads:
-        """The launch's gradients, from the global lse and delta."""
+        """The launch's gradients, from the global lse and delta. Of `places` each is for itself, there or None."""
         ...
 
 

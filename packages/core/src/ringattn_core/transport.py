@@ -29,23 +29,34 @@ class KV(NamedTuple):
 class Transport(Protocol):
     """Moves keys, values and their gradients between the ranks of one group.
 
-    Every rank of the group walks the same hops in the same order, with the same shapes. `kv` is what this rank holds:
-    k (tokens, num_kv_heads, head_dim) and v (tokens, num_kv_heads, head_dim_v).
+    Every rank of the group walks the same hops in the same order. `kv` is what this rank holds: k (tokens,
+    num_kv_heads, head_dim) and v (tokens, num_kv_heads, head_dim_v); others may hold another number of tokens, up to
+    `schedule.shard_size`. A pass takes `stream` to its end; a backward pass also gives for every step, and collects.
+    Then the next pass may begin, on this object or on another one. On a GPU all is in the order of the current stream.
     """
 
     def stream(self, schedule: Schedule, kv: KV) -> Iterator[tuple[Step, KV]]:
-        """Every step with its keys at hand; they stay until the next step but one is asked for."""
+        """Every step in order, those without a launch too, with its keys at hand.
+
+        Of one source they are its shard, of several the rows in `step.pieces`, each at its offset; of the kv heads they
+        are those of the step's head group (`kv_heads`). They stay as they are until the next step but one is asked for.
+        """
         ...
 
     def give(self, step: Step, grads: KV) -> None:
-        """In a backward pass, step by step in order: the gradients of the keys in its buffer.
+        """In a backward pass, for every step in order: the gradients of its keys, row for row as they were yielded.
 
-        The step after may have been asked for before: on a GPU it has begun by then.
+        They come in the accumulator's dtype or the keys' own, 0 where nothing was found, and are the transport's from
+        then on. On a CPU a step's come before the next step is asked for; on a GPU after that, for the next step has
+        begun by then, and those of the last step after the stream has ended.
         """
         ...
 
     def collect(self) -> KV:
-        """After the last step of a backward pass: the gradients of this rank's own keys, from all ranks."""
+        """At the end of a backward pass: the gradients of this rank's own keys, added up over all ranks.
+
+        Shaped like `kv`, in the accumulator's dtype, or rounded to kv's own once they are complete.
+        """
         ...
 
 

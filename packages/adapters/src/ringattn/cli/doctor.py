@@ -27,6 +27,7 @@ _PACKAGES = (
     "peft",
     "flash-attn",
     "flash-attn-4",
+    "cupy-cuda13x",
     "cupy-cuda12x",
     "triton",
 )

@@ -80,7 +80,8 @@ def _flop(shape: Shape, area: int) -> int:
 
 
 def _table(found: dict[str, Forecast], work: dict[str, int], auto: str) -> Table:
-    table = Table(title_justify="left", title_style="bold", header_style="dim", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title_justify="left", title_style="bold", header_style="dim", box=SIMPLE_HEAD)
+    table.pad_edge, table.collapse_padding = False, True  # so that it fits a terminal of 80 columns
     for title in ("route", "time", "of ideal", "waiting", "TFLOP", "received", "memory"):
         table.add_column(title, justify="left" if title == "route" else "right", no_wrap=True)
     for name, forecast in found.items():
@@ -89,7 +90,7 @@ def _table(found: dict[str, Forecast], work: dict[str, int], auto: str) -> Table
             sizes.duration(forecast.time),
             f"{forecast.efficiency:.0%}",
             sizes.duration(forecast.waiting),
-            f"{work[name] / 1e12:.3g}",
+            sizes.digits(work[name] / 1e12),
             sizes.data(forecast.bytes_received),
             sizes.data(forecast.peak_bytes),
         )

@@ -24,14 +24,19 @@ def lengths(text: str) -> list[int]:
 
 
 def data(size: float) -> str:
-    """`1.5 GiB`."""
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.3g} {unit}"
+    """`1.5 GiB`: three digits, so what would round to 1,000 of a unit is given in the next one."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 999.5:
+            return f"{digits(size)} {unit}"
         size /= 1024
-    return f"{size:,.2f} GiB"
+    return f"{digits(size)} TiB"
 
 
 def duration(seconds: float) -> str:
     """`12.3 ms`."""
-    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
+    return f"{digits(seconds)} s" if seconds >= 1 else f"{digits(seconds * 1e3)} ms"
+
+
+def digits(number: float) -> str:
+    """The first three digits, written out: `3,940`, where a format of three digits would give 3.94e+03."""
+    return f"{float(f'{number:.3g}'):,.9g}"

@@ -20,10 +20,16 @@ class ShardedCache(Cache):  # type: ignore[misc]
         cache = ringattn.hf.ShardedCache(mesh["cp"])
         tokens = model.generate(**prompt, past_key_values=cache, max_new_tokens=256)
 
+    From transformers 5.24 on the argument is called `cache`; the old name still works, with a warning.
+
     group: the group that the model is parallelized over. Every rank makes the same call with the same prompt. The
     prompt is sharded as in training; every new token's keys go to one rank in turn; layers with a sliding window
     keep no more than it. When a prompt is read, all ranks take over the random state of the group's first, so that
     they draw the same tokens.
+
+    Keys and values are (rows, num_kv_heads, tokens, head_dim), in the model's dtype and on its device. Raises TypeError
+    and ValueError for a group as `ringattn.ContextParallel` does. The model raises UnsupportedError for labels beside
+    it, and ValueError for one that was made for another group.
     """
 
     def __init__(self, group: Group = None) -> None:
@@ -80,6 +86,12 @@ class ShardedCache(Cache):  # type: ignore[misc]
     def reset(self) -> None:
         self.layers.clear()
         self.length = 0
+
+
+def cache_of(arguments: dict[str, Any]) -> Cache | None:
+    """The cache among a model's arguments: `cache` from transformers 5.24 on, before that `past_key_values`."""
+    old: Cache | None = arguments.get("past_key_values")
+    return arguments.get("cache", old)
 
 
 class Arriving:

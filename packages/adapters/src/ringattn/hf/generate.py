@@ -11,15 +11,19 @@ from transformers import PretrainedConfig
 from ringattn.context_parallel import ContextParallel
 from ringattn.hf import inputs, rope
 from ringattn.hf.batch import ShardedBatch
-from ringattn.hf.cache import ShardedCache
+from ringattn.hf.cache import ShardedCache, cache_of
 from ringattn.hf.decode import Decoding
 from ringattn_comms.communicator import Communicator
 from ringattn_core.errors import UnsupportedError
 
 
 def prepare(arguments: dict[str, Any], cp: ContextParallel, config: PretrainedConfig) -> dict[str, Any]:
-    """The arguments, with the plan for a text's next tokens. Raises UnsupportedError for what no cache goes with."""
-    cache: ShardedCache = arguments["past_key_values"]
+    """The arguments, with the plan for a text's next tokens.
+
+    Raises UnsupportedError for what no cache goes with, and ValueError for a cache of another group.
+    """
+    cache = cache_of(arguments)
+    assert isinstance(cache, ShardedCache), "the hook has asked"
     if cache.comm.size != cp.cp_size or cache.comm.rank != cp.cp_rank:
         raise ValueError(
             f"The ShardedCache was made for a group of {cache.comm.size} ranks, and the model is parallelized over "

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from ringattn.context_parallel import ContextParallel
 from ringattn.hf import generate, inputs, outputs, refuse, rope
 from ringattn.hf.batch import KEYWORD, ShardedBatch
-from ringattn.hf.cache import ShardedCache
+from ringattn.hf.cache import ShardedCache, cache_of
 from ringattn.hf.decode import Decoding
 from ringattn.untraced import untraced
 from ringattn_core.errors import UnsupportedError
@@ -62,7 +62,7 @@ class Hooks:
         if arguments.get(KEYWORD) is not None:
             return None  # a parallelized model around this one has done it
         refuse.check_call(type(model).__name__, arguments, self.config)
-        if isinstance(arguments.get("past_key_values"), ShardedCache):
+        if isinstance(cache_of(arguments), ShardedCache):
             planned = generate.prepare(arguments, self.cp, self.config)
         else:
             self.last = inputs.divided(arguments, self.cp)

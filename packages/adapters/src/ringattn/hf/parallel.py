@@ -46,7 +46,10 @@ def parallelize(
     group, as DDP and FSDP do. A Trainer's loaders give the ranks of a group the same batches. Calling it again changes
     the settings. Returns what it was given.
 
-    Raises UnsupportedError for models that cannot run on a sharded sequence, with the layer type and the reason.
+    Raises UnsupportedError for models that cannot run on a sharded sequence, with the layer type and the reason;
+    ValueError for `cp` with a model, a group with a Trainer, or a cp that does not divide the processes; TypeError for
+    what holds no model of transformers; and what `ringattn.ContextParallel` raises. The attention is that of
+    `ringattn.attention`.
     """
     if isinstance(model, Trainer):
         if cp is None or group is not None:
@@ -96,6 +99,9 @@ def restore(model: M, attn_implementation: str | None = None) -> M:
 
 def unshard(model: nn.Module, x: Tensor, dim: int = 1) -> Tensor:
     """The whole of an output of the model's last forward pass, logits say, in the order of the tokens, on every rank.
+
+    x: this rank's share, (rows, tokens of this rank, ...) of any dtype, or with its tokens along another `dim`; every
+        rank makes the same call. Returns (rows, tokens, ...). Differentiable, as `ringattn.ContextParallel.unshard` is.
 
     Raises ValueError where the model is not parallelized or has not run.
     """

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ringattn.hf import layers
-from ringattn.hf.cache import ShardedCache
+from ringattn.hf.cache import ShardedCache, cache_of
 from ringattn_core.errors import UnsupportedError
 
 _SUPPORTED = ("full_attention", "sliding_attention")
@@ -143,12 +143,14 @@ def check_call(name: str, arguments: dict[str, Any], config: PretrainedConfig) -
         )
     if arguments.get("output_attentions"):
         raise UnsupportedError(f"{name} got output_attentions=True: the weights are never formed as a whole.")
-    if isinstance(arguments.get("past_key_values"), ShardedCache):
+    cache = cache_of(arguments)
+    if isinstance(cache, ShardedCache):
         return
-    if arguments.get("past_key_values") is not None or arguments.get("use_cache"):
+    if cache is not None or arguments.get("use_cache"):
+        kind = "a cache of its own" if cache is None else f"a {type(cache).__name__} as its cache"
         raise UnsupportedError(
-            f"{name} got a {type(arguments.get('past_key_values')).__name__} as its cache, which would hold this "
-            "rank's keys alone: pass past_key_values=ringattn.hf.ShardedCache(group), or use_cache=False."
+            f"{name} got {kind}, which would hold this rank's keys alone: pass "
+            "past_key_values=ringattn.hf.ShardedCache(group), or use_cache=False."
         )
     keep = arguments.get("logits_to_keep", 0)
     if not isinstance(keep, int) or keep:
