@@ -28,7 +28,7 @@ class FusedPartial:
     def __init__(self, schedule: Schedule, q: Tensor, head_dim_v: int, fills: bool = False) -> None:
         self._schedule = schedule
         self._fold = _Fold(row_touches(schedule), (schedule.query_length, q.shape[1], head_dim_v), q, fills)
-        self._lse: Tensor | None = None
+        self._lse: Tensor | None = self._room() if fills else None
 
     def place(self, launch: Launch, heads: slice) -> Block | None:
         out = self._fold.place(launch, launch.rows, heads)
@@ -52,11 +52,16 @@ class FusedPartial:
     @property
     def _running_lse(self) -> Tensor:
         if self._lse is None:
-            tokens, num_heads, _ = self._fold.shape
-            self._lse = self._fold.like.new_empty((num_heads, tokens), dtype=torch.float32)
-            for rows in self._fold.touches.untouched:
-                self._lse[:, rows.start : rows.stop] = -torch.inf
+            self._lse = self._room()
         return self._lse
+
+    def _room(self) -> Tensor:
+        """Room for lse, -inf in the rows that no launch touches."""
+        tokens, num_heads, _ = self._fold.shape
+        room = self._fold.like.new_empty((num_heads, tokens), dtype=torch.float32)
+        for rows in self._fold.touches.untouched:
+            room[:, rows.start : rows.stop] = -torch.inf
+        return room
 
 
 class FusedRowSum:
@@ -105,7 +110,8 @@ class _Fold:
 
     def __init__(self, touches: Touches, shape: tuple[int, ...], like: Tensor, fills: bool) -> None:
         self.touches, self.shape, self.like, self.fills = touches, shape, like, fills
-        self._narrow: Tensor | None = None
+        # What steps that run side by side write into is there before any of them begins.
+        self._narrow: Tensor | None = self._room() if fills else None
         self._wide: Tensor | None = None
         self._placed: dict[tuple[Launch, int], Tensor] = {}
 
@@ -134,10 +140,15 @@ class _Fold:
     def total(self) -> Tensor:
         """The result, once every launch has been added."""
         if self._narrow is None:
-            self._narrow = self.like.new_empty(self.shape)
-            for rows in self.touches.untouched:
-                self._narrow[rows.start : rows.stop] = 0
+            self._narrow = self._room()
         return self._narrow
+
+    def _room(self) -> Tensor:
+        """Room for the result, 0 in the rows that no launch touches."""
+        room = self.like.new_empty(self.shape)
+        for rows in self.touches.untouched:
+            room[rows.start : rows.stop] = 0
+        return room
 
     def add(
         self,
