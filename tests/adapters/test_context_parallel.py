@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from adapters.comms import Mute
+from ringattn.call import Request
 from ringattn.context_parallel import ContextParallel
 from ringattn.lengths import Borders
 from ringattn_comms.backends.threads import run
@@ -22,9 +23,9 @@ layouts = pytest.mark.parametrize("layout", ["zigzag", "contiguous", "striped"])
 
 
 def test_names_and_functions() -> None:
-    """Names are looked up when it is made; "auto" is two waves; two that say the same are still two."""
+    """Names are looked up when it is made, "auto" when shapes are known; two that say the same are still two."""
     cp = ContextParallel(Solo())
-    assert cp.layout is zigzag and cp.route is waves(2) and cp.cu_seqlens is None
+    assert cp.layout is zigzag and cp.route == "auto" and cp.cu_seqlens is None
     assert ContextParallel(Solo(), "striped", "ring").layout is striped
     assert ContextParallel(Solo(), contiguous, gather).route is gather
     assert ContextParallel(Solo(), route="ring").route is ring
@@ -32,6 +33,12 @@ def test_names_and_functions() -> None:
     packed = cp.with_cu_seqlens(torch.tensor(PACKED))
     assert packed.cu_seqlens == tuple(PACKED) and packed.layout is cp.layout and packed.group is cp.group
     assert isinstance(packed.cu_seqlens, Borders) and packed.with_cu_seqlens(None).cu_seqlens is None
+
+
+def test_auto_is_two_waves_where_there_is_nothing_to_predict_from() -> None:
+    cp, x = ContextParallel(Solo()), torch.zeros(1, 8, 2, 4)
+    request = Request(cp, True, (-1, -1), 0.0, 0.5, 0.0, False, False)
+    assert request.plan(x, x, x, None, None, 0).schedule.route is waves(2)
 
 
 @pytest.mark.parametrize(
