@@ -40,11 +40,12 @@ def test_backward_memory_of_a_ring() -> None:
     assert peak_bytes(schedule, SHAPE, backward=True, one_sided=False) == results + running + shards
 
 
-def test_a_wave_holds_whole_shards_unless_rows_are_copied_one_sided() -> None:
+def test_a_wave_holds_whole_shards_and_one_sided_a_window_instead() -> None:
     schedule = causal(zigzag, waves(2), 4, 32)[3]
     assert schedule.steps[1].fetched == 4 + 4 + 4 + 0
     two_sided, one_sided = (peak_bytes(schedule, SHAPE, backward=False, one_sided=side) for side in (False, True))
-    assert two_sided - one_sided == 3 * schedule.shard_size * SHAPE.token(2)
+    shards, window = 3, 1 + 3  # the others', against the own one and a slot for each other rank's gradients
+    assert two_sided - one_sided == (shards - window) * schedule.shard_size * SHAPE.token(2)
 
 
 def test_more_sources_at_once_need_more_memory_and_more_head_groups_less() -> None:

@@ -38,13 +38,19 @@ class Shape:
 
 
 def peak_bytes(schedule: Schedule, shape: Shape, *, backward: bool, one_sided: bool) -> int:
-    """Bytes beside q, k and v: results, the block or gradients of the largest launch, and the buffers of two steps."""
+    """Bytes beside q, k and v: results, the block or gradients of the largest launch, and the buffers of two steps.
+
+    One-sided there is also the window, which is made once for all layers: room for a rank's own keys, and a slot for
+    the gradients of each other rank, whatever the route.
+    """
     (dim, dim_v), rows, heads = shape.dims, schedule.query_length, shape.num_heads
     largest = max((len(launch.rows) for step in schedule.steps for launch in step.launches), default=0)
     lse = rows * heads * ACCUMULATOR
     out = rows * heads * dim_v * shape.itemsize
     keys = _most_at_once([_buffer(schedule, step, one_sided) for step in schedule.steps])
     buffers = keys * shape.token(shape.itemsize) // schedule.head_groups
+    if one_sided and schedule.cp_size > 1:
+        buffers += schedule.cp_size * schedule.shard_size * shape.token(shape.itemsize)
     if not backward:
         return out + lse + heads * dim_v * (rows * ACCUMULATOR + largest * shape.itemsize) + buffers
     # Of the gradients of keys, a step's own and those of the step before, on their way, are there at once.
