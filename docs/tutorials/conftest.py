@@ -2,8 +2,8 @@
 
 The ```` ```python ```` fences of a page, in order, are the program. It runs under `torchrun` on the CPU, on as many
 processes as `nproc` in the front matter says, 4 by default, and is skipped where a module is missing that `needs` names
-there. Each ```` ```text output ```` fence is what rank 0 has
-printed since the one before; a page shows all that its program prints.
+there. Each ```` ```text output ```` fence is what rank 0 has printed since the one before; a page shows all that its
+program prints.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ import pytest
 
 TIME_LIMIT = 240  # seconds, less than the limit of a test, so that it is this file that says which page hung
 OUTPUT_ENDS = "@@ the output of a page ends here @@"
+# What comes after the last line of a page is not the page's: gloo now and then aborts a process that ends in order
+# while something, such as a mesh, still holds one of its groups.
+END = "import os, sys; sys.stdout.flush(); sys.stderr.flush(); os._exit(0)\n"
 
 
 class PageError(Exception):
@@ -45,7 +48,7 @@ class Program(pytest.Item):
         # Named after the page and kept, so that a reader of a traceback can open it.
         script = self.config.rootpath / ".tutorials" / f"{self.path.stem}.py"
         script.parent.mkdir(exist_ok=True)
-        script.write_text(program, encoding="utf-8")
+        script.write_text(f"{program}\n{END}", encoding="utf-8")
         printed = torchrun(script, number_of_processes(page)).split(f"{OUTPUT_ENDS}\n")
         for number, (want, got) in enumerate(zip_longest([*shown, ""], printed, fillvalue=""), 1):
             if tidy(want) != tidy(got):
