@@ -2,98 +2,70 @@
 
     python benchmarks/play_ranks.py --size 8 --local 8192 32768 --routes ring "waves(2)" "waves(3)"
 
-What a rank fetches is copied from another buffer of the same GPU on a second stream, and so is what it sends home.
+The transport is the one-sided one; what a rank fetches it copies from another buffer of the same GPU on a second stream,
+and so it does with what it sends home.
 Prints for each route one GPU's time for the whole sequence, divided by the size, as a share of the slowest rank's time.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import cache
 
 import torch
 from timing import interleaved
 from torch import Tensor
 
+from ringattn_comms.pull import Pull
+from ringattn_comms.window import Window, Windows
 from ringattn_core.execute import attend, attend_backward
 from ringattn_core.kernel import Options
 from ringattn_core.kernels.choose import choose
 from ringattn_core.layout import layout_named
 from ringattn_core.planner import plan
 from ringattn_core.route import route_named
-from ringattn_core.schedule import Piece, Schedule, Step
-from ringattn_core.totals import add_slots
-from ringattn_core.transport import KV
+from ringattn_core.schedule import Schedule
+from ringattn_core.transport import KV, Alone
 
 HEADS, KV_HEADS, DIM = 32, 8, 128
 
 
-class Played:
-    """A transport that copies within one GPU: what is fetched, what is sent home, and what would arrive from others."""
+class Played(Windows):
+    """Windows of a rank whose peers are one other buffer of the same GPU: nobody is waited for."""
 
-    def __init__(self, shards: KV, arrived: KV) -> None:
-        self.shards, self.arrived = shards, arrived
-        self.side = torch.cuda.Stream()
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rank = rank
 
-    def stream(self, schedule: Schedule, kv: KV) -> Iterator[tuple[Step, KV]]:
-        self.rank, self.size = schedule.cp_rank, schedule.cp_size
-        fetched = self._fetch(schedule, schedule.steps[0], kv)
-        for index, step in enumerate(schedule.steps):
-            current = fetched
-            if index + 1 < len(schedule.steps):
-                fetched = self._fetch(schedule, schedule.steps[index + 1], kv)
-            buffer, ready = current
-            torch.cuda.current_stream().wait_event(ready)
-            yield step, buffer
-
-    def _fetch(self, schedule: Schedule, step: Step, kv: KV) -> tuple[KV, torch.cuda.Event]:
-        if step.sources == (self.rank,):
-            return kv, torch.cuda.current_stream().record_event()
-        buffer = KV(*(x.new_empty((schedule.buffer_length(step), *x.shape[1:])) for x in kv))
-        self.side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.side):
-            for piece in step.pieces:
-                columns = slice(piece.columns.start, piece.columns.stop)
-                for place, shard in zip(buffer, self.shards, strict=True):
-                    place[columns].copy_(shard[piece.rows.start : piece.rows.stop])
-            return buffer, self.side.record_event()
-
-    def give(self, step: Step, grads: KV) -> None:
-        if step.sources == (self.rank,):
-            self.own = grads
-            return
-        if self.rank in step.sources:
-            own = [piece for piece in step.pieces if piece.source == self.rank]
-            self.own = KV(*(_taken(grad, own, slots) for grad, slots in zip(grads, self.arrived, strict=True)))
-        self.side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.side):
-            for piece in (piece for piece in step.pieces if piece.source != self.rank):
-                for slot, grad in zip(self.arrived, grads, strict=True):
-                    slot[0, : len(piece.rows)].copy_(grad[piece.columns.start : piece.columns.stop])
-        for grad in grads:
-            grad.record_stream(self.side)
-
-    def collect(self) -> KV:
-        torch.cuda.current_stream().wait_stream(self.side)
-        lots = tuple((slot, range(self.arrived.k.shape[1])) for slot in range(len(self.arrived.k)))
-        return KV(*(add_slots(own, slots, lots) for own, slots in zip(self.own, self.arrived, strict=True)))
+    def allocate(self, size: int) -> Window:
+        return _PlayedWindow(self.rank, size)
 
 
-def _taken(grad: Tensor, pieces: list[Piece], slots: Tensor) -> Tensor:
-    """What lies in a step's buffer for this rank's own keys."""
-    own = torch.zeros_like(slots[0])
-    for piece in pieces:
-        own[piece.rows.start : piece.rows.stop] = grad[piece.columns.start : piece.columns.stop]
-    return own
+class _PlayedWindow(Window):
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank = rank
+        self.own, self.others = _memories(size)
+
+    def memory(self, rank: int) -> Tensor:
+        return self.own if rank == self.rank else self.others
+
+    def barrier(self) -> None:
+        """The others are there."""
+
+
+@cache
+def _memories(size: int) -> tuple[Tensor, Tensor]:
+    """The same for every case, of which one runs at a time."""
+    return torch.zeros(size, dtype=torch.uint8, device="cuda"), torch.zeros(size, dtype=torch.uint8, device="cuda")
 
 
 def passes(schedule: Schedule, kernel: str | None, tokens: int) -> tuple[Callable[[], object], Callable[[], object]]:
     """A forward pass, and a forward with its backward pass, of one rank."""
     q, dout = (torch.randn(tokens, HEADS, DIM, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    k, v, other_k, other_v = (torch.randn(tokens, KV_HEADS, DIM, device="cuda", dtype=torch.bfloat16) for _ in range(4))
-    slots = max(1, schedule.cp_size - 1)
-    arrived = KV(*(torch.zeros(slots, tokens, KV_HEADS, DIM, device="cuda", dtype=torch.bfloat16) for _ in range(2)))
-    options, kv, transport = Options(DIM**-0.5), KV(k, v), Played(KV(other_k, other_v), arrived)
+    k, v = (torch.randn(tokens, KV_HEADS, DIM, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    options, kv, rank = Options(DIM**-0.5), KV(k, v), schedule.cp_rank
+    transport = Pull(rank, Played(rank)) if schedule.cp_size > 1 else Alone()
     chosen = choose(q, k, v, schedule, options, kernel)
 
     def forward() -> object:

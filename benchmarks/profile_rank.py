@@ -17,7 +17,7 @@ from ringattn_core.layout import layout_named
 from ringattn_core.planner import plan
 from ringattn_core.route import route_named
 
-KINDS = {"copies": ("memcpy", "copy"), "sums": ("fold_rows", "sum_slots"), "memsets": ("memset", "fill")}
+KINDS = {"copies": ("memcpy", "copy"), "sums": ("fold_rows", "sum_parts"), "memsets": ("memset", "fill")}
 
 
 def kind(name: str) -> str:

@@ -91,3 +91,19 @@ def test_sums() -> None:
                 fused_columns.add(launch, dk)
             torch.testing.assert_close(fused_columns.total.float(), columns.total, rtol=1e-2, atol=2e-2)
         torch.testing.assert_close(fused_rows.total.float(), rows.total, rtol=1e-2, atol=2e-2)
+
+
+@pytest.mark.gpu
+def test_parts() -> None:
+    """Parts of whatever rows, some of none, in one pass as one after the other."""
+    from ringattn_core.gradient import Part, part_sum
+    from ringattn_core.index import places
+    from ringattn_core.totals import add_parts
+
+    device, like = torch.device("cuda"), torch.empty(100, 8, DIM, device="cuda", dtype=torch.bfloat16)[:, :HEADS]
+    runs = [[(range(100), 0)], [(range(3, 9), 40), (range(50, 90), 0)], [(range(8, 52), 7)], []]
+    parts = [Part(torch.randn(100, HEADS, DIM, device="cuda").bfloat16(), places(some, 100, device)) for some in runs]
+    for count in range(len(parts) + 1):
+        got, want = add_parts(like, parts[:count]), part_sum(like, parts[:count])
+        assert got.dtype == torch.bfloat16 and got.is_contiguous()
+        assert torch.equal(got, want.bfloat16())

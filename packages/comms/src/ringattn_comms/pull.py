@@ -1,25 +1,31 @@
 """One-sided: every rank reads the keys it needs from their owner's memory, and writes their gradients back there.
 
-Only rows that are needed move, by the copy engines where the memory is a GPU's: no multiprocessor is taken from the
-attention, nothing is forwarded through neighbours. All of it is on a stream of its own, with a barrier where every
-rank's keys are in place, one where every rank has read what it needs, and in a backward pass one where every gradient
-has arrived. So a place in the window is free again when a pass ends, also in a CUDA graph that is replayed.
+Only rows that are needed move, by the copy engines where the memory is a GPU's and the messages are not small: no
+multiprocessor is taken from the attention, nothing is forwarded through neighbours. All of it is on a stream of its
+own. The ranks meet when their keys are in place, when all have read what they need, and in a backward pass when every
+gradient has arrived. So a place in the window is free again when a pass ends, also in a CUDA graph that is replayed.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, lru_cache
+from itertools import pairwise
 
 import torch
+from torch import Tensor
 
 from ringattn_comms.side import Side, side_stream
-from ringattn_comms.window import Place, Region, Window, Windows
-from ringattn_core.kernel import accumulator_dtype
+from ringattn_comms.window import Move, Place, Region, Windows, copy
+from ringattn_core.gradient import Part
+from ringattn_core.index import places
 from ringattn_core.planner import lent
 from ringattn_core.schedule import Schedule, Step
-from ringattn_core.totals import add_slots
+from ringattn_core.totals import add_parts
 from ringattn_core.transport import KV, joined, kv_heads
+
+_SMALL = 4 << 20  # bytes of a shard's keys and values: up to here a copy takes a copy engine longer to begin than to do
 
 
 class Pull:
@@ -29,69 +35,95 @@ class Pull:
         self._rank, self._windows = rank, windows
 
     def stream(self, schedule: Schedule, kv: KV) -> Iterator[tuple[Step, KV]]:
-        self._side = Side(kv.k.device, _stream(kv.k.device))
-        self._groups = _groups(schedule, kv, self._windows)
-        self._lay_out()
-        arrive = self._fetch(schedule, schedule.steps[0])
-        for step, following in zip(schedule.steps, schedule.steps[1:], strict=False):
-            keys, arrive = arrive(), self._fetch(schedule, following)
+        self._schedule, self._side = schedule, Side(kv.k.device, _stream(kv.k.device))
+        self._groups, region = _groups(schedule, kv)
+        self._window = self._windows.at_least(region.end)
+        self._small = sum(schedule.shard_size * x.shape[1:].numel() * x.element_size() for x in kv) <= _SMALL
+        # Until the ranks have met nobody's keys are in place.
+        self._to_lay_out: list[Move] | None = self._own_keys()
+        arrive = self._fetch(schedule.steps[0])
+        for step, following in pairwise(schedule.steps):
+            keys, arrive = arrive(), self._fetch(following)
             yield step, keys
-        keys, all_have_read = arrive(), self._barrier()
+        keys, all_have_read = arrive(), self._meet(self._to_lay_out or [])
         yield schedule.steps[-1], keys
         all_have_read()
 
     def give(self, step: Step, grads: KV) -> None:
         group = self._groups[step.head_group]
-        group.steps.append(step)
-        with self._side.after_main():
-            for piece in step.pieces:
-                rows, columns = (slice(part.start, part.stop) for part in (piece.rows, piece.columns))
-                if piece.source == self._rank:
-                    group.found.append((piece.rows, KV(*(grad[columns] for grad in grads))))
-                    continue
-                for place, grad in zip(group.inbox, grads, strict=True):
-                    slots = place.on(group.window, piece.source)
-                    slots[_slot(self._rank, piece.source), rows].copy_(grad[columns], non_blocking=True)
+        if any(piece.source == self._rank for piece in step.pieces):
+            group.found.append((step, grads))
+        moves = [
+            (place.on(self._window, piece.source)[_slot(self._rank, piece.source), rows], grad[columns])
+            for piece in step.pieces
+            if piece.source != self._rank
+            for rows, columns in [(_slice(piece.rows), _slice(piece.columns))]
+            for place, grad in zip(group.inbox, grads, strict=True)
+        ]
+        if step is self._schedule.steps[-1]:
+            self._all_have_given = self._meet(moves)
+        else:
+            with self._side.after_main():
+                copy(moves)
         self._side.keep(*grads)
 
     def collect(self) -> KV:
         """After all ranks' gradients have arrived: their sum, this one's own first, then the others' by rank."""
-        self._barrier()()
-        return joined([group.total(self._rank) for group in self._groups])
+        self._all_have_given()
+        return joined([self._total(group) for group in self._groups])
 
-    def _barrier(self) -> Callable[[], None]:
-        """Beside the attention, a barrier after all that was asked for so far; the answer waits for it."""
+    def _meet(self, first: list[Move]) -> Callable[[], None]:
+        """Beside the attention, some moves, and then a meeting of all ranks; the answer waits for it."""
         with self._side.after_main():
-            self._groups[0].window.barrier()
+            self._window.exchange(first, [], small=self._small)
             return self._side.event()
 
-    def _lay_out(self) -> None:
-        """Put this rank's keys where others can read them."""
-        with self._side.after_main():
-            for group in self._groups:
-                for place, x in zip(group.keys, group.own, strict=True):
-                    place.on(group.window, self._rank)[: len(x)].copy_(x, non_blocking=True)
-        self._barrier()
+    def _own_keys(self) -> list[Move]:
+        """What puts this rank's keys, as far as others need them, where they can read them."""
+        rows = _slice(_lent_rows(self._schedule))
+        return [
+            (place.on(self._window, self._rank)[rows], x[rows])
+            for group in self._groups
+            for place, x in zip(group.keys, group.own, strict=True)
+        ]
 
-    def _fetch(self, schedule: Schedule, step: Step) -> Callable[[], KV]:
-        """Begin to read a step's keys; the answer waits for them."""
+    def _fetch(self, step: Step) -> Callable[[], KV]:
+        """Begin to read a step's keys from their owners; the answer adds this rank's own and waits for them."""
         group = self._groups[step.head_group]
         if step.sources == (self._rank,):
             return lambda: group.own
-        length = schedule.buffer_length(step)
+        length = self._schedule.buffer_length(step)
         buffer = KV(*(x.new_empty((length, *x.shape[1:])) for x in group.own))
+        near, far = list[Move](), list[Move]()
+        for piece in step.pieces:
+            for place, own, x in zip(group.keys, group.own, buffer, strict=True):
+                here = piece.source == self._rank
+                source = own if here else place.on(self._window, piece.source)
+                (near if here else far).append((x[_slice(piece.columns)], source[_slice(piece.rows)]))
         with self._side.after_main():
-            for piece in step.pieces:
-                for place, x in zip(group.keys, buffer, strict=True):
-                    rows = place.on(group.window, piece.source)[piece.rows.start : piece.rows.stop]
-                    x[piece.columns.start : piece.columns.stop].copy_(rows, non_blocking=True)
+            if self._to_lay_out is None:
+                copy(far)
+            else:
+                self._window.exchange(self._to_lay_out, far, small=self._small)
+                self._to_lay_out = None
             arrived = self._side.event()
 
         def wait() -> KV:
+            copy(near)
             arrived()
             return buffer
 
         return wait
+
+    def _total(self, group: _Group) -> KV:
+        """The sum of the gradients of this rank's keys."""
+        near, far = _homes(self._schedule, group.own.k.device)
+        totals = []
+        for index, (own, place) in enumerate(zip(group.own, group.inbox, strict=True)):
+            slots = place.on(self._window, self._rank)
+            parts = [Part(grads[index], near[step.hop]) for step, grads in group.found]
+            totals.append(add_parts(own, parts + [Part(slots[slot], rows) for slot, rows in far.items()]))
+        return KV(*totals)
 
 
 @cache
@@ -105,42 +137,48 @@ def _slot(sender: int, owner: int) -> int:
     return sender if sender < owner else sender - 1
 
 
+def _slice(part: range) -> slice:
+    return slice(part.start, part.stop)
+
+
 class _Group:
     """A group of kv heads in a pass: where they lie in every rank's window, and what this rank found for its own."""
 
     def __init__(self, schedule: Schedule, own: KV, region: Region) -> None:
         shapes, dtype = [(schedule.shard_size, *x.shape[1:]) for x in own], own.k.dtype
-        self.schedule, self.own = schedule, own
+        self.own, self.found = own, list[tuple[Step, KV]]()
         self.keys: list[Place] = [region.place(shape, dtype) for shape in shapes]
         # A slot for each other rank's gradients: they travel in the inputs' dtype, each once, and are added in the
         # accumulator's.
         self.inbox: list[Place] = [region.place((schedule.cp_size - 1, *shape), dtype) for shape in shapes]
-        self.window: Window
-        self.found: list[tuple[range, KV]] = []
-        self.steps: list[Step] = []
-
-    def total(self, rank: int) -> KV:
-        """The sum of the gradients of this rank's keys."""
-        inbox = [place.on(self.window, rank) for place in self.inbox]
-        lots = tuple((_slot(p.source, rank), p.rows) for step in self.steps for p in lent(self.schedule, step.hop))
-        return KV(*(add_slots(x, slots, lots) for x, slots in zip(self._whole(), inbox, strict=True)))
-
-    def _whole(self) -> KV:
-        """What this rank found itself, as one tensor for k and one for v."""
-        if len(self.found) == 1 and len(self.found[0][0]) == len(self.own.k):
-            return self.found[0][1]
-        total = KV(*(torch.zeros_like(x, dtype=accumulator_dtype(x.dtype)) for x in self.own))
-        for rows, part in self.found:
-            for whole, x in zip(total, part, strict=True):
-                whole[rows.start : rows.stop] += x
-        return total
 
 
-def _groups(schedule: Schedule, kv: KV, windows: Windows) -> list[_Group]:
+def _groups(schedule: Schedule, kv: KV) -> tuple[list[_Group], Region]:
     """The head groups of a pass, with room in the window for all of them."""
     region, length = Region(), len(schedule.first_group)
     groups = [_Group(schedule, kv.heads(kv_heads(schedule, step, kv)), region) for step in schedule.steps[::length]]
-    window = windows.at_least(region.end)
-    for group in groups:
-        group.window = window
-    return groups
+    return groups, region
+
+
+@lru_cache(256)
+def _lent_rows(schedule: Schedule) -> range:
+    """The box around all rows of a rank's shard that others fetch."""
+    rows = [piece.rows for step in schedule.first_group for piece in lent(schedule, step.hop)]
+    return range(min(run.start for run in rows), max(run.stop for run in rows)) if rows else range(0)
+
+
+@lru_cache(256)
+def _homes(schedule: Schedule, device: torch.device) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    """Where the gradients of each row of a rank's keys lie: by hop in its own steps, by slot in its inbox."""
+    near, far = defaultdict[int, list[tuple[range, int]]](list), defaultdict[int, list[tuple[range, int]]](list)
+    for step in schedule.first_group:
+        for piece in step.pieces:
+            if piece.source == schedule.cp_rank:
+                near[step.hop].append((piece.rows, piece.offset))
+        for piece in lent(schedule, step.hop):
+            far[_slot(piece.source, schedule.cp_rank)].append((piece.rows, piece.rows.start))
+
+    def rows(of: dict[int, list[tuple[range, int]]]) -> dict[int, Tensor]:
+        return {key: places(of[key], schedule.key_length, device) for key in sorted(of)}
+
+    return rows(near), rows(far)

@@ -9,6 +9,9 @@ from math import prod
 import torch
 from torch import Tensor
 
+Move = tuple[Tensor, Tensor]
+"""Where something goes, and what: of one shape and dtype."""
+
 _ALIGNMENT = 256  # bytes: what every GPU kernel and copy engine is content with
 
 
@@ -22,6 +25,18 @@ class Window(ABC):
     @abstractmethod
     def barrier(self) -> None:
         """What any rank does after this, on the stream that is current, comes after what all ranks did before it."""
+
+    def exchange(self, first: Sequence[Move], then: Sequence[Move], *, small: bool) -> None:
+        """Some moves, a barrier, and others: all ranks call this together, each with its own, `small` or not alike."""
+        copy(first)
+        self.barrier()
+        copy(then)
+
+
+def copy(moves: Sequence[Move]) -> None:
+    """Do them one after the other."""
+    for to, source in moves:
+        to.copy_(source, non_blocking=True)
 
 
 class Windows(ABC):

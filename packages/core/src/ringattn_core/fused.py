@@ -7,6 +7,7 @@ leaves, or in float32 where more is to come.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -14,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ringattn_core.gradient import Part
 from ringattn_core.kernel import Block
 from ringattn_core.merge import with_sinks
 from ringattn_core.schedule import Launch, Schedule, Step
@@ -240,43 +242,30 @@ def _fold_rows(  # type: ignore[no-untyped-def]
     tl.store(at_wide, state.to(wide.dtype.element_ty), mask=to_wide[:, None] & within)
 
 
-def fused_slots(own: Tensor, slots: Tensor, lots: tuple[tuple[int, range], ...]) -> Tensor:
-    """`gradient.slot_sum` in one pass, summed in float32 and in own's dtype at the end."""
-    rows, heads, dim = own.shape
-    total = torch.empty_like(own)
-    codes = _slot_codes(lots, rows, own.device)
-    _sum_slots[(triton.cdiv(rows, ROWS), heads)](
-        total, own, slots, codes, rows, dim, *own.stride()[:2], *slots.stride()[:3],
-        slots.shape[0], ROWS, triton.next_power_of_2(dim),
-    )  # fmt: skip
+def fused_parts(like: Tensor, parts: Sequence[Part]) -> Tensor:
+    """`gradient.part_sum` in one pass, summed in float32 and in like's dtype at the end."""
+    rows, heads, dim = like.shape
+    total = like.new_empty(like.shape)
+    found = tuple(part.found.contiguous() for part in parts)
+    _sum_parts[(triton.cdiv(rows, ROWS), heads)](
+        total, found, tuple(part.places for part in parts), rows, heads, dim, ROWS, triton.next_power_of_2(dim)
+    )
     return total
 
 
-@lru_cache(256)
-def _slot_codes(lots: tuple[tuple[int, range], ...], rows: int, device: torch.device) -> Tensor:
-    """For every row the slots that have something for it, as bits."""
-    codes = torch.zeros(rows, dtype=torch.int64)
-    for slot, part in lots:
-        codes[part.start : part.stop] |= 1 << slot
-    return codes.to(device)
-
-
 @triton.jit  # type: ignore[untyped-decorator]
-def _sum_slots(  # type: ignore[no-untyped-def]
-    total, own, slots, codes, rows, dim, own_row, own_head, slot_stride, slot_row, slot_head,
-    count: tl.constexpr, block: tl.constexpr, width: tl.constexpr,
-):  # fmt: skip
+def _sum_parts(  # type: ignore[no-untyped-def]
+    total, found, places, rows, heads, dim, block: tl.constexpr, width: tl.constexpr
+):
     """One block of rows of one head."""
     head = tl.program_id(1)
     row = tl.program_id(0) * block + tl.arange(0, block)
-    column = tl.arange(0, width)[None, :]
-    inside = (row < rows)[:, None] & (column < dim)
-    code = tl.load(codes + row, mask=row < rows, other=0)
-    place = row.to(tl.int64)[:, None]
-    at_own = place * own_row + head * own_head + column
-    found = tl.load(own + at_own, mask=inside, other=0.0).to(tl.float32)
-    for slot in range(count):
-        there = ((code >> slot) & 1) != 0
-        at_slot = slots + slot * slot_stride + place * slot_row + head * slot_head + column
-        found += tl.load(at_slot, mask=inside & there[:, None], other=0.0).to(tl.float32)
-    tl.store(total + at_own, found.to(total.dtype.element_ty), mask=inside)
+    column = head * dim + tl.arange(0, width)[None, :]
+    within = column < (head + 1) * dim
+    result = tl.zeros((block, width), dtype=tl.float32)
+    for part in tl.static_range(len(found)):
+        place = tl.load(places[part] + row, mask=row < rows, other=-1)
+        at = found[part] + place.to(tl.int64)[:, None] * (heads * dim) + column
+        result += tl.load(at, mask=(place >= 0)[:, None] & within, other=0.0).to(tl.float32)
+    at = total + row.to(tl.int64)[:, None] * (heads * dim) + column
+    tl.store(at, result.to(total.dtype.element_ty), mask=(row < rows)[:, None] & within)

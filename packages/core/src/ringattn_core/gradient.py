@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -38,11 +41,19 @@ class ColumnSum:
         _add(self.total, column_index(launch, part.device), launch.columns.start, part)
 
 
-def slot_sum(own: Tensor, slots: Tensor, lots: tuple[tuple[int, range], ...]) -> Tensor:
-    """own plus, for every lot (slot, rows), what lies in those rows of the slot, as of `totals.add_slots`."""
-    total = own.to(accumulator_dtype(own.dtype), copy=True)
-    for slot, rows in lots:
-        total[rows.start : rows.stop] += slots[slot, rows.start : rows.stop]
+class Part(NamedTuple):
+    """What somebody found for some rows of a sum."""
+
+    found: Tensor  # (n, heads, dim)
+    places: Tensor  # (rows of the sum,) int32: where in `found` each row of the sum lies; -1: nowhere
+
+
+def part_sum(like: Tensor, parts: Sequence[Part]) -> Tensor:
+    """The sum of some parts, one after the other, as of `totals.add_parts`."""
+    total = torch.zeros_like(like, dtype=accumulator_dtype(like.dtype))
+    for found, places in parts:
+        rows = places >= 0
+        total[rows] += found[places[rows]].to(total.dtype)
     return total
 
 

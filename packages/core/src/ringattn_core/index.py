@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 
 import torch
@@ -29,6 +30,14 @@ def stream_index(division: Division, cp_rank: int, device: torch.device) -> Tens
     with torch.inference_mode(False):  # What is kept here may be part of a backward pass later.
         runs = [torch.arange(run.start, run.stop, run.step) for _, run in division.runs(cp_rank)]
         return torch.cat(runs).to(device) if runs else torch.empty(0, dtype=torch.int64, device=device)
+
+
+def places(runs: Iterable[tuple[range, int]], rows: int, device: torch.device) -> Tensor:
+    """Runs of rows, each with the place of its first elsewhere, as the place of every row: (rows,) int32, -1 is none."""
+    found = torch.full((rows,), -1, dtype=torch.int32)
+    for run, start in runs:
+        found[run.start : run.stop] = torch.arange(start, start + len(run), dtype=torch.int32)
+    return found.to(device)
 
 
 def _index(ranges: list[range], box: range | None, device: torch.device) -> slice | Tensor:

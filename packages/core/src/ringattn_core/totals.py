@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from typing import Protocol
@@ -9,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ringattn_core.gradient import ColumnSum, RowSum, slot_sum
+from ringattn_core.gradient import ColumnSum, Part, RowSum, part_sum
 from ringattn_core.kernel import Block, Kernel
 from ringattn_core.merge import Partial
 from ringattn_core.schedule import Launch, Schedule, Step
@@ -76,24 +77,28 @@ def column_total(step: Step, kernel: Kernel, x: Tensor) -> ColumnTotal:
     return FusedColumnSum(step, x, kernel.fills)
 
 
-def add_slots(own: Tensor, slots: Tensor, lots: tuple[tuple[int, range], ...]) -> Tensor:
-    """own plus, for every lot (slot, rows), what lies in those rows of the slot; added in the accumulator's dtype.
+def add_parts(like: Tensor, parts: Sequence[Part]) -> Tensor:
+    """The sum of what was found in several places, shaped like `like` (rows, heads, dim), always in the same order.
 
-    own: (rows, heads, dim); slots: (slots, rows or more, heads, dim). The sum comes in that dtype too, or, fused, where
-    own has 16 bits on a GPU, in own's.
+    It is added in the accumulator's dtype and comes in it too, or, fused, where all is in 16 bits on a GPU, in like's.
     """
-    if own.is_cuda and own.element_size() == 2 and own.is_contiguous() and _has_triton():
-        from ringattn_core.fused import fused_slots
+    if all(_is_narrow(x) for x in (like, *(part.found for part in parts))) and has_triton():
+        from ringattn_core.fused import fused_parts
 
-        return fused_slots(own, slots, lots)
-    return slot_sum(own, slots, lots)
+        return fused_parts(like, parts)
+    return part_sum(like, parts)
+
+
+def _is_narrow(x: Tensor) -> bool:
+    return x.is_cuda and x.element_size() == 2
 
 
 def _fuses(kernel: Kernel, x: Tensor) -> bool:
     """The fused sums are for kernels whose results come in the inputs' 16 bits, on a GPU that Triton compiles for."""
-    return x.is_cuda and kernel.rounds and x.element_size() == 2 and _has_triton()
+    return kernel.rounds and _is_narrow(x) and has_triton()
 
 
 @cache
-def _has_triton() -> bool:
+def has_triton() -> bool:
+    """Can fused kernels be compiled here? CPU builds of PyTorch come without Triton."""
     return find_spec("triton") is not None

@@ -5,6 +5,7 @@ NVLink multicast is not used.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -12,7 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ringattn_comms.window import Window, Windows
+from ringattn_comms.window import Move, Window, Windows
+from ringattn_core.totals import has_triton
 
 
 class SymmetricWindows(Windows):
@@ -37,9 +39,11 @@ class SymmetricWindows(Windows):
                 f"A CUDA graph is being captured, and this call needs {size} bytes that all ranks can address, which "
                 "cannot be had meanwhile: run the model once with these shapes before you capture it."
             )
+        # Behind what was asked for a bell for each rank, which has not been rung when the ranks meet.
+        size = -(-size // 8) * 8 + 8 * dist.get_world_size(self._group)
+        own = symmetric.empty(size, dtype=torch.uint8, device=self._device).zero_()
         # The window that this one replaces goes when all ranks have met in `rendezvous`: none may still be reading it.
         torch.cuda.synchronize(self._device)
-        own = symmetric.empty(size, dtype=torch.uint8, device=self._device)
         group = self._group or dist.group.WORLD
         assert group is not None, "a window was asked for, so there is a group"
         return _SymmetricWindow(own, symmetric.rendezvous(own, group=group))
@@ -52,12 +56,21 @@ class _SymmetricWindow(Window):
             handle.get_buffer(rank, own.shape, own.dtype) for rank in range(handle.world_size)
         ]
         self._own = own  # The memory lives as long as this tensor does.
+        self._bells = tuple(memory[-8 * handle.world_size :].view(torch.int64) for memory in self._memories)
 
     def memory(self, rank: int) -> Tensor:
         return self._memories[rank]
 
     def barrier(self) -> None:
         self._handle.barrier(channel=0)
+
+    def exchange(self, first: Sequence[Move], then: Sequence[Move], *, small: bool) -> None:
+        if small and has_triton():
+            from ringattn_comms.backends.exchange import exchange
+
+            exchange(first, then, self._bells, self._handle.rank)
+        else:
+            super().exchange(first, then, small=small)
 
 
 @cache
