@@ -2,8 +2,9 @@
 
     torchrun --standalone --nproc-per-node 2 benchmarks/small_shards.py --tokens 512 1024
 
-Zigzag, forward and forward with backward, each captured once and replayed. "Kernels alone" are the same launches on the
-same GPU, one after the other in a graph of their own. The slowest rank counts, medians of interleaved runs.
+Zigzag, forward and forward with backward, each captured once and replayed, route by route. "Kernels alone" are the same
+launches on the same GPU, one after the other in a graph of their own. The slowest rank counts, medians of interleaved
+runs.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import os
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 
 import torch
 import torch.distributed as dist
@@ -23,7 +25,7 @@ from ringattn_core.kernel import Options, Queries
 from ringattn_core.kernels.choose import choose
 from ringattn_core.layout import zigzag
 from ringattn_core.planner import plan
-from ringattn_core.route import waves
+from ringattn_core.route import route_named
 
 
 def captured(function: Callable[[], object]) -> Callable[[], None]:
@@ -49,8 +51,8 @@ def drawn(tokens: int, heads: int) -> Tensor:
     return torch.randn(tokens, heads, 128, device="cuda", dtype=torch.bfloat16)
 
 
-def ours(tokens: int, kernel: str, *, backward: bool) -> Callable[[], object]:
-    cp = ringattn.ContextParallel(layout="zigzag", kernel=kernel)
+def ours(tokens: int, kernel: str, route: str, *, backward: bool) -> Callable[[], object]:
+    cp = ringattn.ContextParallel(layout="zigzag", route=route, kernel=kernel)
     *inputs, dout = drawn(tokens, 32), drawn(tokens, 8), drawn(tokens, 8), drawn(tokens, 32)
     inputs = [x.requires_grad_(backward) for x in inputs]
 
@@ -60,11 +62,11 @@ def ours(tokens: int, kernel: str, *, backward: bool) -> Callable[[], object]:
     return both if backward else partial(ringattn.attention, *inputs, cp=cp, causal=True)
 
 
-def alone(tokens: int, kernel: str, *, backward: bool) -> Callable[[], object]:
+def alone(tokens: int, kernel: str, route: str, *, backward: bool) -> Callable[[], object]:
     """This rank's launches, one after the other."""
     size, options = dist.get_world_size(), Options(128**-0.5)
     borders = (0, tokens * size)
-    schedule = plan(zigzag, waves(2), borders, borders, dist.get_rank(), size, window=(-1, 0))
+    schedule = plan(zigzag, route_named(route), borders, borders, dist.get_rank(), size, window=(-1, 0))
     q, out, dout, lse = drawn(tokens, 32), drawn(tokens, 32), drawn(tokens, 32), torch.rand(32, tokens, device="cuda")
     k, v = (drawn(tokens * size, 8) for _ in range(2))
     chosen, launches = choose(q, k, v, schedule, options, kernel), [x for step in schedule.steps for x in step.launches]
@@ -82,23 +84,24 @@ def alone(tokens: int, kernel: str, *, backward: bool) -> Callable[[], object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, nargs="+", default=[512, 1024], help="tokens on each GPU")
+    parser.add_argument("--routes", nargs="+", default=["waves", "gather"])
     parser.add_argument("--kernel", default="flash_attn_4")
     parser.add_argument("--repeats", type=int, default=20)
     arguments = parser.parse_args()
     rank = int(os.environ["LOCAL_RANK"])
     torch.cuda.set_device(rank)
     dist.init_process_group("nccl", device_id=torch.device("cuda", rank))
-    for tokens in arguments.tokens:
+    for tokens, route in product(arguments.tokens, arguments.routes):
         cases = {
-            f"{name} {'both' if backward else 'forward'}": captured(make(tokens, arguments.kernel, backward=backward))
+            f"{name} {backward}": captured(make(tokens, arguments.kernel, route, backward=backward))
             for backward in (False, True)
             for name, make in (("kernels alone", alone), ("ours", ours))
         }
         times = interleaved_ranks(cases, arguments.repeats, span=4.0, most=20)
-        for kind in ("forward", "both"):
-            whole, kernels = times[f"ours {kind}"].gpu * 1e3, times[f"kernels alone {kind}"].gpu * 1e3
+        for backward, kind in ((False, "forward"), (True, "both")):
+            whole, kernels = times[f"ours {backward}"].gpu * 1e3, times[f"kernels alone {backward}"].gpu * 1e3
             if rank == 0:
-                print(f"{tokens:6} tokens a GPU, {kind:8}: {whole:6.1f} us, kernels alone {kernels:6.1f} us: "
+                print(f"{tokens:6} tokens a GPU, {route:8} {kind:8}: {whole:6.1f} us, kernels alone {kernels:6.1f} us: "
                       f"{whole / kernels:.2f} times", flush=True)  # fmt: skip
     dist.destroy_process_group()
 

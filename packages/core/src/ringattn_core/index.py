@@ -33,7 +33,7 @@ def stream_index(division: Division, cp_rank: int, device: torch.device) -> Tens
 
 
 def places(runs: Iterable[tuple[range, int]], rows: int, device: torch.device) -> Tensor:
-    """Runs of rows, each with the place of its first elsewhere, as the place of every row: (rows,) int32, -1 is none."""
+    """Where each row lies elsewhere: (rows,) int32, -1 for nowhere, from runs of rows and the place of their first."""
     found = torch.full((rows,), -1, dtype=torch.int32)
     for run, start in runs:
         found[run.start : run.stop] = torch.arange(start, start + len(run), dtype=torch.int32)
