@@ -3,7 +3,8 @@
     python benchmarks/play_ranks.py --size 8 --local 8192 32768 --routes ring "waves(2)" "waves(3)"
 
 The transport is the one-sided one: what a rank fetches it copies from another buffer of the same GPU on a second
-stream, and there it copies what it sends home. Prints for each route one GPU's time for the whole sequence, divided by the size, as a share of the slowest rank's time.
+stream, and there it copies what it sends home. Prints for each route one GPU's time for the whole sequence, divided by
+the size, as a share of the slowest rank's time.
 """
 
 from __future__ import annotations
