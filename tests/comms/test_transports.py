@@ -18,7 +18,7 @@ from ringattn_comms.connect import connect
 from ringattn_comms.pull import Pull
 from ringattn_comms.ring import Ring
 from ringattn_comms.waves import Waves
-from ringattn_comms.window import Window
+from ringattn_comms.window import Move, Window
 from ringattn_core.layout import LAYOUTS, layout_named
 from ringattn_core.planner import plan
 from ringattn_core.route import Route, route_named
@@ -198,6 +198,34 @@ def test_keys_in_a_window_stay_until_all_have_read_them(head_groups: list[int]) 
                 assert torch.equal(mine.v, other.v)
 
     run(4, main, timeout=10)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_ranks_meet_as_often_as_each_other(route: str) -> None:
+    """Whether a rank fetches or lends anything or not: twice in a forward pass, three times in a backward pass.
+
+    What all of a pass's messages are, small or not, they agree on as well.
+    """
+    plans = schedules(4, route, "contiguous", head_groups=2, window=3)
+
+    def main(comm: Threads) -> list[tuple[int, bool]]:
+        windows, met = ThreadWindows(comm), list[bool]()
+        window = windows.at_least(1 << 16)
+        exchange = window.exchange
+
+        def counted(first: Sequence[Move], then: Sequence[Move], *, small: bool) -> None:
+            met.append(small)
+            exchange(first, then, small=small)
+
+        window.exchange = counted  # type: ignore[method-assign]
+        found = []
+        for backward in (False, True):
+            met.clear()
+            walk(Pull(comm.rank, windows), plans[comm.rank], backward=backward)
+            found.append((len(met), all(met)))
+        return found
+
+    assert run(4, main, timeout=10) == [[(2, True), (3, True)]] * 4
 
 
 class Recorded(Communicator):

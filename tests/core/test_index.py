@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ringattn_core.index import column_index, row_index, stream_index
+from ringattn_core.index import column_index, places, row_index, stream_index
 from ringattn_core.layout import LAYOUTS, Division
 from ringattn_core.schedule import Launch
 from ringattn_core.tile import Tile
@@ -26,6 +26,12 @@ def test_the_stream_positions_of_every_rank(layout: str) -> None:
     for rank in range(3):
         index = stream_index(division, rank, CPU)
         assert index.dtype == torch.int64 and index.tolist() == division.positions(rank)
+
+
+def test_where_rows_lie_elsewhere() -> None:
+    found = places([(range(1, 3), 5), (range(4, 5), 0)], 6, CPU)
+    assert found.dtype == torch.int32 and found.tolist() == [-1, 5, 6, -1, 0, -1]
+    assert places([], 2, CPU).tolist() == [-1, -1]
 
 
 def test_what_inference_made_is_of_use_in_training() -> None:
