@@ -22,6 +22,12 @@ def wound(extent: range, cp_rank: int, cp_size: int) -> tuple[range, ...]:
     return tuple(chunk(extent, part, 3 * cp_size) for part in parts)
 
 
+def returning(cp_rank: int, cp_size: int) -> tuple[tuple[int, ...], ...]:
+    """A route that is none of ours: one's own keys, then a neighbour's, then the others' and one's own again."""
+    neighbour, *rest = ((cp_rank + distance) % cp_size for distance in range(1, cp_size + 1))
+    return ((cp_rank,), (neighbour,), (*rest[:-1], cp_rank)) if rest else ((cp_rank,), (cp_rank,))
+
+
 @dataclass(frozen=True)
 class Case:
     """What `plan` takes, but the rank."""
@@ -116,7 +122,12 @@ def unchecked(*tiles: object) -> Launch:
 def cases(draw: st.DrawFn, most: int = 24) -> Case:
     """Problems of all kinds, with sequences of up to `most` tokens."""
     cp_size = draw(st.integers(1, 8))
-    routes = [ring, *map(waves, range(1, 5)), *(double_ring(n) for n in range(1, cp_size + 1) if cp_size % n == 0)]
+    routes = [
+        ring,
+        returning,
+        *map(waves, range(1, 5)),
+        *(double_ring(n) for n in range(1, cp_size + 1) if cp_size % n == 0),
+    ]
     batch, count = draw(st.sampled_from([1, 1, 1, 2])), draw(st.integers(1, 4))
     lengths = draw(st.lists(st.integers(0, most), min_size=count, max_size=count))
     cross = draw(st.booleans())

@@ -10,7 +10,7 @@ from plans import Case, cases, causal, unchecked, with_step
 from ringattn_core.coverage import complaint_about_cells, mask_area
 from ringattn_core.layout import contiguous, zigzag
 from ringattn_core.route import gather, ring
-from ringattn_core.schedule import Launch
+from ringattn_core.schedule import Launch, Piece
 from ringattn_core.tile import Tile
 
 
@@ -74,6 +74,14 @@ def test_columns_beyond_the_buffer_are_named() -> None:
 
 def test_a_piece_in_another_place_makes_other_cells() -> None:
     schedules = causal(contiguous, gather, 2, 8)
-    first, second = schedules[1].steps[0].pieces
+    first, second = schedules[1].steps[1].pieces
     swapped = (replace(first, offset=4), replace(second, offset=0))
-    assert complaint_about_cells([schedules[0], with_step(schedules[1], 0, pieces=swapped)], (-1, 0), 1)
+    assert complaint_about_cells([schedules[0], with_step(schedules[1], 1, pieces=swapped)], (-1, 0), 1)
+
+
+def test_own_cells_computed_again_on_a_later_hop_are_counted() -> None:
+    schedules = causal(contiguous, gather, 2, 8)
+    again = Launch((Tile(range(1), range(1)),))
+    schedules[1] = with_step(schedules[1], 0, pieces=(Piece(1, range(4), 0),), launches=(again,))
+    complaint = complaint_about_cells(schedules, (-1, 0), 1)
+    assert complaint is not None and "Rank 1, hop 1" in complaint and "1 cells are computed already" in complaint

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
+from dataclasses import replace
 from itertools import product
 from time import process_time
 
 import pytest
 from hypothesis import given, settings
 
-from plans import Case, cases, causal, computed, wound
+from plans import Case, cases, causal, computed, returning, wound
 from ringattn_core import planner
 from ringattn_core.coverage import mask_area
 from ringattn_core.layout import Layout, contiguous, striped, zigzag
@@ -50,7 +52,7 @@ def test_long_sequences_are_proved_without_looking_at_cells(case: Case) -> None:
 @pytest.mark.parametrize("layout", [contiguous, zigzag, striped, wound])
 def test_every_small_window(layout: Layout) -> None:
     """All of them: borders of windows meet borders of chunks in ways that random cases seldom find."""
-    for route, cp_size, tokens in product((ring, waves(2), gather), (1, 2, 3), (7, 16)):
+    for route, cp_size, tokens in product((ring, waves(2), gather, returning), (1, 2, 3), (7, 16)):
         for window in product((-1, 0, 1, 2, 4), (-1, 0, 1, 3)):
             case = Case(layout, route, (0, tokens), (0, tokens), cp_size, window)
             assert computed(case.plan()) == Counter(case.live()), case
@@ -96,16 +98,115 @@ def test_stripes_of_later_ranks_are_shifted_by_one() -> None:
 def test_a_gathered_stream_is_cut_as_llama3_does() -> None:
     # llama3_flash_attn_prepare_cu_seqlens gives rank 1 the queries [0, 2, 8] and the keys [0, 10, 16].
     case = Case(contiguous, gather, (0, 10, 16), (0, 10, 16), 2, per_sequence=False)
-    ((launch,),) = launches(case.plan()[1], 0)
-    assert launch.window == CAUSAL, "queries are the last of their keys: aligned bottom-right, that is causal"
-    assert [(tile.q, tile.k) for tile in launch.tiles] == [(range(0, 2), range(0, 10)), (range(2, 8), range(10, 16))]
+    first, second = case.plan()
+    assert launches(first, 1) == [()]
+    # The second document lies on rank 1 alone; the first one's last queries are the last of their keys: aligned
+    # bottom-right, that is causal.
+    assert only(second, 0) == Tile(range(2, 8), range(2, 8), high=0)
+    assert only(second, 1) == Tile(range(0, 2), range(0, 10), high=8) and only(second, 1).window == CAUSAL
 
 
 def test_balanced_gather_takes_each_half_against_all_keys_before_it() -> None:
-    first, second = causal(zigzag, gather, 4, 32)[1].steps[0].launches
+    own, everything = causal(zigzag, gather, 4, 32)[1].steps
+    assert (own.launches, own.pieces) == ((), ())
+    first, second = everything.launches
     assert first.tiles == (Tile(range(0, 4), range(0, 8), high=4),)
     assert second.tiles == (Tile(range(4, 8), range(0, 28), high=20),)
     assert first.window == second.window == CAUSAL
+
+
+def test_the_first_chunk_of_a_balanced_gather_needs_nobody() -> None:
+    first, second = causal(zigzag, gather, 2, 16)
+    assert only(first, 0) == Tile(range(4), range(4), high=0)
+    assert only(first, 1) == Tile(range(4, 8), range(16), high=8)
+    assert launches(second, 0) == [()] and only(second, 1) == Tile(range(8), range(12), high=4)
+
+
+def test_of_a_gathered_window_only_the_rows_near_a_border_wait_for_others() -> None:
+    first, second = causal(contiguous, gather, 2, 1 << 14, window=(4095, 0))
+    assert only(first, 0) == Tile(range(8192), range(8192), low=-4095, high=0) and launches(first, 1) == [()]
+    # Row 4095 of rank 1 is the first that sees no key of rank 0. Its other rows before see all up to themselves.
+    assert only(second, 0) == Tile(range(4095, 8192), range(8192), low=-4095, high=0)
+    assert only(second, 1) == Tile(range(4095), range(8190), low=0, high=4095)
+    assert [(piece.source, piece.rows) for piece in second.steps[1].pieces] == [
+        (0, range(4097, 8192)),
+        (1, range(4095)),
+    ]
+    assert [(piece.source, piece.rows) for piece in lent(first, 1)] == [(1, range(4097, 8192))]
+
+
+def test_rows_in_the_middle_are_settled_where_a_window_looks_both_ways() -> None:
+    schedule = causal(contiguous, gather, 3, 30, window=(2, 3))[1]
+    assert only(schedule, 0) == Tile(range(2, 7), range(10), low=-2, high=3)
+    assert [tile.q for launch in launches(schedule, 1)[0] for tile in launch.tiles] == [range(2), range(7, 10)]
+
+
+@pytest.mark.parametrize("layout", [contiguous, zigzag, striped])
+def test_a_gather_of_documents_that_lie_on_one_rank_each_gathers_nothing(layout: Layout) -> None:
+    """Whatever the layout does with one token, it lies on one rank; and contiguous shards may hold whole documents."""
+    borders = tuple(range(17)) if layout is not contiguous else (0, 4, 8, 11, 16)
+    for window in (FULL, CAUSAL, (3, 0)):
+        for schedule in Case(layout, gather, borders, borders, 2, window, per_sequence=False).plan():
+            assert [(step.hop, step.sources) for step in schedule.steps] == [(0, (schedule.cp_rank,))]
+            assert schedule.area > 0
+
+
+def test_alone_a_gather_is_one_step() -> None:
+    for route in (gather, returning):
+        (schedule,) = causal(zigzag, route, 1, 16, 3)
+        assert [step.hop for step in schedule.steps] == [0]
+
+
+def whole_on_one_rank(case: Case) -> tuple[list[list[int]], list[list[int]]]:
+    """Of every rank the queries that see nobody else's keys, and those that do, by looking at every cell.
+
+    Where a rank's tokens are some way apart the former are those of sequences of which it has all keys.
+    """
+    schedules = case.plan()
+    owner = {k: schedule.cp_rank for schedule in schedules for k in schedule.keys.positions(schedule.cp_rank)}
+    runs = [
+        run for schedule in schedules for d in (schedule.queries, schedule.keys) for _, run in d.runs(schedule.cp_rank)
+    ]
+    apart = max((run.step for run in runs if len(run) > 1), default=1) > 1
+    seen: dict[int, set[int]] = {}
+    for q, k in case.live():
+        keys = range(*case.cu_seqlens_k[(s := bisect_right(case.cu_seqlens_q, q)) - 1 : s + 1])
+        seen.setdefault(q, set()).update({owner[k] for k in keys} if apart else {owner[k]})
+    settled, others = [], []
+    for schedule in schedules:
+        mine = [q for q in schedule.queries.positions(schedule.cp_rank) if q in seen]
+        settled.append([q for q in mine if seen[q] == {schedule.cp_rank}])
+        others.append([q for q in mine if seen[q] != {schedule.cp_rank}])
+    return settled, others
+
+
+def rows(schedule: Schedule, hop: int) -> list[int]:
+    """The positions of the queries that are computed on a hop, in storage order."""
+    positions = schedule.queries.positions(schedule.cp_rank)
+    found = {
+        row for step in schedule.first_group if step.hop == hop for launch in step.launches for row in _rows(launch)
+    }
+    return [positions[row] for row in sorted(found)]
+
+
+def _rows(launch: Launch) -> list[int]:
+    return [row for tile in launch.tiles for row in tile.q]
+
+
+@settings(max_examples=300, deadline=None)
+@given(cases())
+def test_a_gather_computes_every_row_on_the_first_hop_on_which_all_its_keys_are_at_hand(case: Case) -> None:
+    case = replace(case, route=gather)
+    schedules = case.plan()
+    settled, others = whole_on_one_rank(case)
+    assert [rows(schedule, 0) for schedule in schedules] == settled
+    assert [rows(schedule, 1) for schedule in schedules] == others
+    for schedule in schedules:
+        assert [step.hop for step in schedule.first_group] == ([0, 1] if any(others) else [0])
+        first, *later = schedule.first_group
+        assert first.sources == first.destinations == (schedule.cp_rank,)
+        assert {piece.source for piece in first.pieces} <= {schedule.cp_rank}
+        assert [step.sources for step in later] == [tuple(range(case.cp_size))] * len(later)
 
 
 def test_two_waves_of_zigzag_take_three_launches_at_most() -> None:
@@ -118,7 +219,8 @@ def test_two_waves_of_zigzag_take_three_launches_at_most() -> None:
 def test_a_full_mask_is_one_launch_a_step(layout: Layout) -> None:
     for route in (ring, waves(3), gather):
         for schedule in causal(layout, route, 4, 40, window=FULL):
-            assert [len(step.launches) for step in schedule.steps] == [1] * len(schedule.steps)
+            steps = schedule.steps[1:] if route is gather else schedule.steps  # No row needs its own rank's keys only.
+            assert [len(step.launches) for step in steps] == [1] * len(steps)
             assert all(launch.window == FULL for step in schedule.steps for launch in step.launches)
 
 
@@ -131,7 +233,7 @@ def test_hops_beyond_the_window_vanish_for_all_ranks() -> None:
 
 def test_a_wave_fetches_only_the_rows_that_a_window_reaches() -> None:
     schedule = causal(contiguous, gather, 8, 64, window=(5, 0))[3]
-    assert [(piece.source, piece.rows) for piece in schedule.steps[0].pieces] == [(2, range(3, 8)), (3, range(0, 8))]
+    assert [(piece.source, piece.rows) for piece in schedule.steps[1].pieces] == [(2, range(3, 8)), (3, range(0, 5))]
 
 
 def test_of_a_wave_only_live_keys_lie_in_the_buffer_in_the_order_of_their_positions() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ringattn_core.route import Route, double_ring, gather, ring, route_named, waves
+from ringattn_core.route import Route, double_ring, gather, ring, route_named, traffic, waves
 
 
 def test_a_ring_goes_from_neighbour_to_neighbour() -> None:
@@ -21,8 +21,9 @@ def test_waves_are_never_empty() -> None:
     assert waves(4)(0, 1) == ((0,),)
 
 
-def test_gather_has_everyone_at_once() -> None:
-    assert gather(2, 4) == ((0, 1, 2, 3),)
+def test_gather_has_everyone_at_once_behind_ones_own() -> None:
+    assert gather(2, 4) == ((2,), (0, 1, 2, 3))
+    assert gather(0, 1) == ((0,),)
 
 
 def test_a_double_ring_goes_from_node_to_node() -> None:
@@ -32,12 +33,13 @@ def test_a_double_ring_goes_from_node_to_node() -> None:
 
 @pytest.mark.parametrize("cp_size", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("name", ["ring", "waves", "waves(3)", "gather", "double_ring(1)"])
-def test_everyone_comes_once_and_oneself_first(name: str, cp_size: int) -> None:
+def test_oneself_comes_first_and_every_other_once(name: str, cp_size: int) -> None:
     route = route_named(name)
     hops = [route(rank, cp_size) for rank in range(cp_size)]
-    for rank, sources in enumerate(hops):
-        assert sorted(source for hop in sources for source in hop) == list(range(cp_size))
-        assert rank in sources[0]
+    for rank, (first, *later) in enumerate(hops):
+        assert first == (rank,)
+        others = sorted(source for hop in later for source in hop if source != rank)
+        assert others == [source for source in range(cp_size) if source != rank]
     assert len({tuple(map(len, sources)) for sources in hops}) == 1, "every rank receives equally much on a hop"
 
 
@@ -47,6 +49,7 @@ def test_everyone_comes_once_and_oneself_first(name: str, cp_size: int) -> None:
         ("ring", ring),
         ("waves", waves(2)),
         ("gather", gather),
+        ("waves(1)", gather),
         ("waves(5)", waves(5)),
         ("double_ring(4)", double_ring(4)),
     ],
@@ -54,6 +57,20 @@ def test_everyone_comes_once_and_oneself_first(name: str, cp_size: int) -> None:
 def test_route_named(name: str, route: Route) -> None:
     assert route_named(name) is route
     assert route_named(route) is route
+
+
+def test_all_ranks_know_whose_own_keys_come_again() -> None:
+    assert [traffic(route, 3).again for route in (ring, waves(2), gather)] == [[False] * 3, [False] * 3, [True] * 3]
+    assert traffic(gather, 1).again == [False]
+    assert traffic(gather, 2).shifts == [True, False]
+
+
+@pytest.mark.parametrize("hops", [((0, 1), (0,)), ((1, 0), (0,)), ((0,), (0,), (0, 1)), ((1,), (0,), (0,))])
+def test_ones_own_keys_come_again_only_where_they_were_alone(hops: tuple[tuple[int, ...], ...]) -> None:
+    with pytest.raises(
+        ValueError, match=r"gives rank 0 its own keys on the hops .*: they come once, or alone on hop 0"
+    ):
+        traffic(lambda rank, size: hops if rank == 0 else ((1,), (0,), ())[: len(hops)], 2)
 
 
 @pytest.mark.parametrize(("name", "nearest"), [("rings", "ring"), ("wave", "waves"), ("double_ring", "double_ring(8)")])

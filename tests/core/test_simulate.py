@@ -26,23 +26,31 @@ PLAIN = Machine(Kernels(1.0, 0.0, 0.0), Kernels(1.0, 0.0, 0.0), inf, Link(0.0, 1
 SMALL = Shape(num_heads=1, num_kv_heads=1, head_dim=1, itemsize=1)  # 4 operations a cell, 2 bytes a token
 
 
+def at_once(cp_rank: int, cp_size: int) -> tuple[tuple[int, ...], ...]:
+    """Everyone's keys on one hop, one's own among them."""
+    return (tuple(range(cp_size)),)
+
+
 @pytest.mark.parametrize(
     ("cp_size", "tokens", "route", "forward", "both"),
     [
         (2, 4096, waves(2), 0.492, 1.864),
-        (2, 4096, gather, 0.511, 2.205),
+        (2, 4096, at_once, 0.511, 2.205),
         (2, 8192, waves(2), 1.665, 6.368),
-        (2, 8192, gather, 1.712, 6.921),
+        (2, 8192, at_once, 1.712, 6.921),
         (2, 32768, waves(2), 24.73, 99.19),
-        (2, 32768, gather, 25.14, 100.43),
+        (2, 32768, at_once, 25.14, 100.43),
         (8, 8192, ring, 7.08, 25.33),
         (8, 8192, waves(2), 6.41, 24.42),
         (8, 8192, waves(3), 6.33, 24.25),
-        (8, 8192, gather, 6.23, 24.29),
+        (8, 8192, at_once, 6.23, 24.29),
     ],
 )
 def test_rows_that_were_measured(cp_size: int, tokens: int, route: Route, forward: float, both: float) -> None:
-    """Milliseconds of the slowest rank, FA4, zigzag: two H100s, and one H100 playing each rank of eight."""
+    """Milliseconds of the slowest rank, FA4, zigzag: two H100s, and one H100 playing each rank of eight.
+
+    What is called gather waited for everyone's keys with all its rows when these were measured.
+    """
     schedules = causal(zigzag, route, cp_size, cp_size * tokens)
     for measured, backward in ((forward, False), (both, True)):
         found = predict(schedules, replace(SHAPE, grad_itemsize=2), H100, backward=backward, one_sided=True)
@@ -66,6 +74,12 @@ def test_a_ring_hides_what_it_moves_behind_what_it_computes() -> None:
 def test_a_gather_waits_for_the_first_key() -> None:
     forecast = predict(causal(contiguous, gather, 2, 8), SMALL, PLAIN)
     assert (forecast.time, forecast.waiting) == (8 + 40 + 64, 8)
+
+
+def test_a_gather_computes_meanwhile_what_needs_no_other_key() -> None:
+    # Rank 1 has the 6 cells of its last two rows to compute before the 6 of the others, whose keys take 8 s to arrive.
+    forecast = predict(causal(contiguous, gather, 2, 8, window=(2, 0)), SMALL, PLAIN)
+    assert (forecast.time, forecast.waiting) == (6 * 4 + 6 * 4, 0)
 
 
 def test_a_slow_link_is_waited_for() -> None:
@@ -107,9 +121,13 @@ def test_gradients_are_added_up_too() -> None:
     machine = replace(PLAIN, memory=1.0)
     rows, arriving = 4 * (1 + 2 * 4), 3 * 4 * 8  # dq's; of 4 keys, in float32: two are read and one is written
     assert predict(causal(contiguous, ring, 2, 8), SMALL, machine, backward=True).merge == 2 * rows + 2 * arriving
-    # Rank 0's late half is a second launch over the same 8 keys and values, to whose gradients it adds.
-    rows, columns = 2 * (1 + 2 * 4), 8 * 2 * (1 + 2 * 4)
-    assert predict(causal(zigzag, gather, 2, 8), SMALL, machine, backward=True).merge == 2 * rows + columns + arriving
+    # Rank 0's late half is a second launch over the same 8 keys and values, to whose gradients it adds; its rows are
+    # untouched until then.
+    columns = 8 * 2 * (1 + 2 * 4)
+    assert predict(causal(zigzag, at_once, 2, 8), SMALL, machine, backward=True).merge == columns + arriving
+    # If the halves have a hop each, the gradients of one's own keys are added where they are found the second time.
+    assert predict(causal(zigzag, gather, 2, 8), SMALL, machine, backward=True).merge == arriving + arriving
+    assert predict(causal(zigzag, gather, 2, 8), SMALL, machine).merge == 0
 
 
 def test_the_host_can_be_the_bound() -> None:

@@ -122,6 +122,18 @@ def test_keys_that_come_twice_are_told() -> None:
         verify(group, (-1, 0))
 
 
+def test_ones_own_keys_may_come_twice_only_if_they_were_alone_on_hop_0() -> None:
+    group = causal(zigzag, gather, 4, 32)
+    verify(group, (-1, 0))
+    ranks = tuple(range(4))
+    together = [with_step(schedule, 0, sources=ranks, destinations=ranks) for schedule in group]
+    with pytest.raises(ScheduleError, match="Rank 0 receives keys twice"):
+        verify(together, (-1, 0))
+    again = [replace(schedule, steps=(*schedule.steps, replace(schedule.steps[0], hop=2))) for schedule in group]
+    with pytest.raises(ScheduleError, match="Rank 0 receives keys twice"):
+        verify(again, (-1, 0))
+
+
 LAYOUTS: dict[str, Layout] = {
     "leaves out 4 of the 8 positions of sequence 0": lambda extent, rank, size: (
         extent[: len(extent) // 2][rank::size],

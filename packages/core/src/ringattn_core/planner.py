@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 from ringattn_core.errors import check_cu_seqlens
@@ -53,10 +54,10 @@ def plan(
         raise ValueError(f"cp_rank must be from 0 to cp_size - 1 = {cp_size - 1}, got {cp_rank}.")
     queries = Division(layout, cu_seqlens_q, cp_size, per_sequence, batch)
     keys = Division(layout, cu_seqlens_k, cp_size, per_sequence, batch)
-    mask, rows, columns = _Mask(queries, keys, window), _shards(queries), _shards(keys)
-    everyone, hops = traffic(route, cp_size), []
+    mask, columns, everyone = _Mask(queries, keys, window), _shards(keys), traffic(route, cp_size)
+    rows, hops = _rows(mask, queries, keys, route, cp_rank), []
     for hop, sources in enumerate(everyone.sources[cp_rank]):
-        pieces, launches = _hop(mask, rows.held[cp_rank], [columns.held[source] for source in sources])
+        pieces, launches = _hop(mask, rows[hop > 0], [columns.held[source] for source in sources])
         if hop == 0 or launches or hop in _alive(queries, keys, window, route):
             hops.append((hop, sources, everyone.destinations[cp_rank][hop], pieces, launches))
     return Schedule(
@@ -107,13 +108,14 @@ def plan_all(
 @lru_cache(1024)
 def lent(schedule: Schedule, hop: int) -> tuple[Piece, ...]:
     """The rows of a rank's own shard that others fetch on a hop; `source` is here the rank that fetches them."""
-    mask, everyone = _Mask(schedule.queries, schedule.keys, schedule.window), traffic(schedule.route, schedule.cp_size)
-    rows, mine = _shards(schedule.queries).held, _shards(schedule.keys).held[schedule.cp_rank]
-    found = []
+    queries, keys, route = schedule.queries, schedule.keys, schedule.route
+    mask, everyone = _Mask(queries, keys, schedule.window), traffic(route, schedule.cp_size)
+    mine, found = _shards(keys).held[schedule.cp_rank], []
     for rank in everyone.destinations[schedule.cp_rank][hop]:
         if rank != schedule.cp_rank:
+            rows = _rows(mask, queries, keys, route, rank)[hop > 0]
             # Beside other sources' keys or alone, what a rank needs of this one's is the same but for its gaps.
-            pieces, _ = _hop(mask, rows[rank], [mine] if len(everyone.sources[rank][hop]) == 1 else [mine, {}])
+            pieces, _ = _hop(mask, rows, [mine] if len(everyone.sources[rank][hop]) == 1 else [mine, {}])
             found += [Piece(rank, piece.rows, piece.rows.start) for piece in pieces]
     return tuple(found)
 
@@ -156,6 +158,7 @@ class _Mask:
 
     def __init__(self, queries: Division, keys: Division, window: Window) -> None:
         self.left, self.right = (FAR if side < 0 else side for side in window)
+        self.borders = keys.cu_seqlens
         self.stride = _stride(_shards(queries).strides | _shards(keys).strides)
         # Bottom-right alignment: a sequence's last query stands at its last key.
         stops = zip(queries.cu_seqlens[1:], keys.cu_seqlens[1:], strict=True)
@@ -173,6 +176,61 @@ def _stride(strides: set[int]) -> int:
     if len(strides) > 1 or min(strides, default=1) < 1:
         raise ValueError(f"All runs of a layout must have one positive stride, got {sorted(strides)}.")
     return min(strides, default=1)
+
+
+def _rows(mask: _Mask, queries: Division, keys: Division, route: Route, rank: int) -> tuple[_Shard, _Shard]:
+    """What is computed of a rank's queries on hop 0, and what on the later hops: all, each time, for most routes."""
+    rows = _shards(queries).held[rank]
+    if not traffic(route, queries.cp_size).again[rank]:
+        return rows, rows
+    own, settled, others = _shards(keys).held[rank], _Shard(), _Shard()
+    for sequence, lines in rows.items():
+        settled[sequence], others[sequence] = _split(mask, sequence, lines, own.get(sequence, []))
+    return settled, others
+
+
+def _split(mask: _Mask, sequence: int, queries: list[_Line], own: list[_Line]) -> tuple[list[_Line], list[_Line]]:
+    """The rows that see keys of their own rank only, and those that see others' too.
+
+    Where a rank's tokens are some way apart, all rows count as the latter, unless it holds all keys of the sequence.
+    """
+    first, stop = mask.borders[sequence : sequence + 2]
+    settled, others, borders = list[_Line](), list[_Line](), [-FAR]
+    for start, end in _joined(mask.stride, own, first, stop):
+        # No key is missed before the first of the sequence, nor after the last.
+        low, high = start + mask.left if start > first else -FAR, end - mask.right if end < stop else FAR
+        if low < high:
+            borders += [low, high]
+    borders.append(FAR)
+    if len(borders) == 2:
+        return [], queries
+    for line in queries:
+        for index, (low, high) in enumerate(pairwise(borders)):
+            (settled if index % 2 else others).extend(_cut(mask, sequence, line, low, high))
+    return settled, others
+
+
+def _joined(stride: int, lines: list[_Line], first: int, stop: int) -> list[tuple[int, int]]:
+    """The stretches without a gap, from where to where, that lines of the keys of a sequence fill together."""
+    if len(lines) == 1 and stride == 1:
+        return [(lines[0][0], lines[0][0] + lines[0][1])]
+    if stride > 1:
+        return [(first, stop)] if sum(length for _, length, *_ in lines) == stop - first else []
+    runs: list[tuple[int, int]] = []
+    for start, length, *_ in sorted(lines):
+        begin = runs.pop()[0] if runs and runs[-1][1] == start else start
+        runs.append((begin, start + length))
+    return runs
+
+
+def _cut(mask: _Mask, sequence: int, line: _Line, begin: int, end: int) -> list[_Line]:
+    """The part of a line of queries that stands at the keys from `begin` to before `end`."""
+    start, length, offset, rank = line
+    stands, stride = start + mask.shift[sequence], mask.stride
+    low, high = max(0, -((stands - begin) // stride)), min(length, -((stands - end) // stride))
+    if high - low == length:
+        return [line]
+    return [(start + low * stride, high - low, offset + low, rank)] if low < high else []
 
 
 def _hop(mask: _Mask, shard: _Shard, sources: Sequence[_Shard]) -> tuple[tuple[Piece, ...], tuple[Launch, ...]]:
@@ -300,23 +358,36 @@ def _launches(sequences: Iterable[list[Tile]]) -> list[Launch]:
 
 @lru_cache(64)
 def _alive(queries: Division, keys: Division, window: Window, route: Route) -> set[int]:
-    """The hops on which any rank has a live cell."""
+    """The hops on which any rank has a live cell, and hop 0."""
     mask, rows, columns = _Mask(queries, keys, window), _shards(queries).held, _shards(keys).held
-    sources = traffic(route, queries.cp_size).sources
+    sources, _, _, again = traffic(route, queries.cp_size)
     hop_of = [{source: hop for hop, owners in enumerate(hops) for source in owners} for hops in sources]
-    alive: set[int] = set()
+    alive = {0}
     for sequence in range(len(mask.shift)):
-        lines = sorted(line for shard in columns for line in shard.get(sequence, ()))
+        waiting = _waiting(mask, sequence, rows, columns, again)
+        lines = sorted(line for shard in columns for line in shard.get(sequence, ())) if waiting else []
         longest = max((length for _, length, *_ in lines), default=0)
-        for rank, shard in enumerate(rows):
-            for query in shard.get(sequence, ()):
-                first, last = mask.reach(sequence, query)
-                # A run of keys that begins before the first key seen may yet reach it.
-                near = (first - longest * mask.stride,), (last + 1,)
-                for line in lines[slice(*(bisect_left(lines, border) for border in near))]:
-                    hop = hop_of[rank].get(line[3])
-                    if hop is not None and hop not in alive and _tiles(mask, sequence, [query], [line]):
-                        alive.add(hop)
+        for rank, query in waiting:
+            first, last = mask.reach(sequence, query)
+            # A run of keys that begins before the first key seen may yet reach it.
+            near = (first - longest * mask.stride,), (last + 1,)
+            for line in lines[slice(*(bisect_left(lines, border) for border in near))]:
+                hop = hop_of[rank].get(line[3])
+                if hop is not None and hop not in alive and _tiles(mask, sequence, [query], [line]):
+                    alive.add(hop)
         if len(alive) == len(sources[0]):
             break
     return alive
+
+
+def _waiting(
+    mask: _Mask, sequence: int, rows: list[_Shard], columns: list[_Shard], again: list[bool]
+) -> list[tuple[int, _Line]]:
+    """With their ranks, the queries of a sequence that are computed on later hops, too or only."""
+    found: list[tuple[int, _Line]] = []
+    for rank, shard in enumerate(rows):
+        lines = shard.get(sequence, [])
+        if lines and again[rank]:
+            _, lines = _split(mask, sequence, lines, columns[rank].get(sequence, []))
+        found += [(rank, line) for line in lines]
+    return found

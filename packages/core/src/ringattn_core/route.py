@@ -2,7 +2,8 @@
 
 `ring` needs the least memory (one foreign shard at a time); `waves(n)` computes on its own keys first and then on the
 others' in n - 1 larger steps, which fills a GPU better and merges less often; `gather` is all at once (llama 3,
-arXiv:2407.21783); `double_ring` goes node by node (LoongTrain, arXiv:2406.18485).
+arXiv:2407.21783), behind those rows that need nobody else's keys; `double_ring` goes node by node (LoongTrain,
+arXiv:2406.18485).
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ from ringattn_core.errors import lookup
 from ringattn_core.layout import chunk
 
 Route = Callable[[int, int], tuple[tuple[int, ...], ...]]
-"""(cp_rank, cp_size) -> for every hop, the ranks whose keys are at hand. Each appears once, one's own on hop 0."""
+"""(cp_rank, cp_size) -> for every hop, the ranks whose keys are at hand. Each appears once, one's own on hop 0.
+
+One's own may be alone on hop 0 and come again on one later hop. Then no row is computed in two parts on their account:
+hop 0 takes the query rows that need nobody else's keys, and the later hops all others, against all that they need.
+"""
 
 
 def ring(cp_rank: int, cp_size: int) -> tuple[tuple[int, ...], ...]:
@@ -26,13 +31,16 @@ def ring(cp_rank: int, cp_size: int) -> tuple[tuple[int, ...], ...]:
 
 @cache
 def waves(count: int) -> Route:
-    """One's own keys first, then all the others' in `count` - 1 waves; with a count of 1, everything at once."""
+    """One's own keys first, then all the others' in `count` - 1 waves.
+
+    With a count of 1 everything comes at once, one's own again as well, so that no row is computed in two parts.
+    """
     if count < 1:
         raise ValueError(f"waves(count) takes a count of 1 or more, got {count}.")
 
     def route(cp_rank: int, cp_size: int) -> tuple[tuple[int, ...], ...]:
         if count == 1:
-            return (tuple(range(cp_size)),)
+            return ((cp_rank,), tuple(range(cp_size)))[:cp_size]  # Alone, there is no other hop.
         later = min(count - 1, cp_size - 1)
         distances = [range(1)] + [chunk(range(1, cp_size), wave, later) for wave in range(later)]
         return tuple(tuple((cp_rank - distance) % cp_size for distance in wave) for wave in distances)
@@ -84,11 +92,15 @@ class Traffic(NamedTuple):
     sources: list[tuple[tuple[int, ...], ...]]  # of every rank, for every hop: whose keys are at hand
     destinations: list[tuple[tuple[int, ...], ...]]  # of every rank, for every hop: at whose hand its keys are
     shifts: list[bool]  # for every hop: does it bring each rank the keys of the one so many before?
+    again: list[bool]  # of every rank: do its own keys come again after hop 0?
 
 
 @lru_cache(64)
 def traffic(route: Route, cp_size: int) -> Traffic:
-    """Who meets whose keys: what the plans of all ranks have in common."""
+    """Who meets whose keys: what the plans of all ranks have in common.
+
+    Raises ValueError where a rank's own keys come again, but not as a `Route` may have it.
+    """
     sources = [route(rank, cp_size) for rank in range(cp_size)]
     destinations = [[list[int]() for _ in hops] for hops in sources]
     shifts = [True for _ in sources[0]]
@@ -97,4 +109,16 @@ def traffic(route: Route, cp_size: int) -> Traffic:
             shifts[hop] &= owners == ((rank - hop) % cp_size,)
             for owner in owners:
                 destinations[owner][hop].append(rank)
-    return Traffic(sources, [tuple(map(tuple, hops)) for hops in destinations], shifts)
+    again = [_comes_again(rank, hops) for rank, hops in enumerate(sources)]
+    return Traffic(sources, [tuple(map(tuple, hops)) for hops in destinations], shifts, again)
+
+
+def _comes_again(rank: int, hops: tuple[tuple[int, ...], ...]) -> bool:
+    """Do a rank's own keys come again after hop 0?"""
+    own = [hop for hop, owners in enumerate(hops) if rank in owners]
+    if len(own) > 1 and (hops[0] != (rank,) or len(own) > 2):
+        raise ValueError(
+            f"A route gives rank {rank} its own keys on the hops {own}, with the sources {hops}: they come once, or "
+            "alone on hop 0 and again on one later hop."
+        )
+    return len(own) > 1

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from ringattn_core.machine import Link, Machine
 from ringattn_core.schedule import Launch, Schedule, Step
 from ringattn_core.shape import ACCUMULATOR, Shape, peak_bytes
+from ringattn_core.touch import row_touches
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,12 +159,10 @@ class _Run:
             rank.fold(self._folded(schedule, step, launch, backward) / self.machine.memory)
 
     def _folded(self, schedule: Schedule, step: Step, launch: Launch, backward: bool) -> float:
-        """Bytes moved to add a launch's result to what is there: nothing for the first, which stays where it is."""
+        """Bytes moved to add a launch's result to what is there: nothing for rows that no launch has touched before."""
         (dim, dim_v), width = self.shape.dims, self.shape.itemsize + 2 * ACCUMULATOR
-        first, moved = next(launch for step in schedule.steps for launch in step.launches), 0
-        if launch is not first:
-            rows = sum(len(tile.q) for tile in launch.tiles)
-            moved += rows * self.shape.num_heads * (dim if backward else dim_v) * width
+        rows = sum(len(touch.rows) for touch in row_touches(schedule).of[launch] if touch.turn > 0)
+        moved = rows * self.shape.num_heads * (dim if backward else dim_v) * width
         if backward and launch is not step.launches[0]:
             columns = sum(len(tile.k) for tile in launch.tiles)
             moved += columns * self.shape.num_kv_heads * (dim + dim_v) * width
@@ -182,10 +181,19 @@ class _Run:
         return [_Message(source, rank, tokens) for rank, source, tokens in parts if source != rank]
 
     def _gradients(self, index: int) -> list[_Message]:
-        """What takes the gradients of a step's keys home: by the same way as the keys, or straight back."""
+        """What takes the gradients of a step's keys home: by the same way as the keys, or straight back.
+
+        Those of a rank's own keys are there; where the keys came again, they are added to what hop 0 found.
+        """
         if self.shifts:
             return self._shift((*self.hops, 0)[index + 1] - self.hops[index])
-        return [_Message(there, here, tokens) for here, there, tokens in self._keys(index)]
+        again = [
+            _Message(rank, rank, len(piece.rows))
+            for rank, schedule in enumerate(self.schedules)
+            for piece in schedule.steps[index].pieces
+            if self.hops[index] > 0 and piece.source == rank
+        ]
+        return [_Message(there, here, tokens) for here, there, tokens in self._keys(index)] + again
 
     def _shift(self, by: int) -> list[_Message]:
         size, shard = len(self.ranks), self.schedules[0].shard_size
@@ -196,7 +204,7 @@ class _Run:
         token = self.shape.token(itemsize) // self.schedules[0].head_groups
         received, sent = [0 for _ in self.ranks], [0 for _ in self.ranks]
         start = [max(rank.link, rank.device) for rank in self.ranks]
-        for source, destination, tokens in messages:
+        for source, destination, tokens in (message for message in messages if message.source != message.destination):
             sent[source] += tokens * token
             received[destination] += tokens * token
             if not self.one_sided:

@@ -124,7 +124,7 @@ def _stride(divisions: Iterable[Division]) -> int:
 
 
 def _check_sources(schedules: Sequence[Schedule]) -> None:
-    """Whom a rank receives from sends to it; nobody's keys come twice, one's own on the first hop."""
+    """Whom a rank receives from sends to it; nobody's keys come twice, but one's own that were alone on hop 0."""
     ranks = range(len(schedules))
     for index, step in enumerate(schedules[0].steps):
         steps = [schedule.steps[index] for schedule in schedules]
@@ -143,7 +143,9 @@ def _check_sources(schedules: Sequence[Schedule]) -> None:
             if own.sources != ((rank - own.hop) % len(schedules),) and schedules[0].shifts:
                 raise ScheduleError(f"Rank {rank} has the sources {own.sources} on hop {own.hop}: that is no shift.")
     for schedule in schedules:
-        sources = [source for step in schedule.steps if step.head_group == 0 for source in step.sources]
+        sources = [source for step in schedule.first_group for source in step.sources]
+        if schedule.first_group[0].sources == (schedule.cp_rank,):
+            sources = sources[1:]
         if len(sources) != len(set(sources)):
             raise ScheduleError(f"Rank {schedule.cp_rank} receives keys twice: its sources are {sources}.")
 
