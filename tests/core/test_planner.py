@@ -15,6 +15,7 @@ from plans import Case, cases, causal, computed, returning, wound
 from ringattn_core import planner
 from ringattn_core.coverage import mask_area
 from ringattn_core.layout import Layout, contiguous, striped, zigzag
+from ringattn_core.lines import shards
 from ringattn_core.planner import lent, plan
 from ringattn_core.route import double_ring, gather, ring, waves
 from ringattn_core.schedule import Launch, Schedule
@@ -330,7 +331,7 @@ def test_planning_many_documents_is_no_quadratic_affair(route: planner.Route) ->
         borders, best = tuple(range(0, 64 * documents + 1, 64)), FAR * 1.0
         for _ in range(3):
             plan.cache_clear()
-            planner._shards.cache_clear()
+            shards.cache_clear()
             start = process_time()
             plan(zigzag, route, borders, borders, 3, 8, window=CAUSAL)
             best = min(best, process_time() - start)

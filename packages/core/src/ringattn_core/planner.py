@@ -12,13 +12,13 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from itertools import pairwise
-from typing import NamedTuple
 
 from ringattn_core.errors import check_cu_seqlens
 from ringattn_core.layout import Division, Layout
+from ringattn_core.lines import Line, Mask, Shard, shards
 from ringattn_core.route import Route, traffic
 from ringattn_core.schedule import Launch, Piece, Schedule, Step
+from ringattn_core.settled import split
 from ringattn_core.tile import FAR, FULL, Tile, Window
 
 
@@ -54,7 +54,7 @@ def plan(
         raise ValueError(f"cp_rank must be from 0 to cp_size - 1 = {cp_size - 1}, got {cp_rank}.")
     queries = Division(layout, cu_seqlens_q, cp_size, per_sequence, batch)
     keys = Division(layout, cu_seqlens_k, cp_size, per_sequence, batch)
-    mask, columns, everyone = _Mask(queries, keys, window), _shards(keys), traffic(route, cp_size)
+    mask, columns, everyone = Mask(queries, keys, window), shards(keys), traffic(route, cp_size)
     rows, hops = _rows(mask, queries, keys, route, cp_rank), []
     for hop, sources in enumerate(everyone.sources[cp_rank]):
         pieces, launches = _hop(mask, rows[hop > 0], [columns.held[source] for source in sources])
@@ -109,8 +109,8 @@ def plan_all(
 def lent(schedule: Schedule, hop: int) -> tuple[Piece, ...]:
     """The rows of a rank's own shard that others fetch on a hop; `source` is here the rank that fetches them."""
     queries, keys, route = schedule.queries, schedule.keys, schedule.route
-    mask, everyone = _Mask(queries, keys, schedule.window), traffic(route, schedule.cp_size)
-    mine, found = _shards(keys).held[schedule.cp_rank], []
+    mask, everyone = Mask(queries, keys, schedule.window), traffic(route, schedule.cp_size)
+    mine, found = shards(keys).held[schedule.cp_rank], []
     for rank in everyone.destinations[schedule.cp_rank][hop]:
         if rank != schedule.cp_rank:
             rows = _rows(mask, queries, keys, route, rank)[hop > 0]
@@ -120,120 +120,21 @@ def lent(schedule: Schedule, hop: int) -> tuple[Piece, ...]:
     return tuple(found)
 
 
-_Line = tuple[int, int, int, int]  # a span as numbers: first position, length, offset, its rank
-_Shard = dict[int, list[_Line]]  # what a rank holds, by sequence
 _Box = tuple[int, int, int, int, int, int]  # rows from, to; columns from, to; low, high: a tile in the making
 
 
-class _Shards(NamedTuple):
-    """What every rank holds."""
-
-    held: list[_Shard]
-    strides: set[int]  # of all runs
-    longest: int  # tokens of the rank that holds the most
-
-
-@lru_cache(64)
-def _shards(division: Division) -> _Shards:
-    held: list[_Shard] = [{} for _ in range(division.cp_size)]
-    strides, longest = set(), 0
-    for rank, shard in enumerate(held):
-        offset = 0
-        for sequence, run in division.runs(rank):
-            length = len(run)
-            if length > 1:
-                strides.add(run.step)
-            line = (run.start, length, offset, rank)
-            if sequence in shard:
-                shard[sequence].append(line)
-            else:
-                shard[sequence] = [line]
-            offset += length
-        longest = max(longest, offset)
-    return _Shards(held, strides, longest)
-
-
-class _Mask:
-    """Which cells live between a span of queries and a span of keys, as a band of column - row."""
-
-    def __init__(self, queries: Division, keys: Division, window: Window) -> None:
-        self.left, self.right = (FAR if side < 0 else side for side in window)
-        self.borders = keys.cu_seqlens
-        self.stride = _stride(_shards(queries).strides | _shards(keys).strides)
-        # Bottom-right alignment: a sequence's last query stands at its last key.
-        stops = zip(queries.cu_seqlens[1:], keys.cu_seqlens[1:], strict=True)
-        self.shift = [stop_k - stop_q for stop_q, stop_k in stops]
-
-    def reach(self, sequence: int, queries: _Line) -> tuple[int, int]:
-        """The first and the last position whose key one of these queries may see."""
-        start, length, *_ = queries
-        first = start + self.shift[sequence]
-        return first - self.left, first + (length - 1) * self.stride + self.right
-
-
-def _stride(strides: set[int]) -> int:
-    """The distance of neighbours in every run; a mask between runs of two strides would be no band."""
-    if len(strides) > 1 or min(strides, default=1) < 1:
-        raise ValueError(f"All runs of a layout must have one positive stride, got {sorted(strides)}.")
-    return min(strides, default=1)
-
-
-def _rows(mask: _Mask, queries: Division, keys: Division, route: Route, rank: int) -> tuple[_Shard, _Shard]:
+def _rows(mask: Mask, queries: Division, keys: Division, route: Route, rank: int) -> tuple[Shard, Shard]:
     """What is computed of a rank's queries on hop 0, and what on the later hops: all, each time, for most routes."""
-    rows = _shards(queries).held[rank]
+    rows = shards(queries).held[rank]
     if not traffic(route, queries.cp_size).again[rank]:
         return rows, rows
-    own, settled, others = _shards(keys).held[rank], _Shard(), _Shard()
+    own, settled, others = shards(keys).held[rank], Shard(), Shard()
     for sequence, lines in rows.items():
-        settled[sequence], others[sequence] = _split(mask, sequence, lines, own.get(sequence, []))
+        settled[sequence], others[sequence] = split(mask, sequence, lines, own.get(sequence, []))
     return settled, others
 
 
-def _split(mask: _Mask, sequence: int, queries: list[_Line], own: list[_Line]) -> tuple[list[_Line], list[_Line]]:
-    """The rows that see keys of their own rank only, and those that see others' too.
-
-    Where a rank's tokens are some way apart, all rows count as the latter, unless it holds all keys of the sequence.
-    """
-    first, stop = mask.borders[sequence : sequence + 2]
-    settled, others, borders = list[_Line](), list[_Line](), [-FAR]
-    for start, end in _joined(mask.stride, own, first, stop):
-        # No key is missed before the first of the sequence, nor after the last.
-        low, high = start + mask.left if start > first else -FAR, end - mask.right if end < stop else FAR
-        if low < high:
-            borders += [low, high]
-    borders.append(FAR)
-    if len(borders) == 2:
-        return [], queries
-    for line in queries:
-        for index, (low, high) in enumerate(pairwise(borders)):
-            (settled if index % 2 else others).extend(_cut(mask, sequence, line, low, high))
-    return settled, others
-
-
-def _joined(stride: int, lines: list[_Line], first: int, stop: int) -> list[tuple[int, int]]:
-    """The stretches without a gap, from where to where, that lines of the keys of a sequence fill together."""
-    if len(lines) == 1 and stride == 1:
-        return [(lines[0][0], lines[0][0] + lines[0][1])]
-    if stride > 1:
-        return [(first, stop)] if sum(length for _, length, *_ in lines) == stop - first else []
-    runs: list[tuple[int, int]] = []
-    for start, length, *_ in sorted(lines):
-        begin = runs.pop()[0] if runs and runs[-1][1] == start else start
-        runs.append((begin, start + length))
-    return runs
-
-
-def _cut(mask: _Mask, sequence: int, line: _Line, begin: int, end: int) -> list[_Line]:
-    """The part of a line of queries that stands at the keys from `begin` to before `end`."""
-    start, length, offset, rank = line
-    stands, stride = start + mask.shift[sequence], mask.stride
-    low, high = max(0, -((stands - begin) // stride)), min(length, -((stands - end) // stride))
-    if high - low == length:
-        return [line]
-    return [(start + low * stride, high - low, offset + low, rank)] if low < high else []
-
-
-def _hop(mask: _Mask, shard: _Shard, sources: Sequence[_Shard]) -> tuple[tuple[Piece, ...], tuple[Launch, ...]]:
+def _hop(mask: Mask, shard: Shard, sources: Sequence[Shard]) -> tuple[tuple[Piece, ...], tuple[Launch, ...]]:
     """The pieces of the sources' shards that a rank's queries need, and its launches over them."""
     pieces: list[Piece] = []
     sequences = []
@@ -251,9 +152,9 @@ def _hop(mask: _Mask, shard: _Shard, sources: Sequence[_Shard]) -> tuple[tuple[P
     return tuple(pieces), launches
 
 
-def _arranged(mask: _Mask, sequence: int, queries: list[_Line], keys: list[_Line], pieces: list[Piece]) -> list[_Line]:
+def _arranged(mask: Mask, sequence: int, queries: list[Line], keys: list[Line], pieces: list[Piece]) -> list[Line]:
     """The keys of several sources as they lie in a common buffer: the live ones, in the order of their positions."""
-    placed: list[_Line] = []
+    placed: list[Line] = []
     border: int | None = None
     left, right, stride, shift = mask.left, mask.right, mask.stride, mask.shift[sequence]
     offset = pieces[-1].columns.stop if pieces else 0
@@ -278,7 +179,7 @@ def _arranged(mask: _Mask, sequence: int, queries: list[_Line], keys: list[_Line
     return placed
 
 
-def _tiles(mask: _Mask, sequence: int, queries: list[_Line], keys: list[_Line]) -> list[Tile]:
+def _tiles(mask: Mask, sequence: int, queries: list[Line], keys: list[Line]) -> list[Tile]:
     """One sequence's live cells in as few tiles as its layout allows: joined along the rows first, then across them."""
     left, right, stride, shift = mask.left, mask.right, mask.stride, mask.shift[sequence]
     boxes: list[_Box] = []
@@ -359,7 +260,7 @@ def _launches(sequences: Iterable[list[Tile]]) -> list[Launch]:
 @lru_cache(64)
 def _alive(queries: Division, keys: Division, window: Window, route: Route) -> set[int]:
     """The hops on which any rank has a live cell, and hop 0."""
-    mask, rows, columns = _Mask(queries, keys, window), _shards(queries).held, _shards(keys).held
+    mask, rows, columns = Mask(queries, keys, window), shards(queries).held, shards(keys).held
     sources, _, _, again = traffic(route, queries.cp_size)
     hop_of = [{source: hop for hop, owners in enumerate(hops) for source in owners} for hops in sources]
     alive = {0}
@@ -381,13 +282,13 @@ def _alive(queries: Division, keys: Division, window: Window, route: Route) -> s
 
 
 def _waiting(
-    mask: _Mask, sequence: int, rows: list[_Shard], columns: list[_Shard], again: list[bool]
-) -> list[tuple[int, _Line]]:
+    mask: Mask, sequence: int, rows: list[Shard], columns: list[Shard], again: list[bool]
+) -> list[tuple[int, Line]]:
     """With their ranks, the queries of a sequence that are computed on later hops, too or only."""
-    found: list[tuple[int, _Line]] = []
+    found: list[tuple[int, Line]] = []
     for rank, shard in enumerate(rows):
         lines = shard.get(sequence, [])
         if lines and again[rank]:
-            _, lines = _split(mask, sequence, lines, columns[rank].get(sequence, []))
+            _, lines = split(mask, sequence, lines, columns[rank].get(sequence, []))
         found += [(rank, line) for line in lines]
     return found

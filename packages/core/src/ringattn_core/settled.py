@@ -1,0 +1,52 @@
+"""Rows that are settled by keys of their own rank: they can be computed whole while the others' keys travel."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from ringattn_core.lines import Line, Mask
+from ringattn_core.tile import FAR
+
+
+def split(mask: Mask, sequence: int, queries: list[Line], own: list[Line]) -> tuple[list[Line], list[Line]]:
+    """The rows that see keys of their own rank only, and those that see others' too.
+
+    Where a rank's tokens are some way apart, all rows count as the latter, unless it holds all keys of the sequence.
+    """
+    first, stop = mask.borders[sequence : sequence + 2]
+    settled, others, borders = list[Line](), list[Line](), [-FAR]
+    for start, end in _joined(mask.stride, own, first, stop):
+        # No key is missed before the first of the sequence, nor after the last.
+        low, high = start + mask.left if start > first else -FAR, end - mask.right if end < stop else FAR
+        if low < high:
+            borders += [low, high]
+    borders.append(FAR)
+    if len(borders) == 2:
+        return [], queries
+    for line in queries:
+        for index, (low, high) in enumerate(pairwise(borders)):
+            (settled if index % 2 else others).extend(_cut(mask, sequence, line, low, high))
+    return settled, others
+
+
+def _joined(stride: int, lines: list[Line], first: int, stop: int) -> list[tuple[int, int]]:
+    """The stretches without a gap, from where to where, that lines of the keys of a sequence fill together."""
+    if len(lines) == 1 and stride == 1:
+        return [(lines[0][0], lines[0][0] + lines[0][1])]
+    if stride > 1:
+        return [(first, stop)] if sum(length for _, length, *_ in lines) == stop - first else []
+    runs: list[tuple[int, int]] = []
+    for start, length, *_ in sorted(lines):
+        begin = runs.pop()[0] if runs and runs[-1][1] == start else start
+        runs.append((begin, start + length))
+    return runs
+
+
+def _cut(mask: Mask, sequence: int, line: Line, begin: int, end: int) -> list[Line]:
+    """The part of a line of queries that stands at the keys from `begin` to before `end`."""
+    start, length, offset, rank = line
+    stands, stride = start + mask.shift[sequence], mask.stride
+    low, high = max(0, -((stands - begin) // stride)), min(length, -((stands - end) // stride))
+    if high - low == length:
+        return [line]
+    return [(start + low * stride, high - low, offset + low, rank)] if low < high else []
