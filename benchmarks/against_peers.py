@@ -57,7 +57,7 @@ ROWS = {
     "llama3 packings": Row(
         "contiguous", "llama3_flash_attn_varlen_func", ("gather",), packings=PACKED, per_sequence=False
     ),
-    "window 4096": Row("zigzag", "zigzag_ring_flash_attn_func", window=4095),
+    "window 4096": Row("contiguous", "ring_flash_attn_func", window=4095),
 }
 
 

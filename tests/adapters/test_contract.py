@@ -46,7 +46,7 @@ from ringattn_comms.backends.threads import run
 from ringattn_comms.communicator import Communicator, Solo
 from ringattn_core.layout import contiguous
 from ringattn_core.planner import plan
-from ringattn_core.route import gather
+from ringattn_core.route import at_once
 
 TAIL: dict[str, Any] = {
     "dropout_p": 0.0,
@@ -293,7 +293,9 @@ def test_20_llama3_is_one_launch(causal: bool) -> None:
         )
         borders = stream_borders(q, k, keys, rank, 3, 8)
         window = (-1, 0 if causal else -1)
-        schedule = plan(contiguous, gather, borders, borders, rank, 3, window=window, per_sequence=False, head_groups=2)
+        schedule = plan(
+            contiguous, at_once, borders, borders, rank, 3, window=window, per_sequence=False, head_groups=2
+        )
         assert [len(step.launches) for step in schedule.steps] == [1, 1]
 
 

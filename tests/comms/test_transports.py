@@ -21,7 +21,7 @@ from ringattn_comms.waves import Waves
 from ringattn_comms.window import Move, Window
 from ringattn_core.layout import LAYOUTS, layout_named
 from ringattn_core.planner import plan
-from ringattn_core.route import Route, route_named
+from ringattn_core.route import Route, at_once, route_named
 from ringattn_core.schedule import Schedule
 from ringattn_core.transport import KV, Alone, Transport, kv_heads
 
@@ -32,7 +32,9 @@ CASES = [(size, route) for size in (2, 3, 4, 5) for route in ROUTES if size % 2 
 HEADS, DIM, DIM_V = 3, 2, 4
 
 
-def schedules(size: int, route: str, layout: str = "zigzag", head_groups: int = 1, window: int = -1) -> list[Schedule]:
+def schedules(
+    size: int, route: str | Route, layout: str = "zigzag", head_groups: int = 1, window: int = -1
+) -> list[Schedule]:
     return [
         plan(
             layout_named(layout),
@@ -335,13 +337,14 @@ class Reaching(Recorded):
 def test_connect_is_one_sided_where_devices_reach_each_other() -> None:
     devices = torch.device("cuda"), torch.device("cpu"), None
 
-    def kinds(comm: Communicator, route: str) -> list[type[Transport]]:
+    def kinds(comm: Communicator, route: str | Route) -> list[type[Transport]]:
         schedule = schedules(comm.size, route)[comm.rank]
         return [type(connect(Reaching(comm), schedule, device)) for device in devices]
 
     for size, route, expected in (
         (3, "ring", [Pull, Ring, Ring]),
         (3, "gather", [Pull, Waves, Waves]),
+        (3, at_once, [Waves, Waves, Waves]),  # Nobody knows which of its rows the others need.
         (1, "ring", [Alone, Alone, Alone]),
     ):
         assert run(size, lambda comm, route=route: kinds(comm, route)) == [expected] * size

@@ -13,10 +13,10 @@ from plans import Case, cases, causal
 from ringattn_core.layout import contiguous, zigzag
 from ringattn_core.machine import H100, H200, Kernels, Link, Machine
 from ringattn_core.planner import plan
-from ringattn_core.route import Route, gather, ring, waves
+from ringattn_core.route import Route, at_once, gather, ring, waves
 from ringattn_core.schedule import Schedule
 from ringattn_core.shape import Shape
-from ringattn_core.simulate import choose_route, predict
+from ringattn_core.simulate import choose_route, fastest, predict
 
 SHAPE = Shape(num_heads=32, num_kv_heads=8, head_dim=128)
 FREE = Link(0.0, inf)
@@ -24,11 +24,6 @@ FREE = Link(0.0, inf)
 # One operation a second, one byte a second, no overhead: everything can be worked out by hand.
 PLAIN = Machine(Kernels(1.0, 0.0, 0.0), Kernels(1.0, 0.0, 0.0), inf, Link(0.0, 1.0), Link(0.0, 1.0), Link(0.0, 1.0))
 SMALL = Shape(num_heads=1, num_kv_heads=1, head_dim=1, itemsize=1)  # 4 operations a cell, 2 bytes a token
-
-
-def at_once(cp_rank: int, cp_size: int) -> tuple[tuple[int, ...], ...]:
-    """Everyone's keys on one hop, one's own among them."""
-    return (tuple(range(cp_size)),)
 
 
 @pytest.mark.parametrize(
@@ -158,13 +153,13 @@ def test_predictions_hold_together(case: Case) -> None:
 
 
 def routes(tokens: int, cp_size: int = 8) -> dict[str, Sequence[Schedule]]:
-    candidates = {"ring": ring, "waves(2)": waves(2), "waves(3)": waves(3), "gather": gather}
+    candidates = {"waves(2)": waves(2), "waves(3)": waves(3), "gather": gather, "ring": ring}
     return {name: causal(zigzag, route, cp_size, tokens) for name, route in candidates.items()}
 
 
 def test_waves_are_chosen_where_launches_are_small_and_any_memory_will_do() -> None:
     assert choose_route(routes(8 * 4096), SHAPE, H200).startswith("waves")
-    assert choose_route(routes(8 * 4096), SHAPE, H200, backward=False, one_sided=True) == "waves(2)"
+    assert choose_route(routes(8 * 4096), SHAPE, H200, backward=False, one_sided=True).startswith("waves")
 
 
 def test_a_bound_on_memory_leaves_the_ring() -> None:
@@ -175,7 +170,18 @@ def test_a_bound_on_memory_leaves_the_ring() -> None:
 
 
 def test_equal_routes_go_to_the_first() -> None:
-    assert choose_route(routes(2 * 4096, cp_size=2), SHAPE, H200, backward=False) == "ring"
+    planned = routes(2 * 4096, cp_size=2)
+    assert choose_route(planned, SHAPE, H200, backward=False) == "waves(2)"
+    backwards = {name: planned[name] for name in ("ring", "waves(2)")}
+    assert choose_route(backwards, SHAPE, H200, backward=False) == "ring"
+
+
+def test_what_no_prediction_can_tell_goes_to_the_first() -> None:
+    once = predict(causal(zigzag, ring, 2, 8), SMALL, PLAIN)
+    times = {"first": 1.015, "second": 1.0, "third": 1.03}
+    forecasts = {name: replace(once, time=time) for name, time in times.items()}
+    assert fastest(forecasts) == "first"
+    assert fastest(forecasts | {"first": replace(once, time=1.03)}) == "second"
 
 
 def test_a_schedule_of_nothing_takes_no_time() -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,12 +14,13 @@ from ringattn import checks
 from ringattn.context_parallel import ContextParallel
 from ringattn.lengths import Borders, Lengths, read, repeated
 from ringattn_comms.connect import connect
-from ringattn_core.auto import CANDIDATES, auto_route
+from ringattn_core.auto import CANDIDATES, auto_route, magnitude
+from ringattn_core.errors import UnsupportedError
 from ringattn_core.execute import Gradients, Result, attend, attend_backward
 from ringattn_core.kernel import Kernel, Options
-from ringattn_core.kernels.choose import choose
+from ringattn_core.kernels.choose import choose, question
 from ringattn_core.kernels.reference import Reference
-from ringattn_core.machine import Machine, machine_of
+from ringattn_core.machine import machine_of
 from ringattn_core.planner import plan
 from ringattn_core.schedule import Schedule
 from ringattn_core.shape import ACCUMULATOR, Shape
@@ -50,16 +52,15 @@ class Request:
         checks.parallel(self.cp, k)
         window = checks.window(self.causal, self.window_size)
         batch, tokens = q.shape[:2] if q.dim() == 4 else (1, q.shape[0])
-        schedule = _schedule(self, q, k, v, batch, window)
-        checks.shares(schedule, q, k, batch)
         if alibi_slopes is not None and alibi_slopes.dim() == 2:
             alibi_slopes = alibi_slopes.repeat_interleave(tokens, dim=0)
         options = Options(self.softmax_scale, self.softcap, alibi_slopes, self.dropout_p, seed, self.deterministic)
         # A dropout mask of a kernel's own could not be had again from another one: see `Call.backward`.
         lse_gradient = self.return_lse and self.dropout_p > 0
-        flat_q, flat_k, flat_v = (flattened(x) for x in (q, k, v))
-        kernel = choose(flat_q, flat_k, flat_v, schedule, options, self.cp.kernel, lse_gradient=lse_gradient)
-        return Call(schedule, self.cp, kernel, options)
+        kernels = Kernels(flattened(q), flattened(k), flattened(v), options, self.cp.kernel, lse_gradient)
+        schedule = _schedule(self, q, k, batch, window, kernels)
+        checks.shares(schedule, q, k, batch)
+        return Call(schedule, self.cp, kernels.choose(schedule), options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,32 @@ def _no_autocast(device: torch.device) -> AbstractContextManager[None]:
     return torch.autocast(device.type, enabled=False) if autocasts(device) else nullcontext()
 
 
-def _schedule(request: Request, q: Tensor, k: Tensor, v: Tensor, batch: int, window: tuple[int, int]) -> Schedule:
+class Kernels(NamedTuple):
+    """All that the choice of a kernel depends on beside the schedule."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    options: Options
+    name: str | None
+    lse_gradient: bool
+
+    def choose(self, schedule: Schedule) -> Kernel:
+        """Raises what `choose` does."""
+        return choose(self.q, self.k, self.v, schedule, self.options, self.name, lse_gradient=self.lse_gradient)
+
+    def able(self, schedule: Schedule) -> str | None:
+        """The name of the kernel, None where there is but the slow one, or none."""
+        try:
+            chosen = self.choose(schedule).name
+        except UnsupportedError:
+            return None
+        return None if chosen == "reference" else chosen
+
+
+def _schedule(
+    request: Request, q: Tensor, k: Tensor, batch: int, window: tuple[int, int], kernels: Kernels
+) -> Schedule:
     """The plan for rows of these lengths, `batch` of them laid end to end."""
     cp, cu_seqlens_k = request.cp, request.cu_seqlens_k
     stated = cp.cu_seqlens if request.cu_seqlens is None else request.cu_seqlens
@@ -143,7 +169,7 @@ def _schedule(request: Request, q: Tensor, k: Tensor, v: Tensor, batch: int, win
     assert callable(cp.layout), "the name was looked up when cp was made"
     return plan(
         cp.layout,
-        cp.route if callable(cp.route) else CANDIDATES[_auto(cp, borders_q[-1] * batch, window, q, k, v)],
+        cp.route if callable(cp.route) else CANDIDATES[_auto(cp, borders_q[-1] * batch, window, kernels)],
         repeated(borders_q, batch),
         repeated(borders_k, batch),
         cp.cp_rank,
@@ -155,19 +181,24 @@ def _schedule(request: Request, q: Tensor, k: Tensor, v: Tensor, batch: int, win
     )
 
 
-def _auto(cp: ContextParallel, tokens: int, window: tuple[int, int], q: Tensor, k: Tensor, v: Tensor) -> str:
+def _auto(cp: ContextParallel, tokens: int, window: tuple[int, int], kernels: Kernels) -> str:
     """The name of the fastest route, without a word between the ranks: all of them see the same numbers."""
-    on_gpu, itemsize = q.device.type == "cuda", q.element_size()
-    one_sided = on_gpu and cp.cp_size <= torch.cuda.device_count()
-    shape = Shape(
-        *(q.shape[-2], k.shape[-2], q.shape[-1], v.shape[-1], itemsize),
-        grad_itemsize=itemsize if one_sided else ACCUMULATOR,
-    )
-    machine = _machine(q.device, cp.kernel or "flash_attn_4") if on_gpu else None
     assert callable(cp.layout), "the name was looked up when cp was made"
-    return auto_route(cp.layout, tokens, cp.cp_size, window, shape, machine, one_sided=one_sided)
+    if kernels.q.device.type != "cuda":
+        return "waves"  # Of other devices nothing is known.
+    asked = cp.layout, magnitude(tokens), cp.cp_size, window, question(*kernels)
+    if asked not in _ROUTES:
+        q, k, v, *_ = kernels
+        one_sided, itemsize = cp.cp_size <= torch.cuda.device_count(), q.element_size()
+        shape = Shape(
+            *(q.shape[-2], k.shape[-2], q.shape[-1], v.shape[-1], itemsize),
+            grad_itemsize=itemsize if one_sided else ACCUMULATOR,
+        )
+        machine = machine_of(torch.cuda.get_device_name(q.device))
+        _ROUTES[asked] = auto_route(
+            cp.layout, tokens, cp.cp_size, window, shape, machine, one_sided=one_sided, kernel=kernels.able
+        )
+    return _ROUTES[asked]
 
 
-@cache
-def _machine(device: torch.device, kernel: str) -> Machine:
-    return machine_of(torch.cuda.get_device_name(device)).running(kernel)
+_ROUTES: dict[Hashable, str] = {}

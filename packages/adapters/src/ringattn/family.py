@@ -21,7 +21,7 @@ from ringattn.llama3 import head_groups, stream_borders
 from ringattn.untraced import untraced
 from ringattn_comms.connect import Group
 from ringattn_core.layout import Layout, contiguous
-from ringattn_core.route import Route, gather
+from ringattn_core.route import Route, at_once, gather
 from ringattn_core.tile import Window
 
 Function = Callable[..., Any]
@@ -160,7 +160,7 @@ def llama3(prefix: str) -> tuple[Function, Function, Function]:
     ) -> Any:
         checks.shapes(q, k, v)
         groups = head_groups(k, heads_k_stride)
-        cp = ContextParallel(group, contiguous, gather, per_sequence=False, head_groups=groups)
+        cp = ContextParallel(group, contiguous, at_once, per_sequence=False, head_groups=groups)
         borders = stream_borders(cu_seqlens_q, cu_seqlens_k, local_k_slice, cp.cp_rank, cp.cp_size, q.shape[-3])
         tail = dropout_p, softmax_scale, causal, window_size, alibi_slopes, deterministic, return_attn_probs
         return _attend(q, k, v, cp, borders, *tail)

@@ -62,8 +62,8 @@ def stream_borders(
 ) -> Borders:
     """Borders of the whole stream under which this rank's `length` queries see just the keys that it was told.
 
-    What lies before and after its slice counts as sequences of others. Every rank's view gives the same communication,
-    an all-gather of everything, so that it does not matter that the views differ.
+    What lies before and after its slice counts as sequences of others. So the ranks' views differ, and a route that
+    communicates the same for all of them is needed: `at_once`.
     """
     if not isinstance(local_k_slice, slice):
         raise TypeError(f"local_k_slice must be a slice of the gathered keys, got {local_k_slice!r}.")

@@ -11,6 +11,7 @@ from ringattn_comms.communicator import Communicator
 from ringattn_comms.pull import Pull
 from ringattn_comms.ring import Ring
 from ringattn_comms.waves import Waves
+from ringattn_core.route import at_once
 from ringattn_core.schedule import Schedule
 from ringattn_core.transport import Alone, Transport
 
@@ -55,14 +56,13 @@ def communicator(group: Group) -> Communicator:
 def connect(group: Group, schedule: Schedule, device: torch.device | None = None) -> Transport:
     """The transport of a group for a schedule and tensors on a device (None: a CPU). Raises what `communicator` does.
 
-    One-sided where the ranks' devices can address each other's memory; else from neighbour to neighbour if every hop is
-    a ring's, and straight from the owners if not.
+    One-sided where the ranks' devices can address each other's memory and the ranks know what the others need; else
+    from neighbour to neighbour if every hop is a ring's, and straight from the owners if not.
     """
     comm = communicator(group)
     if comm.size == 1:
         return Alone()
     device = device or torch.device("cpu")
-    windows = comm.windows(device)
-    if windows:
+    if schedule.route is not at_once and (windows := comm.windows(device)):
         return Pull(comm.rank, windows)
     return (Ring if schedule.shifts else Waves)(comm, comm.twin(device))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable, Sequence
 
 from ringattn_core.layout import Layout
 from ringattn_core.machine import Machine
 from ringattn_core.planner import plan_all
 from ringattn_core.route import Route, gather, ring, waves
+from ringattn_core.schedule import Schedule
 from ringattn_core.shape import Shape
-from ringattn_core.simulate import choose_route
+from ringattn_core.simulate import Forecast, fastest, predict
 from ringattn_core.tile import Window
 
 # In order of preference, where predictions are equal.
@@ -18,21 +19,44 @@ _MOST_RANKS = 16  # To plan for all of more ranks takes longer than the choice i
 
 
 def auto_route(
-    layout: Layout, tokens: int, cp_size: int, window: Window, shape: Shape, machine: Machine | None, *, one_sided: bool
+    layout: Layout,
+    tokens: int,
+    cp_size: int,
+    window: Window,
+    shape: Shape,
+    machine: Machine | None,
+    *,
+    one_sided: bool,
+    kernel: Callable[[Schedule], str | None] | None = None,
 ) -> str:
     """The name of the route for `tokens` on all ranks together; without a machine to predict for, "waves".
 
-    They count as one sequence of the next power of two, so that batches of other lengths and packings need no new
-    choice, and all ranks, who see the same number, choose the same.
+    They count as one sequence of the next power of two, their `magnitude`, so that batches of other lengths and
+    packings need no new choice, and all ranks, who see the same number, choose the same. `kernel` names the kernel that
+    computes a schedule, or None where there is none that should: not every kernel can do what every route asks of it.
     """
     if machine is None or cp_size > _MOST_RANKS or tokens == 0:
         return "waves"
-    return _fastest(layout, 1 << (tokens - 1).bit_length(), cp_size, window, shape, machine, one_sided)
+    forecasts = {}
+    for name, route in CANDIDATES.items():
+        planned = plan_all(layout, route, (0, magnitude(tokens)), cp_size, window=window)
+        forecast = _forecast(planned, shape, machine, one_sided, {kernel(each) for each in planned} if kernel else {""})
+        if forecast is not None:
+            forecasts[name] = forecast
+    return fastest(forecasts) if forecasts else "waves"
 
 
-@lru_cache(256)
-def _fastest(
-    layout: Layout, tokens: int, cp_size: int, window: Window, shape: Shape, machine: Machine, one_sided: bool
-) -> str:
-    planned = {name: plan_all(layout, route, (0, tokens), cp_size, window=window) for name, route in CANDIDATES.items()}
-    return choose_route(planned, shape, machine, one_sided=one_sided)
+def magnitude(tokens: int) -> int:
+    """The next power of two."""
+    return 1 << max(tokens - 1, 0).bit_length()
+
+
+def _forecast(
+    planned: Sequence[Schedule], shape: Shape, machine: Machine, one_sided: bool, kernels: set[str | None]
+) -> Forecast | None:
+    """For the slowest of the kernels that the ranks would take."""
+    if None in kernels:
+        return None
+    machines = [machine.running(kernel) for kernel in kernels if kernel is not None]
+    forecasts = [predict(planned, shape, each, backward=True, one_sided=one_sided) for each in machines]
+    return max(forecasts, key=lambda forecast: forecast.time)

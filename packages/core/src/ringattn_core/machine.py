@@ -57,23 +57,23 @@ SPEED = {"cudnn": (0.89, 0.89), "torch_flash": (0.49, 0.50), "flash_attn_2": (0.
 # Launches were timed in November 2026 by `benchmarks/against_peers.py` and `play_ranks.py`: flash-attn-4 4.0.0b36 in
 # bf16, 32 query heads, 8 kv heads, head_dim 128, PyTorch 2.11, steps side by side, which hides part of every ramp.
 # Links were timed on two H200s joined by NVLink (NV18): NCCL 2.28.9 send/recv takes 82, 98, 148 and 468 us for 1, 8, 32
-# and 128 MiB, all_gather 29, 65, 159 and 550 us, `copy_` from a peer's symmetric memory 17, 27, 95 and 365 us, a
-# barrier 8 us. Two H100s have the same links.
+# and 128 MiB, all_gather 29, 65, 159 and 550 us, `copy_` from a peer's symmetric memory 17, 27, 95 and 365 us. Before
+# it keys are laid out and the ranks meet, which is most of the 30 us. Two H100s have the same links.
 _LINKS = {
     "two_sided": Link(latency=70e-6, bandwidth=330e9),
     "collective": Link(latency=30e-6, bandwidth=258e9),
-    "one_sided": Link(latency=8e-6, bandwidth=373e9),
+    "one_sided": Link(latency=30e-6, bandwidth=373e9),
 }
 H100 = Machine(
-    forward=Kernels(flops=730e12, ramp=40e-6, call=71e-6),
-    backward=Kernels(flops=640e12, ramp=130e-6, call=100e-6),
+    forward=Kernels(flops=730e12, ramp=25e-6, call=71e-6),
+    backward=Kernels(flops=635e12, ramp=100e-6, call=100e-6),
     memory=2.75e12,  # what the fold of 64 MiB into as much reaches
     **_LINKS,
 )
 H200 = Machine(
-    forward=Kernels(flops=695e12, ramp=40e-6, call=71e-6),
-    backward=Kernels(flops=600e12, ramp=130e-6, call=100e-6),
-    memory=3.8e12,  # not measured: four fifths of the 4.8 TB/s in NVIDIA's data sheet
+    forward=Kernels(flops=715e12, ramp=20e-6, call=71e-6),
+    backward=Kernels(flops=630e12, ramp=80e-6, call=100e-6),
+    memory=4.1e12,
     **_LINKS,
 )
 MACHINES = {"h100": H100, "h200": H200}

@@ -51,6 +51,14 @@ def waves(count: int) -> Route:
 gather = waves(1)
 
 
+def at_once(cp_rank: int, cp_size: int) -> tuple[tuple[int, ...], ...]:
+    """Everyone's shards on one hop, whatever the mask: for ranks that do not know each other's sequences.
+
+    Whole shards travel then, for nobody knows which rows of its own the others need.
+    """
+    return (tuple(range(cp_size)),)
+
+
 @cache
 def double_ring(inner: int) -> Route:
     """One's own keys, then those of the same node (`inner` ranks side by side), then node after node."""

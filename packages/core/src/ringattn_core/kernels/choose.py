@@ -88,12 +88,7 @@ def choose(
     in? Kernels that derive delta themselves have no place for it. Raises UnsupportedError if the named kernel cannot
     do it, saying why and naming one that can, and ValueError if there is no kernel of that name.
     """
-    known = _CHOSEN.setdefault(schedule, {})
-    key = (
-        *(q.device, q.dtype, k.dtype, v.dtype, q.shape[1:], k.shape[1:], v.shape[1:]),
-        *(options.softcap, None if options.alibi_slopes is None else options.alibi_slopes.shape[:-1]),
-        *(options.dropout_p, options.deterministic, name, lse_gradient),
-    )
+    known, key = _CHOSEN.setdefault(schedule, {}), question(q, k, v, options, name, lse_gradient)
     kernel = known.get(key)
     if kernel is None:
         kernel = known[key] = _choose(q, k, v, schedule, options, name, lse_gradient)
@@ -101,6 +96,15 @@ def choose(
 
 
 _CHOSEN: WeakKeyDictionary[Schedule, dict[Hashable, Kernel]] = WeakKeyDictionary()
+
+
+def question(q: Tensor, k: Tensor, v: Tensor, options: Options, name: str | None, lse_gradient: bool) -> Hashable:
+    """All that a choice depends on beside the schedule."""
+    return (
+        *(q.device, q.dtype, k.dtype, v.dtype, q.shape[1:], k.shape[1:], v.shape[1:]),
+        *(options.softcap, None if options.alibi_slopes is None else options.alibi_slopes.shape[:-1]),
+        *(options.dropout_p, options.deterministic, name, lse_gradient),
+    )
 
 
 def refusal(

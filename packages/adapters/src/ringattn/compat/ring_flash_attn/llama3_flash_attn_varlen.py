@@ -8,10 +8,10 @@ from ringattn import (
 )
 from ringattn.compat.raw import llama3
 from ringattn_core.layout import contiguous
-from ringattn_core.route import gather
+from ringattn_core.route import at_once
 
 llama3_flash_attn_varlen_forward, llama3_flash_attn_varlen_backward = llama3(
-    "llama3_flash_attn_varlen", contiguous, gather
+    "llama3_flash_attn_varlen", contiguous, at_once
 )
 
 __all__ = [

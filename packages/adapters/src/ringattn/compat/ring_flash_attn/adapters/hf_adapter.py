@@ -21,7 +21,7 @@ from ringattn.context_parallel import ContextParallel
 from ringattn.llama3 import ContractError, head_groups, llama3_flash_attn_prepare_cu_seqlens, stream_borders
 from ringattn.untraced import untraced
 from ringattn_core.layout import contiguous
-from ringattn_core.route import gather
+from ringattn_core.route import at_once
 
 Forward = Callable[..., Any]
 
@@ -88,7 +88,7 @@ def create_ring_flash_attention_forward(process_group: dist.ProcessGroup, heads_
                 "after a rank's last query: load a model that is not causal with another attn_implementation."
             )
         cp = ContextParallel(
-            process_group, contiguous, gather, per_sequence=False, head_groups=head_groups(key_states, heads_k_stride)
+            process_group, contiguous, at_once, per_sequence=False, head_groups=head_groups(key_states, heads_k_stride)
         )
         left = -1 if sliding_window is None else sliding_window - 1
         if deterministic is None:
