@@ -2,9 +2,9 @@
 
     torchrun --standalone --nproc-per-node 2 benchmarks/small_shards.py --tokens 512 1024
 
-Zigzag, forward and forward with backward, each captured once and replayed, route by route. "Kernels alone" are the same
-launches on the same GPU, one after the other in a graph of their own. The slowest rank counts, medians of interleaved
-runs.
+Zigzag, forward and forward with backward, route by route; some calls are captured in one graph, as those of a model's
+layers would be, and replayed. "Kernels alone" are the same launches on the same GPU, one after the other in a graph of
+their own. Microseconds of a call; the slowest rank counts, medians of interleaved runs.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from ringattn_core.planner import plan
 from ringattn_core.route import route_named
 
 
-def captured(function: Callable[[], object]) -> Callable[[], None]:
-    """Replays what a function asks of the GPU."""
+def captured(function: Callable[[], object], calls: int) -> Callable[[], None]:
+    """Replays what some calls of a function ask of the GPU."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -38,7 +38,8 @@ def captured(function: Callable[[], object]) -> Callable[[], None]:
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        function()
+        for _ in range(calls):
+            function()
 
     def replay() -> None:
         graph.replay()
@@ -85,24 +86,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, nargs="+", default=[512, 1024], help="tokens on each GPU")
     parser.add_argument("--routes", nargs="+", default=["waves", "gather"])
+    parser.add_argument("--calls", type=int, nargs="+", default=[1, 8], help="in one graph")
     parser.add_argument("--kernel", default="flash_attn_4")
     parser.add_argument("--repeats", type=int, default=20)
     arguments = parser.parse_args()
     rank = int(os.environ["LOCAL_RANK"])
     torch.cuda.set_device(rank)
     dist.init_process_group("nccl", device_id=torch.device("cuda", rank))
-    for tokens, route in product(arguments.tokens, arguments.routes):
+    for tokens, route, calls in product(arguments.tokens, arguments.routes, arguments.calls):
         cases = {
-            f"{name} {backward}": captured(make(tokens, arguments.kernel, route, backward=backward))
+            f"{name} {backward}": captured(make(tokens, arguments.kernel, route, backward=backward), calls)
             for backward in (False, True)
             for name, make in (("kernels alone", alone), ("ours", ours))
         }
         times = interleaved_ranks(cases, arguments.repeats, span=4.0, most=20)
         for backward, kind in ((False, "forward"), (True, "both")):
-            whole, kernels = times[f"ours {backward}"].gpu * 1e3, times[f"kernels alone {backward}"].gpu * 1e3
+            whole, kernels = (times[f"{name} {backward}"].gpu / calls * 1e3 for name in ("ours", "kernels alone"))
             if rank == 0:
-                print(f"{tokens:6} tokens a GPU, {route:8} {kind:8}: {whole:6.1f} us, kernels alone {kernels:6.1f} us: "
-                      f"{whole / kernels:.2f} times", flush=True)  # fmt: skip
+                print(f"{tokens:6} tokens a GPU, {route:8} {calls} calls, {kind:8}: {whole:6.1f} us, kernels alone "
+                      f"{kernels:6.1f} us: {whole / kernels:.2f} times", flush=True)  # fmt: skip
     dist.destroy_process_group()
 
 

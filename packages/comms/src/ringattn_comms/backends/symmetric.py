@@ -64,13 +64,13 @@ class _SymmetricWindow(Window):
     def barrier(self) -> None:
         self._handle.barrier(channel=0)
 
-    def exchange(self, first: Sequence[Move], then: Sequence[Move], *, small: bool) -> None:
+    def exchange(self, first: Sequence[Move], then: Sequence[Move], *, small: bool, beside: bool) -> None:
         if small and has_triton():
             from ringattn_comms.backends.exchange import exchange
 
-            exchange(first, then, self._bells, self._handle.rank)
+            exchange(first, then, self._bells, self._handle.rank, beside=beside)
         else:
-            super().exchange(first, then, small=small)
+            super().exchange(first, then, small=small, beside=beside)
 
 
 @cache
