@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
+_HEAD_START = 16_000_000  # cycles for a call, some 8 ms: what a slow host needs to ask for one
+
 
 def interleaved(cases: Mapping[str, Callable[[], object]], repeats: int, warm_up: int = 2) -> dict[str, float]:
     """The median time of each case in milliseconds, one run of each in turn, `repeats` times.
@@ -39,13 +41,18 @@ class Times(NamedTuple):
 
 
 def interleaved_ranks(
-    cases: Mapping[str, Callable[[], object]], repeats: int, span: float = 8.0, most: int = 4
+    cases: Mapping[str, Callable[[], object]],
+    repeats: int,
+    span: float = 8.0,
+    most: int = 4,
+    head_start: int = _HEAD_START,
 ) -> dict[str, Times]:
     """The same on every rank of the default group: of each run the slowest rank's time, and of those the median.
 
     All ranks begin a case together and call it for some `span` milliseconds, at most `most` times; the mean call
     counts. The GPU begins when the host has asked for all of it, and what the host needs is told apart: where that is
     more than what the GPU needs, a program that does nothing else waits for its host, and a CUDA graph is the cure.
+    `head_start`: the cycles that its host gets for each call.
     """
     alone = torch.tensor(list(interleaved(cases, repeats=2).values()), device="cuda")
     dist.all_reduce(alone, dist.ReduceOp.MAX)  # All ranks make the same number of calls.
@@ -54,7 +61,7 @@ def interleaved_ranks(
     for _ in range(repeats):
         for name, case in cases.items():
             torch.cuda.synchronize()
-            torch.cuda._sleep(calls[name] * _HEAD_START)
+            torch.cuda._sleep(calls[name] * head_start)
             dist.all_reduce(flag)  # Clocks differ, so that the ranks wake up at different times.
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
@@ -68,6 +75,3 @@ def interleaved_ranks(
     dist.all_reduce(times, dist.ReduceOp.MAX)
     medians = times.view(repeats, len(cases), 2).median(dim=0).values.tolist()
     return {name: Times(*median) for name, median in zip(cases, medians, strict=True)}
-
-
-_HEAD_START = 16_000_000  # cycles for a call, some 8 ms: what a slow host needs to ask for one

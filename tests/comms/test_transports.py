@@ -215,9 +215,9 @@ def test_ranks_meet_as_often_as_each_other(route: str) -> None:
         window = windows.at_least(1 << 16)
         exchange = window.exchange
 
-        def counted(first: Sequence[Move], then: Sequence[Move], *, small: bool, beside: bool) -> None:
+        def counted(first: Sequence[Move], then: Sequence[Move], *, small: bool) -> None:
             met.append(small)
-            exchange(first, then, small=small, beside=beside)
+            exchange(first, then, small=small)
 
         window.exchange = counted  # type: ignore[method-assign]
         found = []

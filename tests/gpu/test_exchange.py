@@ -1,7 +1,4 @@
-"""The kernel that exchanges small messages, between two streams of one GPU that play two ranks.
-
-The first computes meanwhile, so that it takes few blocks and the other many.
-"""
+"""The kernel that exchanges small messages, between two streams of one GPU that play two ranks."""
 
 from __future__ import annotations
 
@@ -31,7 +28,7 @@ def test_everyone_reads_what_everyone_wrote(tokens: int) -> None:
 
     windows = [torch.zeros(2, tokens, 2, 96, device="cuda", dtype=torch.bfloat16) for _ in range(SIZE)]
     bells = tuple(torch.zeros(SIZE, device="cuda", dtype=torch.int64) for _ in range(SIZE))
-    rung = lambda first, then, rank: exchange(first, then, bells, rank, beside=rank == 0)  # noqa: E731
+    rung = lambda first, then, rank: exchange(first, then, bells, rank)  # noqa: E731
     for _ in range(20):
         own = torch.randn(SIZE, 2, tokens, 2, 96, device="cuda").bfloat16()
         found = torch.full_like(own, torch.nan)
@@ -54,10 +51,7 @@ def test_many_moves_and_scattered_ones() -> None:
     found = torch.full_like(windows, torch.nan)
     first = [[(windows[rank, part], own[rank, part]) for part in range(30)] for rank in range(SIZE)]
     then = [[(found[rank, part], windows[1 - rank, part]) for part in range(30)] for rank in range(SIZE)]
-    ranks(
-        lambda before, after, rank: exchange(before, after, bells, rank, beside=rank == 0),
-        list(zip(first, then, strict=True)),
-    )
+    ranks(lambda before, after, rank: exchange(before, after, bells, rank), list(zip(first, then, strict=True)))
     assert torch.equal(found[0], own[1]) and torch.equal(found[1], own[0])
 
 
@@ -71,7 +65,7 @@ def test_replayed() -> None:
     windows, found = (torch.zeros(SIZE, 256, 128, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     own = torch.randn(SIZE, 256, 128, device="cuda").bfloat16()
     moves = [([(windows[rank], own[rank])], [(found[rank], windows[1 - rank])]) for rank in range(SIZE)]
-    rung = lambda first, then, rank: exchange(first, then, bells, rank, beside=rank == 0)  # noqa: E731
+    rung = lambda first, then, rank: exchange(first, then, bells, rank)  # noqa: E731
     ranks(rung, moves)
     ranks(rung, [([], [])] * SIZE)
     torch.cuda.synchronize()

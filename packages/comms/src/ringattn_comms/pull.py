@@ -41,9 +41,9 @@ class Pull:
         self._small = sum(schedule.shard_size * x.shape[1:].numel() * x.element_size() for x in kv) <= _SMALL
         # Until the ranks have met nobody's keys are in place.
         self._to_lay_out: list[Move] | None = self._own_keys()
-        arrive = self._fetch(schedule.steps[0], beside=False)
+        arrive = self._fetch(schedule.steps[0])
         for step, following in pairwise(schedule.steps):
-            keys, arrive = arrive(), self._fetch(following, beside=bool(step.launches))
+            keys, arrive = arrive(), self._fetch(following)
             yield step, keys
         keys, all_have_read = arrive(), self._meet(self._to_lay_out or [])
         yield schedule.steps[-1], keys
@@ -75,7 +75,7 @@ class Pull:
     def _meet(self, first: list[Move]) -> Callable[[], None]:
         """Beside the attention, some moves, and then a meeting of all ranks; the answer waits for it."""
         with self._side.after_main():
-            self._window.exchange(first, [], small=self._small, beside=False)
+            self._window.exchange(first, [], small=self._small)
             return self._side.event()
 
     def _own_keys(self) -> list[Move]:
@@ -87,11 +87,8 @@ class Pull:
             for place, x in zip(group.keys, group.own, strict=True)
         ]
 
-    def _fetch(self, step: Step, beside: bool) -> Callable[[], KV]:
-        """Begin to read a step's keys from their owners; the answer adds this rank's own and waits for them.
-
-        `beside`: is a step computed meanwhile?
-        """
+    def _fetch(self, step: Step) -> Callable[[], KV]:
+        """Begin to read a step's keys from their owners; the answer adds this rank's own and waits for them."""
         group = self._groups[step.head_group]
         if step.sources == (self._rank,):
             return lambda: group.own
@@ -107,7 +104,7 @@ class Pull:
             if self._to_lay_out is None:
                 copy(far)
             else:
-                self._window.exchange(self._to_lay_out, far, small=self._small, beside=beside)
+                self._window.exchange(self._to_lay_out, far, small=self._small)
                 self._to_lay_out = None
             arrived = self._side.event()
 

@@ -26,11 +26,8 @@ class Window(ABC):
     def barrier(self) -> None:
         """What any rank does after this, on the stream that is current, comes after what all ranks did before it."""
 
-    def exchange(self, first: Sequence[Move], then: Sequence[Move], *, small: bool, beside: bool) -> None:
-        """Some moves, a barrier, and others: all ranks call this together, each with its own, `small` or not alike.
-
-        `beside`: does this rank compute meanwhile?
-        """
+    def exchange(self, first: Sequence[Move], then: Sequence[Move], *, small: bool) -> None:
+        """Some moves, a barrier, and others: all ranks call this together, each with its own, `small` or not alike."""
         copy(first)
         self.barrier()
         copy(then)

@@ -8,7 +8,6 @@ between two GPUs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -16,25 +15,14 @@ from torch import Tensor
 
 from ringattn_comms.window import Move, copy
 
-_RINGS = 64  # that every rank makes in an exchange, whatever the number of its blocks: they divide it
+# That every rank makes in an exchange, and the number of its blocks where it moves anything: few enough to find room
+# beside an attention kernel of small shards, enough to fill a link. To move nothing takes one.
+_RINGS = 64
+_CHUNK = 16384  # elements that a block moves at once
 _MOST = 8  # moves that one kernel makes, before and after: more would only make it longer to compile
 
 
-class _Grid(NamedTuple):
-    blocks: int
-    chunk: int  # elements that a block moves at once
-    warps: int
-
-
-_WIDE = _Grid(64, 8192, 16)  # fills a link as soon as it can
-# Attention of small shards fills a GPU once or twice over: multiprocessors that it lacks would cost it a whole round.
-_NARROW = _Grid(4, 65536, 32)
-_SILENT = _Grid(1, 1, 1)  # moves nothing
-
-
-def exchange(
-    first: Sequence[Move], then: Sequence[Move], bells: tuple[Tensor, ...], rank: int, *, beside: bool
-) -> None:
+def exchange(first: Sequence[Move], then: Sequence[Move], bells: tuple[Tensor, ...], rank: int) -> None:
     """As of `Window.exchange`, on the current stream.
 
     `bells` are one int64 tensor in every rank's memory, where rank r counts in place r, from 0, all that it has rung.
@@ -42,9 +30,9 @@ def exchange(
     first, others = _movable(first)
     then, later = _movable(then)
     copy(others)
-    blocks, chunk, warps = (_NARROW if beside else _WIDE) if first or then else _SILENT
+    blocks = _RINGS if first or then else 1
     arguments = [tuple(part) for moves in (first, then) for part in _columns(moves)]
-    _exchange[(blocks,)](*arguments, bells, bells[rank], rank, _RINGS, blocks, chunk, num_warps=warps)
+    _exchange[(blocks,)](*arguments, bells, bells[rank], rank, _RINGS, blocks, _CHUNK, num_warps=16)
     copy(later)
 
 
@@ -80,9 +68,11 @@ def _exchange(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _move(to, source, sizes, blocks: tl.constexpr, chunk: tl.constexpr):  # type: ignore[no-untyped-def]
-    """This block's share of every move."""
+    """This block's share: as many blocks are at each move, so that all moves are under way at once."""
     for move in tl.static_range(len(to)):
-        for start in range(tl.program_id(0) * chunk, sizes[move], blocks * chunk):
-            place = start + tl.arange(0, chunk)
-            inside = place < sizes[move]
-            tl.store(to[move] + place, tl.load(source[move] + place, mask=inside), mask=inside)
+        block = tl.program_id(0) - move * (blocks // len(to))
+        if (block >= 0) & (block < blocks // len(to)):
+            for start in range(block * chunk, sizes[move], blocks // len(to) * chunk):
+                place = start + tl.arange(0, chunk)
+                inside = place < sizes[move]
+                tl.store(to[move] + place, tl.load(source[move] + place, mask=inside), mask=inside)

@@ -64,13 +64,13 @@ class _SymmetricWindow(Window):
     def barrier(self) -> None:
         self._handle.barrier(channel=0)
 
-    def exchange(self, first: Sequence[Move], then: Sequence[Move], *, small: bool, beside: bool) -> None:
+    def exchange(self, first: Sequence[Move], then: Sequence[Move], *, small: bool) -> None:
         if small and has_triton():
             from ringattn_comms.backends.exchange import exchange
 
-            exchange(first, then, self._bells, self._handle.rank, beside=beside)
+            exchange(first, then, self._bells, self._handle.rank)
         else:
-            super().exchange(first, then, small=small, beside=beside)
+            super().exchange(first, then, small=small)
 
 
 @cache
