@@ -22,7 +22,7 @@ def run(*arguments: str) -> str:
 
 def test_plan() -> None:
     output = run("plan", "--seqlen", "1M", "--cp", "8", "--layout", "zigzag", "--window", "4096", "--gpu", "h200")
-    assert "1,048,576 tokens on 8 ranks" in output and "gather ← auto" in output
+    assert "1,048,576 tokens on 8 ranks" in output and "waves ← auto" in output
     assert [line.split()[0] for line in output.splitlines() if " ms " in line] == [
         "ring",
         "waves",
