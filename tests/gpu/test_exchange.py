@@ -1,80 +1,85 @@
-"""The kernel that exchanges small messages, between two streams of one GPU that play two ranks."""
+"""The kernel that exchanges small messages, between two processes with a GPU each.
+
+Not between two streams of one GPU: the first would spin until the second rings, whose code may have to be loaded first,
+for which CUDA waits until the GPU has nothing to do.
+"""
 
 from __future__ import annotations
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
-SIZE = 2
+import processes
+from ringattn_comms.backends.symmetric import SymmetricWindows
+from ringattn_comms.window import Move, Region, Window
 
-
-def ranks(exchange, moves) -> None:
-    """All ranks' exchanges at once: `moves` says for each rank what it does before and after."""
-    streams = [torch.cuda.Stream() for _ in range(SIZE)]
-    for rank, stream in enumerate(streams):
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            exchange(*moves[rank], rank)
-    for stream in streams:
-        torch.cuda.current_stream().wait_stream(stream)
+needs_two = pytest.mark.skipif(torch.cuda.device_count() < 2, reason=f"{torch.cuda.device_count()} of 2 GPUs are here")
 
 
-@pytest.mark.gpu
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize("tokens", [1, 77, 512, 3000])
-def test_everyone_reads_what_everyone_wrote(tokens: int) -> None:
-    """Over and over in the same places: what is read is this turn's, never the last one's."""
-    from ringattn_comms.backends.exchange import exchange
+class Bench:
+    """A rank's end of a window, with tensors of one shape in it; what each rank puts there is known to both."""
 
-    windows = [torch.zeros(2, tokens, 2, 96, device="cuda", dtype=torch.bfloat16) for _ in range(SIZE)]
-    bells = tuple(torch.zeros(SIZE, device="cuda", dtype=torch.int64) for _ in range(SIZE))
-    rung = lambda first, then, rank: exchange(first, then, bells, rank)  # noqa: E731
-    for _ in range(20):
-        own = torch.randn(SIZE, 2, tokens, 2, 96, device="cuda").bfloat16()
-        found = torch.full_like(own, torch.nan)
-        first = [[(windows[rank][part], own[rank, part]) for part in range(2)] for rank in range(SIZE)]
-        then = [[(found[rank, part], windows[1 - rank][part]) for part in range(2)] for rank in range(SIZE)]
-        ranks(rung, list(zip(first, then, strict=True)))
-        assert torch.equal(found[0], own[1]) and torch.equal(found[1], own[0])
-        ranks(rung, [([], [])] * SIZE)  # all have read
+    def __init__(self, count: int, shape: tuple[int, ...]) -> None:
+        self.rank, region = dist.get_rank(), Region()
+        self.device = torch.device("cuda", self.rank)
+        self.window: Window = SymmetricWindows(None, self.device).at_least(1 << 23)
+        self.places = [region.place(shape, torch.bfloat16) for _ in range(count)]
+        self.found = torch.empty((count, *shape), dtype=torch.bfloat16, device=self.device)
+
+    def drawn(self, turn: int, rank: int) -> Tensor:
+        generator = torch.Generator(self.device).manual_seed(2 * turn + rank)
+        return torch.randn(self.found.shape, generator=generator, device=self.device).bfloat16()
+
+    def exchange(self, own: Tensor) -> None:
+        """own into this rank's memory, the other's out of its own into `found`, and both have read."""
+        first: list[Move] = [(place.on(self.window, self.rank), x) for place, x in zip(self.places, own, strict=True)]
+        then = [(x, place.on(self.window, 1 - self.rank)) for place, x in zip(self.places, self.found, strict=True)]
+        self.window.exchange(first, then, small=True)
+        self.window.exchange([], [], small=True)
 
 
-@pytest.mark.gpu
-@pytest.mark.timeout(60)
-def test_many_moves_and_scattered_ones() -> None:
+def over_and_over() -> None:
+    """In the same places: what is read is this turn's, never the last one's."""
+    for tokens in (1, 77, 512, 3000):
+        bench = Bench(2, (tokens, 2, 96))
+        for turn in range(20):
+            bench.found.fill_(torch.nan)
+            bench.exchange(bench.drawn(turn, bench.rank))
+            assert torch.equal(bench.found, bench.drawn(turn, 1 - bench.rank)), f"{tokens} tokens, turn {turn}"
+
+
+def many_and_scattered() -> None:
     """More moves than a kernel takes, and tensors with gaps, are made as well, and none too early."""
-    from ringattn_comms.backends.exchange import exchange
-
-    bells = tuple(torch.zeros(SIZE, device="cuda", dtype=torch.int64) for _ in range(SIZE))
-    windows = torch.zeros(SIZE, 30, 64, 2, 16, device="cuda", dtype=torch.bfloat16)
-    own = torch.randn(SIZE, 30, 64, 4, 16, device="cuda").bfloat16()[..., ::2, :]
-    found = torch.full_like(windows, torch.nan)
-    first = [[(windows[rank, part], own[rank, part]) for part in range(30)] for rank in range(SIZE)]
-    then = [[(found[rank, part], windows[1 - rank, part]) for part in range(30)] for rank in range(SIZE)]
-    ranks(lambda before, after, rank: exchange(before, after, bells, rank), list(zip(first, then, strict=True)))
-    assert torch.equal(found[0], own[1]) and torch.equal(found[1], own[0])
+    bench = Bench(30, (64, 2, 16))
+    for turn in range(5):
+        bench.found.fill_(torch.nan)
+        wide = bench.drawn(turn, bench.rank).repeat_interleave(2, dim=2)
+        bench.exchange(wide[:, :, ::2])
+        assert torch.equal(bench.found, bench.drawn(turn, 1 - bench.rank))
 
 
-@pytest.mark.gpu
-@pytest.mark.timeout(60)
-def test_replayed() -> None:
+def replayed() -> None:
     """A captured exchange counts its turns in memory, so that every replay waits for its own."""
-    from ringattn_comms.backends.exchange import exchange
-
-    bells = tuple(torch.zeros(SIZE, device="cuda", dtype=torch.int64) for _ in range(SIZE))
-    windows, found = (torch.zeros(SIZE, 256, 128, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    own = torch.randn(SIZE, 256, 128, device="cuda").bfloat16()
-    moves = [([(windows[rank], own[rank])], [(found[rank], windows[1 - rank])]) for rank in range(SIZE)]
-    rung = lambda first, then, rank: exchange(first, then, bells, rank)  # noqa: E731
-    ranks(rung, moves)
-    ranks(rung, [([], [])] * SIZE)
+    bench = Bench(2, (256, 2, 64))
+    own = bench.drawn(0, bench.rank)
+    bench.exchange(own)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        ranks(rung, moves)
-        ranks(rung, [([], [])] * SIZE)
-    for _ in range(5):
-        own.copy_(torch.randn(own.shape, device="cuda"))
-        found.fill_(torch.nan)
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        bench.exchange(own)
+    for turn in range(1, 6):
+        own.copy_(bench.drawn(turn, bench.rank))
+        bench.found.fill_(torch.nan)
         graph.replay()
-        assert torch.equal(found[0], own[1]) and torch.equal(found[1], own[0])
+        assert torch.equal(bench.found, bench.drawn(turn, 1 - bench.rank))
+
+
+@pytest.mark.gpu
+@needs_two
+@pytest.mark.parametrize("check", [over_and_over, many_and_scattered, replayed])
+def test_exchange(check) -> None:
+    if not torch.cuda.can_device_access_peer(0, 1):
+        pytest.skip("GPUs 0 and 1 have no access to each other's memory")
+    processes.run(2, check, timeout=100, backend="nccl")
