@@ -202,13 +202,29 @@ def test_keys_in_a_window_stay_until_all_have_read_them(head_groups: list[int]) 
     run(4, main, timeout=10)
 
 
-@pytest.mark.parametrize("route", ROUTES)
-def test_ranks_meet_as_often_as_each_other(route: str) -> None:
+def pairs(cp_rank: int, cp_size: int) -> tuple[tuple[int, ...], ...]:
+    """A route on which every second rank has its neighbour's keys at once, and the others only their own."""
+    near = (cp_rank, cp_rank - 1)[: 1 + cp_rank % 2]
+    return near, tuple(rank for rank in range(cp_size) if rank not in near)
+
+
+def documents_on_pairs() -> list[Schedule]:
+    """So that nobody needs the keys of the other pair, and every second rank nobody else's at all."""
+    borders = (0, 8, 16)
+    division = {"window": (-1, 0), "per_sequence": False, "head_groups": 2}
+    return [plan(layout_named("contiguous"), pairs, borders, borders, rank, 4, **division) for rank in range(4)]
+
+
+@pytest.mark.parametrize(
+    "plans",
+    [documents_on_pairs(), *(schedules(4, route, "contiguous", head_groups=2, window=3) for route in ROUTES)],
+    ids=["pairs", *ROUTES],
+)
+def test_ranks_meet_as_often_as_each_other(plans: list[Schedule]) -> None:
     """Whether a rank fetches or lends anything or not: twice in a forward pass, three times in a backward pass.
 
     What all of a pass's messages are, small or not, they agree on as well.
     """
-    plans = schedules(4, route, "contiguous", head_groups=2, window=3)
 
     def main(comm: Threads) -> list[tuple[int, bool]]:
         windows, met = ThreadWindows(comm), list[bool]()
@@ -228,6 +244,30 @@ def test_ranks_meet_as_often_as_each_other(route: str) -> None:
         return found
 
     assert run(4, main, timeout=10) == [[(2, True), (3, True)]] * 4
+
+
+@pytest.mark.parametrize("route", ["ring", "waves(2)", "gather"])
+def test_ranks_may_find_gradients_in_other_dtypes(route: str) -> None:
+    """Their kernels may differ, of which some round what they find and some do not."""
+    plans = schedules(2, route)
+
+    def main(comm: Threads) -> None:
+        schedule = plans[comm.rank]
+        dtype = torch.float32 if comm.rank else torch.bfloat16
+        kv = KV(*(x.bfloat16() for x in stored(schedule, comm.rank)))
+        sums = []
+        for transport in transports(comm, schedule):
+            for step, keys in transport.stream(schedule, kv):
+                found = KV(*(torch.zeros_like(x, dtype=dtype) for x in keys))
+                for piece, x in product(step.pieces, found):
+                    x[piece.columns.start : piece.columns.stop] = 1 + step.hop
+                transport.give(step, found)
+            sums.append(transport.collect())
+        for first, other in product(sums[:1], sums[1:]):
+            assert torch.equal(first.k, other.k) and torch.equal(first.v, other.v)
+        assert sums[0].k.dtype == torch.float32 and sums[0].k.max() > 1
+
+    run(2, main, timeout=10)
 
 
 class Recorded(Communicator):

@@ -16,7 +16,7 @@ from ringattn_core.planner import plan
 from ringattn_core.route import Route, at_once, gather, ring, waves
 from ringattn_core.schedule import Schedule
 from ringattn_core.shape import Shape
-from ringattn_core.simulate import choose_route, fastest, predict
+from ringattn_core.simulate import fastest, predict
 
 SHAPE = Shape(num_heads=32, num_kv_heads=8, head_dim=128)
 FREE = Link(0.0, inf)
@@ -157,23 +157,28 @@ def routes(tokens: int, cp_size: int = 8) -> dict[str, Sequence[Schedule]]:
     return {name: causal(zigzag, route, cp_size, tokens) for name, route in candidates.items()}
 
 
+def choice(planned: dict[str, Sequence[Schedule]], memory: int | None = None, **options: bool) -> str:
+    options = {"backward": True} | options
+    return fastest({name: predict(schedules, SHAPE, H200, **options) for name, schedules in planned.items()}, memory)
+
+
 def test_waves_are_chosen_where_launches_are_small_and_any_memory_will_do() -> None:
-    assert choose_route(routes(8 * 4096), SHAPE, H200).startswith("waves")
-    assert choose_route(routes(8 * 4096), SHAPE, H200, backward=False, one_sided=True).startswith("waves")
+    assert choice(routes(8 * 4096)).startswith("waves")
+    assert choice(routes(8 * 4096), backward=False, one_sided=True).startswith("waves")
 
 
 def test_a_bound_on_memory_leaves_the_ring() -> None:
     planned = routes(8 * 8192)
     least = predict(planned["ring"], SHAPE, H200, backward=True).peak_bytes
-    assert choose_route(planned, SHAPE, H200, memory=least) == "ring"
-    assert choose_route(planned, SHAPE, H200, memory=0) == "ring", "if none fits, the smallest"
+    assert choice(planned, memory=least) == "ring"
+    assert choice(planned, memory=0) == "ring", "if none fits, the smallest"
 
 
 def test_equal_routes_go_to_the_first() -> None:
     planned = routes(2 * 4096, cp_size=2)
-    assert choose_route(planned, SHAPE, H200, backward=False) == "waves(2)"
+    assert choice(planned, backward=False) == "waves(2)"
     backwards = {name: planned[name] for name in ("ring", "waves(2)")}
-    assert choose_route(backwards, SHAPE, H200, backward=False) == "ring"
+    assert choice(backwards, backward=False) == "ring"
 
 
 def test_what_no_prediction_can_tell_goes_to_the_first() -> None:

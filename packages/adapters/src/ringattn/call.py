@@ -144,7 +144,7 @@ class Kernels(NamedTuple):
         return choose(self.q, self.k, self.v, schedule, self.options, self.name, lse_gradient=self.lse_gradient)
 
     def able(self, schedule: Schedule) -> str | None:
-        """The name of the kernel, None where there is but the slow one, or none."""
+        """The name of the kernel that `choose` takes, None where that is the slow one, or where there is none."""
         try:
             chosen = self.choose(schedule).name
         except UnsupportedError:
@@ -187,6 +187,8 @@ def _auto(cp: ContextParallel, tokens: int, window: tuple[int, int], kernels: Ke
     if kernels.q.device.type != "cuda":
         return "waves"  # Of other devices nothing is known.
     asked = cp.layout, magnitude(tokens), cp.cp_size, window, question(*kernels)
+    if len(_ROUTES) > 256:
+        _ROUTES.clear()
     if asked not in _ROUTES:
         q, k, v, *_ = kernels
         one_sided, itemsize = cp.cp_size <= torch.cuda.device_count(), q.element_size()

@@ -165,7 +165,7 @@ def llama3(prefix: str) -> tuple[Function, Function, Function]:
         tail = dropout_p, softmax_scale, causal, window_size, alibi_slopes, deterministic, return_attn_probs
         return _attend(q, k, v, cp, borders, *tail)
 
-    return _named(func, prefix, "Attention over a packed stream", "tokens", _PREPARED + _STRIDE, contiguous, gather)
+    return _named(func, prefix, "Attention over a packed stream", "tokens", _PREPARED + _STRIDE, contiguous, at_once)
 
 
 def _global_borders(cu_seqlens: Tensor, q: Tensor, k: Tensor, cp: ContextParallel) -> Borders:

@@ -45,7 +45,10 @@ class Pull:
         for step, following in pairwise(schedule.steps):
             keys, arrive = arrive(), self._fetch(following)
             yield step, keys
-        keys, all_have_read = arrive(), self._meet(self._to_lay_out or [])
+        keys = arrive()
+        if self._to_lay_out is not None:  # Of a rank that reads nobody's keys others may read.
+            self._meet(self._to_lay_out)
+        all_have_read = self._meet([])
         yield schedule.steps[-1], keys
         all_have_read()
 
@@ -160,14 +163,21 @@ def _groups(schedule: Schedule, kv: KV) -> tuple[list[_Group], Region]:
     return groups, region
 
 
+_MANY = (
+    64  # sequences, of which others fetch rows here and there in a shard: to find out which takes longer than it saves
+)
+
+
 @lru_cache(256)
 def _lent_rows(schedule: Schedule) -> range:
-    """The box around all rows of a rank's shard that others fetch."""
+    """A box around all rows of a rank's shard that others fetch."""
+    if len(schedule.keys.cu_seqlens) > _MANY:
+        return range(schedule.key_length)
     rows = [piece.rows for step in schedule.first_group for piece in lent(schedule, step.hop)]
     return range(min(run.start for run in rows), max(run.stop for run in rows)) if rows else range(0)
 
 
-@lru_cache(256)
+@lru_cache(32)
 def _homes(schedule: Schedule, device: torch.device) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
     """Where the gradients of each row of a rank's keys lie: by hop in its own steps, by slot in its inbox."""
     near, far = defaultdict[int, list[tuple[range, int]]](list), defaultdict[int, list[tuple[range, int]]](list)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 Move = tuple[Tensor, Tensor]
-"""Where something goes, and what: of one shape and dtype."""
+"""Where something goes, and what: of one shape; the dtype is that of the place."""
 
 _ALIGNMENT = 256  # bytes: what every GPU kernel and copy engine is content with
 

@@ -24,18 +24,18 @@ def auto_route(
     cp_size: int,
     window: Window,
     shape: Shape,
-    machine: Machine | None,
+    machine: Machine,
     *,
     one_sided: bool,
     kernel: Callable[[Schedule], str | None] | None = None,
 ) -> str:
-    """The name of the route for `tokens` on all ranks together; without a machine to predict for, "waves".
+    """The name of the route for `tokens` on all ranks together; for very many ranks, "waves".
 
     They count as one sequence of the next power of two, their `magnitude`, so that batches of other lengths and
     packings need no new choice, and all ranks, who see the same number, choose the same. `kernel` names the kernel that
     computes a schedule, or None where there is none that should: not every kernel can do what every route asks of it.
     """
-    if machine is None or cp_size > _MOST_RANKS or tokens == 0:
+    if cp_size > _MOST_RANKS or tokens == 0:
         return "waves"
     forecasts = {}
     for name, route in CANDIDATES.items():

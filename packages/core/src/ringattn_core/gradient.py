@@ -52,8 +52,10 @@ def part_sum(like: Tensor, parts: Sequence[Part]) -> Tensor:
     """The sum of some parts, one after the other, as of `totals.add_parts`."""
     total = torch.zeros_like(like, dtype=accumulator_dtype(like.dtype))
     for found, places in parts:
-        rows = places >= 0
-        total[rows] += found[places[rows]].to(total.dtype)
+        if len(found):
+            # Not by the rows that have a place: a GPU's host would wait for their number.
+            nowhere = (places < 0).view(-1, *[1] * (found.dim() - 1))
+            total += found[places.clamp(min=0)].to(total.dtype).masked_fill(nowhere, 0.0)
     return total
 
 

@@ -33,7 +33,7 @@ def ring(cp_rank: int, cp_size: int) -> tuple[tuple[int, ...], ...]:
 def waves(count: int) -> Route:
     """One's own keys first, then all the others' in `count` - 1 waves.
 
-    With a count of 1 everything comes at once, one's own again as well, so that no row is computed in two parts.
+    With a count of 1 everything comes at once, one's own again as well: see `Route`.
     """
     if count < 1:
         raise ValueError(f"waves(count) takes a count of 1 or more, got {count}.")

@@ -67,26 +67,6 @@ def predict(
     )
 
 
-def choose_route(
-    planned: Mapping[str, Sequence[Schedule]],
-    shape: Shape,
-    machine: Machine,
-    *,
-    backward: bool = True,
-    one_sided: bool = False,
-    memory: int | None = None,
-) -> str:
-    """The name under which the fastest schedules are planned, by prediction.
-
-    `planned` has the schedules of all ranks for each route that may be taken, in order of preference: see `fastest`.
-    """
-    forecasts = {
-        name: predict(schedules, shape, machine, backward=backward, one_sided=one_sided)
-        for name, schedules in planned.items()
-    }
-    return fastest(forecasts, memory)
-
-
 def fastest(forecasts: Mapping[str, Forecast], memory: int | None = None) -> str:
     """The name of the first that is as fast as any, give or take the 2 % that no prediction can tell.
 

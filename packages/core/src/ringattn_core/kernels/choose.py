@@ -102,7 +102,7 @@ def question(q: Tensor, k: Tensor, v: Tensor, options: Options, name: str | None
     """All that a choice depends on beside the schedule."""
     return (
         *(q.device, q.dtype, k.dtype, v.dtype, q.shape[1:], k.shape[1:], v.shape[1:]),
-        *(options.softcap, None if options.alibi_slopes is None else options.alibi_slopes.shape[:-1]),
+        *(options.softcap, None if options.alibi_slopes is None else options.alibi_slopes.dim()),
         *(options.dropout_p, options.deterministic, name, lse_gradient),
     )
 
