@@ -38,8 +38,8 @@ class Waves:
             self._total = KV(*(torch.zeros_like(x, dtype=accumulator_dtype(x.dtype)) for x in self._kv))
         else:
             self._come_home(self._total)
-        # In the keys' dtype, whatever this rank's kernel found them in: another's may round, or not.
-        grads = KV(*(grad.to(x.dtype) for grad, x in zip(grads, self._kv, strict=True)))
+        # In the accumulator's dtype, whatever this rank's kernel found them in: another's may round, or not.
+        grads = KV(*(grad.to(accumulator_dtype(x.dtype)) for grad, x in zip(grads, self._kv, strict=True)))
         self._come_home = _give(self.gradients, self._schedule, step, grads)
 
     def collect(self) -> KV:
