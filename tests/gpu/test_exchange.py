@@ -12,10 +12,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 import processes
+from gpu.test_processes import missing, needs_two
 from ringattn_comms.backends.symmetric import SymmetricWindows
 from ringattn_comms.window import Move, Region, Window
-
-needs_two = pytest.mark.skipif(torch.cuda.device_count() < 2, reason=f"{torch.cuda.device_count()} of 2 GPUs are here")
 
 
 class Bench:
@@ -80,6 +79,6 @@ def replayed() -> None:
 @needs_two
 @pytest.mark.parametrize("check", [over_and_over, many_and_scattered, replayed])
 def test_exchange(check) -> None:
-    if not torch.cuda.can_device_access_peer(0, 1):
-        pytest.skip("GPUs 0 and 1 have no access to each other's memory")
+    if reason := missing("symmetric"):
+        pytest.skip(reason)
     processes.run(2, check, timeout=100, backend="nccl")

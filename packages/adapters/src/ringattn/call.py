@@ -187,9 +187,9 @@ def _auto(cp: ContextParallel, tokens: int, window: tuple[int, int], kernels: Ke
     if kernels.q.device.type != "cuda":
         return "waves"  # Of other devices nothing is known.
     asked = cp.layout, magnitude(tokens), cp.cp_size, window, question(*kernels)
-    if len(_ROUTES) > 256:
-        _ROUTES.clear()
     if asked not in _ROUTES:
+        if len(_ROUTES) == 256:
+            _ROUTES.clear()
         q, k, v, *_ = kernels
         one_sided, itemsize = cp.cp_size <= torch.cuda.device_count(), q.element_size()
         shape = Shape(

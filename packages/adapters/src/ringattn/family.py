@@ -39,8 +39,8 @@ _DOC = """{summary}, exact, over the keys of all ranks of a group.
     group: a ProcessGroup, a one-dimensional DeviceMesh, or None for all processes.
 
     Returns out, shaped like q and in its dtype, or (out, softmax_lse, None). Raises ValueError or TypeError for what
-    does not fit, before anything is communicated. The same as `ringattn.attention` with layout "{layout}" and route
-    "{route}"; arguments and results are as in zhuzilin/ring-flash-attention.
+    does not fit, before anything is communicated. The same as `ringattn.attention` in the layout `{layout}`, by
+    ringattn_core's route `{route}`; arguments and results are as in zhuzilin/ring-flash-attention.
     """
 _TENSORS = {
     "q k v": "q: ({rows}, num_heads, head_dim); k, v: ({rows}, num_kv_heads, head_dim).",

@@ -163,9 +163,8 @@ def _groups(schedule: Schedule, kv: KV) -> tuple[list[_Group], Region]:
     return groups, region
 
 
-_MANY = (
-    64  # sequences, of which others fetch rows here and there in a shard: to find out which takes longer than it saves
-)
+# Sequences, from which on others fetch rows all over a shard: to find out which takes longer than it saves.
+_MANY = 64
 
 
 @lru_cache(256)

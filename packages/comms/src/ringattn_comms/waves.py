@@ -38,8 +38,6 @@ class Waves:
             self._total = KV(*(torch.zeros_like(x, dtype=accumulator_dtype(x.dtype)) for x in self._kv))
         else:
             self._come_home(self._total)
-        # In the accumulator's dtype, whatever this rank's kernel found them in: another's may round, or not.
-        grads = KV(*(grad.to(accumulator_dtype(x.dtype)) for grad, x in zip(grads, self._kv, strict=True)))
         self._come_home = _give(self.gradients, self._schedule, step, grads)
 
     def collect(self) -> KV:
@@ -80,7 +78,8 @@ def _give(comm: Communicator, schedule: Schedule, step: Step, grads: KV) -> Call
     """Send the gradients of a step's keys to their owners; the answer adds what came home, always in one order."""
     if _stays(comm, step):
         return lambda total: _add(total, schedule, step, [grads])
-    parts = disarrange(schedule, step, pack(grads, len(grads.k)))
+    # In the accumulator's dtype, whatever this rank's kernel found them in: another's may round, or not.
+    parts = disarrange(schedule, step, pack(grads, len(grads.k)).to(accumulator_dtype(grads.k.dtype)))
     place = {rank: index for index, rank in enumerate(step.sources)}
     if len(step.sources) == comm.size:
         # Not a reduce-scatter: it would add in the dtype of the message, and in an order of its own.

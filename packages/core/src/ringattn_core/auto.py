@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from ringattn_core.layout import Layout
 from ringattn_core.machine import Machine
@@ -10,7 +10,7 @@ from ringattn_core.planner import plan_all
 from ringattn_core.route import Route, gather, ring, waves
 from ringattn_core.schedule import Schedule
 from ringattn_core.shape import Shape
-from ringattn_core.simulate import Forecast, fastest, predict
+from ringattn_core.simulate import fastest, predict
 from ringattn_core.tile import Window
 
 # In order of preference, where predictions are equal.
@@ -27,7 +27,7 @@ def auto_route(
     machine: Machine,
     *,
     one_sided: bool,
-    kernel: Callable[[Schedule], str | None] | None = None,
+    kernel: Callable[[Schedule], str | None] = lambda schedule: "flash_attn_4",
 ) -> str:
     """The name of the route for `tokens` on all ranks together; for very many ranks, "waves".
 
@@ -40,23 +40,14 @@ def auto_route(
     forecasts = {}
     for name, route in CANDIDATES.items():
         planned = plan_all(layout, route, (0, magnitude(tokens)), cp_size, window=window)
-        forecast = _forecast(planned, shape, machine, one_sided, {kernel(each) for each in planned} if kernel else {""})
-        if forecast is not None:
-            forecasts[name] = forecast
+        kernels = {kernel(schedule) for schedule in planned}
+        if None not in kernels:
+            machines = [machine.running(each) for each in kernels if each]
+            found = [predict(planned, shape, each, backward=True, one_sided=one_sided) for each in machines]
+            forecasts[name] = max(found, key=lambda forecast: forecast.time)
     return fastest(forecasts) if forecasts else "waves"
 
 
 def magnitude(tokens: int) -> int:
     """The next power of two."""
     return 1 << max(tokens - 1, 0).bit_length()
-
-
-def _forecast(
-    planned: Sequence[Schedule], shape: Shape, machine: Machine, one_sided: bool, kernels: set[str | None]
-) -> Forecast | None:
-    """For the slowest of the kernels that the ranks would take."""
-    if None in kernels:
-        return None
-    machines = [machine.running(kernel) for kernel in kernels if kernel is not None]
-    forecasts = [predict(planned, shape, each, backward=True, one_sided=one_sided) for each in machines]
-    return max(forecasts, key=lambda forecast: forecast.time)

@@ -54,7 +54,7 @@ def part_sum(like: Tensor, parts: Sequence[Part]) -> Tensor:
     for found, places in parts:
         if len(found):
             # Not by the rows that have a place: a GPU's host would wait for their number.
-            nowhere = (places < 0).view(-1, *[1] * (found.dim() - 1))
+            nowhere = (places < 0)[:, None, None]
             total += found[places.clamp(min=0)].to(total.dtype).masked_fill(nowhere, 0.0)
     return total
 

@@ -22,6 +22,7 @@ class Shards(NamedTuple):
 
 @lru_cache(64)
 def shards(division: Division) -> Shards:
+    """What every rank of a division holds, worked out once."""
     held: list[Shard] = [{} for _ in range(division.cp_size)]
     strides, longest = set(), 0
     for rank, shard in enumerate(held):

@@ -14,12 +14,13 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from ringattn_core.errors import check_cu_seqlens
+from ringattn_core.join import joined_tiles
 from ringattn_core.layout import Division, Layout
 from ringattn_core.lines import Line, Mask, Shard, shards
 from ringattn_core.route import Route, traffic
 from ringattn_core.schedule import Launch, Piece, Schedule, Step
 from ringattn_core.settled import split
-from ringattn_core.tile import FAR, FULL, Tile, Window
+from ringattn_core.tile import FULL, Tile, Window
 
 
 @lru_cache(256)
@@ -120,9 +121,6 @@ def lent(schedule: Schedule, hop: int) -> tuple[Piece, ...]:
     return tuple(found)
 
 
-_Box = tuple[int, int, int, int, int, int]  # rows from, to; columns from, to; low, high: a tile in the making
-
-
 def _rows(mask: Mask, queries: Division, keys: Division, route: Route, rank: int) -> tuple[Shard, Shard]:
     """What is computed of a rank's queries on hop 0, and what on the later hops: all, each time, for most routes."""
     rows = shards(queries).held[rank]
@@ -144,7 +142,7 @@ def _hop(mask: Mask, shard: Shard, sources: Sequence[Shard]) -> tuple[tuple[Piec
             keys = _arranged(mask, sequence, queries, sorted(keys), pieces)
         else:
             keys = sources[0].get(sequence, [])
-        sequences.append(_tiles(mask, sequence, queries, keys))
+        sequences.append(joined_tiles(mask, sequence, queries, keys))
     launches = tuple(_launches(sequences))
     if len(sources) == 1 and launches:
         start, stop = min(launch.columns.start for launch in launches), max(launch.columns.stop for launch in launches)
@@ -179,69 +177,6 @@ def _arranged(mask: Mask, sequence: int, queries: list[Line], keys: list[Line], 
     return placed
 
 
-def _tiles(mask: Mask, sequence: int, queries: list[Line], keys: list[Line]) -> list[Tile]:
-    """One sequence's live cells in as few tiles as its layout allows: joined along the rows first, then across them."""
-    left, right, stride, shift = mask.left, mask.right, mask.stride, mask.shift[sequence]
-    boxes: list[_Box] = []
-    for q_start, q_length, top, _ in queries:
-        row: list[_Box] = []
-        for k_start, k_length, start, _ in keys:
-            apart = q_start + shift - k_start
-            low, high = -((left - apart) // stride), (right + apart) // stride
-            if low < k_length and high > -q_length and low <= high:
-                if low <= 1 - q_length and high >= k_length - 1:
-                    low, high = -FAR, FAR
-                else:
-                    low, high = low + start - top, high + start - top
-                box = (top, top + q_length, start, start + k_length, low, high)
-                if not (row and _beside(row, box)):
-                    row.append(box)
-        for box in row:
-            if not (boxes and _below(boxes, box)):
-                boxes.append(box)
-    return [
-        tile
-        for top, bottom, start, stop, low, high in boxes
-        if (tile := Tile(range(top, bottom), range(start, stop), low, high).trim())
-    ]
-
-
-def _beside(row: list[_Box], box: _Box) -> bool:
-    """Widen the last box of a row by the one that continues it, if one band serves both."""
-    top, bottom, first, border, *band = row[-1]
-    if border != box[2]:
-        return False
-    for low, high in (band, box[4:]):
-        if _keeps(low, high, row[-1], first, border) and _keeps(low, high, box, border, box[3]):
-            row[-1] = (top, bottom, first, box[3], low, high)
-            return True
-    return False
-
-
-def _below(boxes: list[_Box], box: _Box) -> bool:
-    """Lengthen a box by the one that continues it downwards, if one band serves both and leaves no other cell alive."""
-    for index in range(len(boxes) - 1, -1, -1):
-        top, border, start, stop, *band = boxes[index]
-        if border == box[0]:
-            first, last = min(start, box[2]), max(stop, box[3])
-            for low, high in (band, box[4:]):
-                if _keeps(low, high, boxes[index], first, last) and _keeps(low, high, box, first, last):
-                    boxes[index] = (top, box[1], first, last, low, high)
-                    return True
-    return False
-
-
-def _keeps(low: int, high: int, box: _Box, first: int, last: int) -> bool:
-    """Has the band, on the rows of a box and columns `first` to `last`, exactly the live cells of the box?"""
-    top, bottom, start, stop, own_low, own_high = box
-    return (
-        (low == own_low or (low <= start - bottom + 1 >= own_low))
-        and (high == own_high or (high >= stop - 1 - top <= own_high))
-        and (first == start or start - 1 - top < low)
-        and (last == stop or stop - bottom + 1 > high)
-    )
-
-
 def _launches(sequences: Iterable[list[Tile]]) -> list[Launch]:
     """Batch tiles of one window that follow each other in rows and columns: a tile joins the first launch it can."""
     batches: dict[Window, list[list[Tile]]] = defaultdict(list)
@@ -274,7 +209,7 @@ def _alive(queries: Division, keys: Division, window: Window, route: Route) -> s
             near = (first - longest * mask.stride,), (last + 1,)
             for line in lines[slice(*(bisect_left(lines, border) for border in near))]:
                 hop = hop_of[rank].get(line[3])
-                if hop is not None and hop not in alive and _tiles(mask, sequence, [query], [line]):
+                if hop is not None and hop not in alive and joined_tiles(mask, sequence, [query], [line]):
                     alive.add(hop)
         if len(alive) == len(sources[0]):
             break

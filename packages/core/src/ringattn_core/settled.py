@@ -15,7 +15,7 @@ def split(mask: Mask, sequence: int, queries: list[Line], own: list[Line]) -> tu
     """
     first, stop = mask.borders[sequence : sequence + 2]
     settled, others, borders = list[Line](), list[Line](), [-FAR]
-    for start, end in _joined(mask.stride, own, first, stop):
+    for start, end in _stretches(mask.stride, own, first, stop):
         # No key is missed before the first of the sequence, nor after the last.
         low, high = start + mask.left if start > first else -FAR, end - mask.right if end < stop else FAR
         if low < high:
@@ -29,7 +29,7 @@ def split(mask: Mask, sequence: int, queries: list[Line], own: list[Line]) -> tu
     return settled, others
 
 
-def _joined(stride: int, lines: list[Line], first: int, stop: int) -> list[tuple[int, int]]:
+def _stretches(stride: int, lines: list[Line], first: int, stop: int) -> list[tuple[int, int]]:
     """The stretches without a gap, from where to where, that lines of the keys of a sequence fill together."""
     if len(lines) == 1 and stride == 1:
         return [(lines[0][0], lines[0][0] + lines[0][1])]

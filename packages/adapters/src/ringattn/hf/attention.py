@@ -56,19 +56,8 @@ def attention_forward(
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if isinstance(batch, Decoding):
-        out = decode.attend(
-            query,
-            key,
-            value,
-            batch,
-            batch.cache.positions(_layer(module)),
-            scale=scale,
-            window=sliding_window,
-            softcap=softcap or 0.0,
-            sinks=s_aux,
-        )
-        _forget(module, batch.cache, sliding_window, batch.start + batch.tokens)
-        return out, None
+        rest = {"scale": scale, "softcap": softcap or 0.0, "sinks": s_aux}
+        return _decoded(module, query, key, value, batch, sliding_window, **rest), None
     batch.was_used = True
     left = -1 if sliding_window is None else sliding_window - 1
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
@@ -86,6 +75,15 @@ def attention_forward(
     )
     _forget(module, batch.cache, sliding_window, batch.tokens)
     return out.unflatten(0, (query.shape[0], -1)), None
+
+
+def _decoded(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, batch: Decoding, window: int | None, **options: Any
+) -> Tensor:
+    """The newest tokens against the cache, which keeps no more than its window afterwards."""
+    out = decode.attend(query, key, value, batch, batch.cache.positions(_layer(module)), window=window, **options)
+    _forget(module, batch.cache, window, batch.start + batch.tokens)
+    return out
 
 
 def _layer(module: nn.Module) -> int:
