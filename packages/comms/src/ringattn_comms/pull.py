@@ -110,6 +110,8 @@ class Pull:
                 self._window.exchange(self._to_lay_out, far, small=self._small)
                 self._to_lay_out = None
             arrived = self._side.event()
+        if self._small:
+            self._side.goes_first()
 
         def wait() -> KV:
             copy(near)

@@ -32,6 +32,15 @@ class Side:
         event, main = self.stream.record_event(), self._main
         return lambda: main.wait_event(event)
 
+    def goes_first(self) -> None:
+        """What was asked of the side so far begins before what will be asked of the main stream.
+
+        A CUDA graph begins at once all that is ready, and where attention is a moment ahead it takes every
+        multiprocessor. So here the main stream does nothing for that moment.
+        """
+        if self.stream is not None and torch.cuda.is_current_stream_capturing():
+            torch.cuda._sleep(1)  # type: ignore[no-untyped-call]
+
     def keep(self, *tensors: Tensor) -> None:
         """The memory of these is not given to others before the side is done with it."""
         if self.stream is not None:

@@ -108,9 +108,9 @@ def attend_backward(
         return dqs, KV(dk.total, dv.total)
 
     def fold(step: Step, found: tuple[list[Tensor], KV]) -> None:
+        transport.give(step, found[1])  # First, for it takes time to travel.
         for launch, part in zip(step.launches, found[0], strict=True):
             dq.add(launch, q_heads(schedule, step, q, kv), part)
-        transport.give(step, found[1])
 
     walk(schedule, q.device, transport.stream(schedule, kv), work, fold)
     dsinks = None if sinks is None or delta is None else sink_gradient(sinks, result.lse, delta)

@@ -173,7 +173,7 @@ class _Fold:
         _fold_rows[(triton.cdiv(len(box), ROWS), part.shape[1])](
             narrow, wide, old, part, new, codes, len(box), box.start, dim,
             *narrow.stride()[:2], *wide.stride()[:2], old.stride(0), *part.stride()[:2], new.stride(0),
-            weighted, ROWS, triton.next_power_of_2(dim),
+            weighted, ROWS, triton.next_power_of_2(dim), num_warps=8,
         )  # fmt: skip
 
 

@@ -16,8 +16,9 @@ from torch import Tensor
 from ringattn_comms.window import Move, copy
 
 # That every rank makes in an exchange, and the number of its blocks where it moves anything: few enough to find room
-# beside an attention kernel of small shards, enough to fill a link. To move nothing takes one.
+# beside an attention kernel of small shards, enough to write as fast as memory takes it. To move nothing takes one.
 _RINGS = 64
+_READERS = 32  # of its blocks stay to read, enough to fill a link; the others leave their room to the attention
 _CHUNK = 16384  # elements that a block moves at once
 _MOST = 8  # moves that one kernel makes, before and after: more would only make it longer to compile
 
@@ -30,9 +31,9 @@ def exchange(first: Sequence[Move], then: Sequence[Move], bells: tuple[Tensor, .
     first, others = _movable(first)
     then, later = _movable(then)
     copy(others)
-    blocks = _RINGS if first or then else 1
+    blocks, readers = _RINGS if first or then else 1, _READERS if then else 1
     arguments = [tuple(part) for moves in (first, then) for part in _columns(moves)]
-    _exchange[(blocks,)](*arguments, bells, bells[rank], rank, _RINGS, blocks, _CHUNK, num_warps=16)
+    _exchange[(blocks,)](*arguments, bells, bells[rank], rank, _RINGS, blocks, readers, _CHUNK, num_warps=16)
     copy(later)
 
 
@@ -49,7 +50,7 @@ def _columns(moves: Sequence[Move]) -> tuple[list[Tensor], list[Tensor], list[in
 @triton.jit  # type: ignore[untyped-decorator]
 def _exchange(  # type: ignore[no-untyped-def]
     first_to, first_from, first_sizes, then_to, then_from, then_sizes, bells, own, rank,
-    rings: tl.constexpr, blocks: tl.constexpr, chunk: tl.constexpr,
+    rings: tl.constexpr, blocks: tl.constexpr, readers: tl.constexpr, chunk: tl.constexpr,
 ):  # fmt: skip
     _move(first_to, first_from, first_sizes, blocks, chunk)
     tl.debug_barrier()  # All threads of this block have written.
@@ -58,12 +59,13 @@ def _exchange(  # type: ignore[no-untyped-def]
     for other in tl.static_range(len(bells)):
         if other != rank:
             tl.atomic_add(bells[other] + rank, rings // blocks, sem="release", scope="sys")
-    for other in tl.static_range(len(bells)):
-        if other != rank:
-            while tl.atomic_add(own + other, 0, sem="acquire", scope="sys") < turn * rings:
-                pass
-    tl.debug_barrier()
-    _move(then_to, then_from, then_sizes, blocks, chunk)
+    if tl.program_id(0) < readers:
+        for other in tl.static_range(len(bells)):
+            if other != rank:
+                while tl.atomic_add(own + other, 0, sem="acquire", scope="sys") < turn * rings:
+                    pass
+        tl.debug_barrier()
+        _move(then_to, then_from, then_sizes, readers, chunk)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
