@@ -235,6 +235,7 @@ def _fold_rows(  # type: ignore[no-untyped-def]
         scale = tl.where(total > 0, 1.0 / total, 0.0)
         fresh = tl.where((weight_new > 0)[:, None], fresh, 0.0)
         state = state * (weight_old * scale)[:, None] + fresh * (weight_new * scale)[:, None]
+        tl.debug_barrier()  # Several warps hold the same row: all have read its old lse before one of them writes.
         tl.store(at_lse, tl.where(total > 0, top + tl.log(total), -infinity), mask=touched)
     else:
         state += fresh
