@@ -50,6 +50,24 @@ def test_partial(spread: float) -> None:
 
 
 @pytest.mark.gpu
+def test_a_fold_weighs_a_whole_row_by_its_old_lse() -> None:
+    """Many rows, over and over: warps that hold the same row read its lse before one of them writes it."""
+    from ringattn_core.fused import FusedPartial
+
+    schedule = plan(zigzag, ring, (0, 8192), (0, 8192), 1, 2, window=(-1, 0))
+    q, heads = torch.empty(schedule.query_length, HEADS, DIM, device="cuda", dtype=torch.bfloat16), slice(0, HEADS)
+    for _ in range(30):
+        eager, fused = Partial(q, DIM), FusedPartial(schedule, q, DIM)
+        for launch in (launch for step in schedule.steps for launch in step.launches):
+            block = block_for(launch, 3.0)
+            eager.add(launch, heads, Block(block.out.clone(), block.lse.clone()))
+            fused.add(launch, heads, block)
+        torch.testing.assert_close(
+            fused.finish(torch.bfloat16)[0].float(), eager.finish(torch.float32)[0], rtol=2e-2, atol=2e-2
+        )
+
+
+@pytest.mark.gpu
 def test_no_live_key() -> None:
     """A row that no launch touches has out 0 and lse -inf; a block whose lse is -inf leaves a row as it is."""
     from ringattn_core.fused import FusedPartial

@@ -103,14 +103,14 @@ class Pull:
                 here = piece.source == self._rank
                 source = own if here else place.on(self._window, piece.source)
                 (near if here else far).append((x[_slice(piece.columns)], source[_slice(piece.rows)]))
+        lay_out, self._to_lay_out = self._to_lay_out, None
         with self._side.after_main():
-            if self._to_lay_out is None:
+            if lay_out is None:
                 copy(far)
             else:
-                self._window.exchange(self._to_lay_out, far, small=self._small)
-                self._to_lay_out = None
+                self._window.exchange(lay_out, far, small=self._small)
             arrived = self._side.event()
-        if self._small:
+        if lay_out is not None and self._small:
             self._side.goes_first()
 
         def wait() -> KV:
