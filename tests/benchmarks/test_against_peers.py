@@ -14,13 +14,17 @@ import against_peers
 import seed
 from play_ranks import PACKINGS
 
-from ringattn_core.layout import LAYOUTS
+from ringattn_core.layout import LAYOUTS, layout_named
 from ringattn_core.route import route_named
 
 
 @pytest.mark.parametrize("row", against_peers.ROWS.values(), ids=against_peers.ROWS)
 def test_rows(row: against_peers.Row) -> None:
-    assert row.layout in LAYOUTS and set(row.packings) <= PACKINGS.keys()
+    assert (
+        callable(layout_named(row.layout))
+        and row.seed_layout in {"", *LAYOUTS}
+        and set(row.packings) <= PACKINGS.keys()
+    )
     assert callable(getattr(ringattn, row.seed)), "ours have the names of ring-flash-attn"
     assert all(name == "auto" or callable(route_named(name)) for name in row.routes)
     assert ("varlen" in row.seed) == bool(row.packings)

@@ -16,8 +16,11 @@ from ringattn_core.layout import (
     contiguous,
     layout_named,
     striped,
+    windowed,
     zigzag,
 )
+from ringattn_core.planner import plan_all
+from ringattn_core.route import ring
 
 
 def test_contiguous_gives_each_rank_one_chunk() -> None:
@@ -38,7 +41,7 @@ def test_striped_deals_tokens_like_cards() -> None:
     assert striped(range(10, 20), 1, 4) == (range(11, 20, 4),)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=list(LAYOUTS))
+@pytest.mark.parametrize("layout", [*LAYOUTS.values(), windowed(7)], ids=[*LAYOUTS, "windowed(7)"])
 @pytest.mark.parametrize("extent", [range(0), range(3), range(5, 6), range(7, 71), range(100, 1101)], ids=str)
 @pytest.mark.parametrize("cp_size", [1, 2, 3, 8])
 def test_a_layout_gives_every_position_to_one_rank(layout: Layout, extent: range, cp_size: int) -> None:
@@ -56,6 +59,17 @@ def test_chunks_follow_each_other_and_differ_by_one_token_at_most(size: int, cou
 def test_layout_named_takes_names_and_layouts() -> None:
     assert layout_named("zigzag") is zigzag
     assert layout_named(striped) is striped
+    assert layout_named("windowed(4096)") is windowed(4096)
+
+
+def test_a_window_sees_as_many_keys_from_every_rank() -> None:
+    for window, length, cp_size in ((4096, 16384, 2), (1024, 1 << 16, 8), (640, 640, 5)):
+        schedules = plan_all(windowed(window), ring, (0, length), cp_size, window=(window - 1, 0))
+        areas = [schedule.area for schedule in schedules]
+        assert max(areas) < 1.001 * min(areas)
+        assert len({schedule.query_length for schedule in schedules}) == 1
+    with pytest.raises(ValueError, match="takes the tokens that a query sees, 1 or more, got 0"):
+        windowed(0)
 
 
 def test_layout_named_tells_the_nearest_name() -> None:

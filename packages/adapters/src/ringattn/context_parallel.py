@@ -29,7 +29,8 @@ class ContextParallel:
     """A group of ranks that hold one sequence together.
 
     group: a ProcessGroup, a one-dimensional DeviceMesh (`mesh["cp"]`), or None for all processes.
-    layout: "zigzag" (balanced under a causal mask), "contiguous", "striped", or a layout function.
+    layout: "zigzag" (balanced under a causal mask), "windowed(4096)" (under a causal window of so many tokens),
+        "contiguous", "striped", or a layout function.
     route: "ring" (least memory), "waves" (fewest, largest kernel launches), "gather", "waves(3)", "double_ring(8)", a
         route function, or "auto": the one that is predicted to be the fastest on GPUs that are known, else "waves".
     cu_seqlens: global borders of packed sequences, as list or tensor; None is one sequence, of which every rank holds

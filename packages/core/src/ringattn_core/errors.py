@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import TypeVar
 
@@ -13,13 +14,18 @@ class UnsupportedError(ValueError):
     """No kernel, backend or transport at hand can do what was asked; the message says why each refused."""
 
 
-def lookup(name: str, table: Mapping[str, T], kind: str) -> T:
-    """`table[name]`, or a ValueError that names the nearest entry."""
+def lookup(name: str, table: Mapping[str, T], kind: str, makers: Mapping[str, Callable[[int], T]] | None = None) -> T:
+    """`table[name]`, or for "name(8)" what the maker of this name makes of 8, or a ValueError with the nearest name."""
+    makers = makers or {}
+    call = re.fullmatch(r"(\w+)\((\d+)\)", name)
+    if call and call[1] in makers:
+        return makers[call[1]](int(call[2]))
     if name in table:
         return table[name]
-    near = get_close_matches(name, table, n=1, cutoff=0.5)
+    names = [*table, *(f"{maker}(8)" for maker in makers if maker not in table)]
+    near = get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"There is no {kind} {name!r}; there are {', '.join(map(repr, table))}.{hint}")
+    raise ValueError(f"There is no {kind} {name!r}; there are {', '.join(map(repr, names))}.{hint}")
 
 
 def check_cu_seqlens(cu_seqlens: Sequence[int], name: str = "cu_seqlens") -> None:

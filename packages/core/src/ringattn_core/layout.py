@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 
 from ringattn_core.errors import lookup
@@ -35,12 +36,31 @@ def striped(extent: range, cp_rank: int, cp_size: int) -> tuple[range, ...]:
     return (extent[cp_rank::cp_size],)
 
 
+@cache
+def windowed(window: int) -> Layout:
+    """Zigzag within the first `window` tokens and contiguous beyond them: equal work under a causal sliding window.
+
+    `window` is how many tokens a query sees, itself among them: FlashAttention's left side and one more. Rows beyond
+    the first window all see as many, and only those near a rank's ends see others' keys.
+    """
+    if window < 1:
+        raise ValueError(f"windowed(window) takes the tokens that a query sees, 1 or more, got {window}.")
+
+    def layout(extent: range, cp_rank: int, cp_size: int) -> tuple[range, ...]:
+        return *zigzag(extent[:window], cp_rank, cp_size), chunk(extent[window:], cp_rank, cp_size)
+
+    return layout
+
+
 LAYOUTS: dict[str, Layout] = {"contiguous": contiguous, "zigzag": zigzag, "striped": striped}
 
 
 def layout_named(name: str | Layout) -> Layout:
-    """The layout of this name; a layout itself is passed through. Raises ValueError with the nearest name."""
-    return lookup(name, LAYOUTS, "layout") if isinstance(name, str) else name
+    """The layout of this name: zigzag, contiguous, striped or "windowed(4096)"; a layout itself is passed through.
+
+    Raises ValueError with the nearest name.
+    """
+    return lookup(name, LAYOUTS, "layout", {"windowed": windowed}) if isinstance(name, str) else name
 
 
 def chunk(extent: range, index: int, count: int) -> range:

@@ -8,7 +8,6 @@ arXiv:2406.18485).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import NamedTuple
@@ -86,12 +85,7 @@ def route_named(name: str | Route) -> Route:
 
     Raises ValueError with the nearest name.
     """
-    if not isinstance(name, str):
-        return name
-    call = re.fullmatch(r"(\w+)\((\d+)\)", name)
-    if call and call[1] in _WITH_NUMBER:
-        return _WITH_NUMBER[call[1]](int(call[2]))
-    return lookup(name, ROUTES | {"double_ring(8)": double_ring(8)}, "route")
+    return lookup(name, ROUTES, "route", _WITH_NUMBER) if isinstance(name, str) else name
 
 
 class Traffic(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import StrEnum
 from itertools import accumulate
 from typing import Annotated
 
@@ -17,15 +16,20 @@ from ringattn_core.route import route_named
 from ringattn_core.schedule import Schedule
 
 
-class Layout(StrEnum):
-    """Who holds which tokens."""
+def _layout(name: str) -> str:
+    try:
+        layout_named(name)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    return name
 
-    CONTIGUOUS = "contiguous"
-    ZIGZAG = "zigzag"
-    STRIPED = "striped"
 
-
-LayoutOption = Annotated[Layout, typer.Option(help="Who holds which tokens.")]
+LayoutOption = Annotated[
+    str,
+    typer.Option(
+        parser=_layout, metavar="LAYOUT", help="Who holds which tokens: zigzag, contiguous, striped, windowed(4096)."
+    ),
+]
 CpOption = Annotated[int, typer.Option(min=1, max=256, help="Ranks that share the sequence.")]
 WindowOption = Annotated[
     int | None,
@@ -34,7 +38,14 @@ WindowOption = Annotated[
 
 
 def schedules(
-    layout: str, route: str, lengths: Sequence[int], cp: int, window: int | None, *, causal: bool = True
+    layout: str,
+    route: str,
+    lengths: Sequence[int],
+    cp: int,
+    window: int | None,
+    *,
+    causal: bool = True,
+    ahead: int = 0,
 ) -> tuple[Schedule, ...]:
     """The schedules of all ranks. Raises BadParameter for a route that does not exist or does not fit."""
     left = -1 if window is None else window - 1
@@ -42,6 +53,6 @@ def schedules(
     try:
         how = layout_named(layout), route_named(route), borders, borders
         ranks = followed(range(cp), f"planning {route}")
-        return tuple(plan(*how, rank, cp, window=(left, 0 if causal else left)) for rank in ranks)
+        return tuple(plan(*how, rank, cp, window=(left, 0 if causal else left), ahead=ahead) for rank in ranks)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="'--route'") from error

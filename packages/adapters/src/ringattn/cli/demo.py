@@ -36,7 +36,7 @@ class Route(StrEnum):
 def demo(
     tokens: Annotated[int, typer.Option(min=64, max=smollm.CONTEXT, help="Tokens of text to read.")] = 2048,
     cp: Annotated[int, typer.Option(min=1, max=16, help="Processes to spread them over.")] = 4,
-    layout: choices.LayoutOption = choices.Layout.ZIGZAG,
+    layout: choices.LayoutOption = "zigzag",
     route: Annotated[Route, typer.Option(help="Where keys come from, and when.")] = Route.WAVES,
 ) -> None:
     """Run SmolLM2-135M-Instruct on source code of Python, in one process and on several that hold a part of it each.
@@ -47,7 +47,7 @@ def demo(
     Examples: ringattn demo --layout striped --route ring; ringattn demo --tokens 4096 --cp 3
     """
     try:
-        agreed = _show(tokens, cp, layout.value, route.value)
+        agreed = _show(tokens, cp, layout, route.value)
     except (smollm.MissingError, group.FailedError) as error:
         console.print(Text(str(error), style="red"))
         raise typer.Exit(1) from None

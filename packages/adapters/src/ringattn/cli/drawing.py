@@ -16,7 +16,7 @@ from ringattn_core import svg as vector
 def draw(
     seqlen: Annotated[str, typer.Option(help="Tokens, or the lengths of packed documents: 16 or 7,5,12.")] = "16",
     cp: choices.CpOption = 4,
-    layout: choices.LayoutOption = choices.Layout.ZIGZAG,
+    layout: choices.LayoutOption = "zigzag",
     route: Annotated[str, typer.Option(help="ring, waves, gather, waves(3), double_ring(2).")] = "ring",
     window: choices.WindowOption = None,
     causal: Annotated[bool, typer.Option(help="Does a query see no key after it?")] = True,
@@ -26,7 +26,7 @@ def draw(
 
     Examples: ringattn draw --layout striped; ringattn draw --seqlen 7,5,12 --window 4; ringattn draw --svg mask.svg
     """
-    schedules = choices.schedules(layout.value, route, sizes.lengths(seqlen), cp, window, causal=causal)
+    schedules = choices.schedules(layout, route, sizes.lengths(seqlen), cp, window, causal=causal)
     console = Console(highlight=False)
     if svg is not None:
         try:
