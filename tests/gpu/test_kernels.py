@@ -7,13 +7,13 @@ import torch
 
 from gpu.plain import plain
 from launches import launches
-from ringattn_core.kernel import Options, Queries
+from ringattn_core.kernel import Block, Options, Places, Queries
 from ringattn_core.kernels.cudnn import CuDnn
 from ringattn_core.kernels.flash_attn_4 import FlashAttn4
 from ringattn_core.kernels.torch_flash_cuda import TorchFlashCuda
 from ringattn_core.layout import contiguous, zigzag
 from ringattn_core.planner import plan
-from ringattn_core.route import ring
+from ringattn_core.route import gather, ring
 
 KERNELS = [TorchFlashCuda(), CuDnn(), FlashAttn4()]
 
@@ -78,6 +78,46 @@ def test_shapes(kernel, dtype: torch.dtype, heads: tuple[int, int], dims: tuple[
             reason = check(kernel, launch, schedule.query_length, schedule.buffer_length(step), heads, dims, dtype)
             if reason:
                 pytest.skip(f"{kernel.name}: {reason}")
+
+
+@pytest.mark.gpu
+def test_what_lies_between_the_tiles_of_a_launch_is_left_alone() -> None:
+    """A kernel that fills may be given a place with gaps, into which another stream may be writing."""
+    kernel, borders = FlashAttn4(), (0, 300, 1000, 1800, 2048)
+    schedule, options = plan(zigzag, gather, borders, borders, 0, 2, window=(-1, 0)), Options(128**-0.5)
+    lengths = schedule.query_length, schedule.query_length, *[max(map(schedule.buffer_length, schedule.steps))] * 2
+    q, dout, k, v = (
+        torch.randn(length, count, 128, device="cuda").bfloat16()
+        for length, count in zip(lengths, (8, 8, 2, 2), strict=True)
+    )
+    launches = [launch for step in schedule.steps for launch in step.launches]
+    assert any(not launch.dense_rows for launch in launches) and any(not each.dense_columns for each in launches)
+    for launch in launches:
+        if reason := kernel.supports(launch, q, k, v, options):
+            pytest.skip(reason)
+        block, _ = kernel.forward(q, k, v, launch, options)
+        out, lse = torch.full_like(block.out, 7.0), torch.full_like(block.lse, 7.0)
+        kernel.forward(q, k, v, launch, options, Block(out, lse))
+        rows = torch.cat([torch.arange(tile.q.start, tile.q.stop) for tile in launch.tiles]).cuda() - launch.rows.start
+        columns = torch.cat([torch.arange(tile.k.start, tile.k.stop) for tile in launch.tiles]).cuda()
+        columns -= launch.columns.start
+        whole = torch.zeros(len(q), 8, 128, device="cuda", dtype=torch.bfloat16), torch.zeros(8, len(q), device="cuda")
+        box = slice(launch.rows.start, launch.rows.stop)
+        whole[0][box][rows], whole[1][:, box][:, rows] = block.out[rows], block.lse[:, rows]
+        queries = Queries(q, whole[0], dout, whole[1], None)
+        want = kernel.backward(queries, k, v, launch, options, None)
+        places = Places(*(torch.full_like(grad, 7.0) for grad in want))
+        kernel.backward(queries, k, v, launch, options, None, places)
+        for name, got, wanted, inside in (
+            ("out", out, block.out, rows),
+            ("lse", lse.T, block.lse.T, rows),
+            ("dq", places.dq, want.dq, rows),
+            ("dk", places.dk, want.dk, columns),
+            ("dv", places.dv, want.dv, columns),
+        ):
+            gaps = torch.ones(len(got), dtype=torch.bool, device="cuda").index_fill(0, inside, False)
+            torch.testing.assert_close(got[inside], wanted[inside], msg=lambda why, name=name: f"{name}: {why}")
+            assert got[gaps].eq(7.0).all(), f"{name} of {launch} has its gaps overwritten"
 
 
 @pytest.mark.gpu

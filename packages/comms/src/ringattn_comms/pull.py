@@ -104,6 +104,10 @@ class Pull:
                 source = own if here else place.on(self._window, piece.source)
                 (near if here else far).append((x[_slice(piece.columns)], source[_slice(piece.rows)]))
         lay_out, self._to_lay_out = self._to_lay_out, None
+        if lay_out and not self._small and self._rank in step.sources:
+            # There is little to compute before these keys: what others wait for is not to wait for multiprocessors.
+            copy(lay_out)
+            lay_out = []
         with self._side.after_main():
             if lay_out is None:
                 copy(far)

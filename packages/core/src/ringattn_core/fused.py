@@ -112,16 +112,14 @@ class _Fold:
 
     def __init__(self, touches: Touches, shape: tuple[int, ...], like: Tensor, fills: bool) -> None:
         self.touches, self.shape, self.like, self.fills = touches, shape, like, fills
-        # What steps that run side by side write into is there before any of them begins.
+        # What launches that run side by side write into is there before any of them begins.
         self._narrow: Tensor | None = self._room() if fills else None
         self._wide: Tensor | None = None
         self._placed: dict[tuple[Launch, int], Tensor] = {}
 
     def place(self, launch: Launch, box: range, heads: slice) -> Tensor | None:
-        """Where a part that is first everywhere, and has no gaps, may be written by whoever finds it."""
-        touches = self.touches.of[launch]
-        first = all(touch.turn == 0 for touch in touches)
-        if not (self.fills and first and sum(len(touch.rows) for touch in touches) == len(box)):
+        """Where a part that is first everywhere may be written by whoever finds it, but for its gaps."""
+        if not (self.fills and all(touch.turn == 0 for touch in self.touches.of[launch])):
             return None
         place = self._placed[launch, heads.start] = self.total[box.start : box.stop, heads]
         return place

@@ -121,7 +121,10 @@ class Kernel(Protocol):
 
     @property
     def fills(self) -> bool:
-        """Does it write into the places that it is given, and return these? If not it is given none."""
+        """Does it write into the places that it is given, and return these? If not it is given none.
+
+        What lies between the tiles of a launch belongs to others, who may be writing there.
+        """
         ...
 
     def supports(self, launch: Launch, q: Tensor, k: Tensor, v: Tensor, options: Options) -> str | None:
