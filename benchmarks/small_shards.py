@@ -21,11 +21,8 @@ from timing import interleaved_ranks
 from torch import Tensor
 
 import ringattn
-from ringattn_core.kernel import Options, Queries
-from ringattn_core.kernels.choose import choose
-from ringattn_core.layout import zigzag
-from ringattn_core.planner import plan
-from ringattn_core.route import route_named
+from ringattn.call import Request
+from ringattn_core.kernel import Queries
 
 
 def captured(function: Callable[[], object], calls: int) -> Callable[[], None]:
@@ -65,19 +62,22 @@ def ours(tokens: int, kernel: str, route: str, *, backward: bool) -> Callable[[]
 
 def alone(tokens: int, kernel: str, route: str, *, backward: bool) -> Callable[[], object]:
     """This rank's launches, one after the other."""
-    size, options = dist.get_world_size(), Options(128**-0.5)
-    borders = (0, tokens * size)
-    schedule = plan(zigzag, route_named(route), borders, borders, dist.get_rank(), size, window=(-1, 0))
+    cp = ringattn.ContextParallel(layout="zigzag", route=route, kernel=kernel)
     q, out, dout, lse = drawn(tokens, 32), drawn(tokens, 32), drawn(tokens, 32), torch.rand(32, tokens, device="cuda")
-    k, v = (drawn(tokens * size, 8) for _ in range(2))
-    chosen, launches = choose(q, k, v, schedule, options, kernel), [x for step in schedule.steps for x in step.launches]
+    k, v = (drawn(tokens * cp.cp_size, 8) for _ in range(2))
+    request = Request(cp, True, (-1, -1), 0.0, 128**-0.5, 0.0, deterministic=False, return_lse=False)
+    call = request.plan(q, k[:tokens], v[:tokens], None, None, 0)
+    first, second = (
+        [launch for step in each.schedule.steps for launch in step.launches]
+        for each in (call.forward_pass, call.backward_pass)
+    )
     queries = Queries(q, out, dout, lse + 8, None)
 
     def run() -> None:
-        for launch in launches:
-            chosen.forward(q, k, v, launch, options)
-        for launch in launches if backward else ():
-            chosen.backward(queries, k, v, launch, options, None)
+        for launch in first:
+            call.forward_pass.kernel.forward(q, k, v, launch, call.options)
+        for launch in second if backward else ():
+            call.backward_pass.kernel.backward(queries, k, v, launch, call.options, None)
 
     return run
 
@@ -85,7 +85,7 @@ def alone(tokens: int, kernel: str, route: str, *, backward: bool) -> Callable[[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, nargs="+", default=[512, 1024], help="tokens on each GPU")
-    parser.add_argument("--routes", nargs="+", default=["waves", "gather"])
+    parser.add_argument("--routes", nargs="+", default=["auto", "waves", "gather"])
     parser.add_argument("--calls", type=int, nargs="+", default=[1, 8], help="in one graph")
     parser.add_argument("--kernel", default="flash_attn_4")
     parser.add_argument("--repeats", type=int, default=20)

@@ -41,6 +41,7 @@ class Case:
     per_sequence: bool = True
     batch: int = 1
     head_groups: int = 1
+    ahead: int = 0
 
     def plan(self) -> list[Schedule]:
         """The schedules of all ranks."""
@@ -56,6 +57,7 @@ class Case:
                 per_sequence=self.per_sequence,
                 batch=self.batch,
                 head_groups=self.head_groups,
+                ahead=self.ahead,
             )
             for rank in range(self.cp_size)
         ]
@@ -73,10 +75,12 @@ class Case:
                         yield q, k
 
 
-def causal(layout: Layout, route: Route, cp_size: int, *lengths: int, window: Window = (-1, 0)) -> list[Schedule]:
+def causal(
+    layout: Layout, route: Route, cp_size: int, *lengths: int, window: Window = (-1, 0), ahead: int = 0
+) -> list[Schedule]:
     """The schedules of all ranks for sequences of these lengths."""
     borders = tuple(accumulate(lengths, initial=0))
-    return Case(layout, route, borders, borders, cp_size, window).plan()
+    return Case(layout, route, borders, borders, cp_size, window, ahead=ahead).plan()
 
 
 def computed(schedules: Sequence[Schedule]) -> Counter[tuple[int, int]]:
@@ -143,4 +147,5 @@ def cases(draw: st.DrawFn, most: int = 24) -> Case:
         draw(st.booleans()),
         batch,
         draw(st.sampled_from([1, 1, 2])),
+        draw(st.integers(0, 6)),
     )

@@ -135,18 +135,27 @@ class Problem:
         head_groups: int = 1,
         kernel: Kernel | None = None,
         link: Callable[[Communicator, Schedule], Transport] = connect,
+        ahead: int = 0,
+        back: str | Route | None = None,
     ) -> Part:
-        """What this rank of a group finds, forward and backward; `link` makes the transport of each."""
-        schedule = plan(
-            layout_named(layout),
-            route_named(route),
-            *self.borders,
-            comm.rank,
-            comm.size,
-            window=self.window,
-            per_sequence=per_sequence,
-            batch=batch,
-            head_groups=head_groups,
+        """What this rank of a group finds, forward and backward; `link` makes the transport of each.
+
+        `ahead` is for the forward pass alone, and `back` is the backward pass's route, where that is another.
+        """
+        schedule, backward = (
+            plan(
+                layout_named(layout),
+                route_named(each),
+                *self.borders,
+                comm.rank,
+                comm.size,
+                window=self.window,
+                per_sequence=per_sequence,
+                batch=batch,
+                head_groups=head_groups,
+                ahead=early,
+            )
+            for each, early in ((route, ahead), (back or route, 0))
         )
         kernel, given = kernel or Reference(), self.inputs()
         queries, keys = (
@@ -159,7 +168,7 @@ class Problem:
         result = attend(schedule, link(comm, schedule), kernel, q, kv, options, sinks)
         dlse = None if given.dlse is None else torch.where(result.lse.isfinite(), given.dlse[:, queries], 0.0)
         grads = attend_backward(
-            schedule, link(comm, schedule), kernel, given.dout[queries], q, kv, result, options, sinks, dlse
+            backward, link(comm, backward), kernel, given.dout[queries], q, kv, result, options, sinks, dlse
         )
         return Part(queries, keys, Answer(result.out, result.lse, *grads))
 

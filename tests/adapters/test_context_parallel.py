@@ -38,7 +38,24 @@ def test_names_and_functions() -> None:
 def test_auto_is_two_waves_where_there_is_nothing_to_predict_from() -> None:
     cp, x = ContextParallel(Solo()), torch.zeros(1, 8, 2, 4)
     request = Request(cp, True, (-1, -1), 0.0, 0.5, 0.0, False, False)
-    assert request.plan(x, x, x, None, None, 0).schedule.route is waves(2)
+    call = request.plan(x, x, x, None, None, 0)
+    assert call.forward_pass.schedule.route is call.backward_pass.schedule.route is waves(2)
+
+
+def test_each_pass_has_its_plan_unless_its_masks_have_to_be_found_again() -> None:
+    """A gather begins with some rows in its forward pass; the masks of dropout belong to launches."""
+    x = torch.zeros(1, 2048, 1, 4)
+
+    def passes(route: str, dropout_p: float) -> list[list[int]]:
+        cp = ContextParallel(Mute(1, 2), route=route, kernel="reference")
+        call = Request(cp, True, (-1, -1), 0.0, 0.5, dropout_p, False, False).plan(x, x, x, None, None, 0)
+        both = (call.forward_pass.schedule, call.backward_pass.schedule)
+        assert (both[0] is both[1]) == (route == "ring" or dropout_p > 0)
+        return [[len(step.launches) for step in schedule.steps] for schedule in both]
+
+    assert passes("gather", 0.0) == [[1, 2], [0, 1]]
+    assert passes("gather", 0.5) == [[0, 1], [0, 1]]
+    assert passes("ring", 0.0) == [[1, 1], [1, 1]]
 
 
 @pytest.mark.parametrize(

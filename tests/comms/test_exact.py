@@ -27,6 +27,8 @@ class Case:
     problem: Problem
     layout: str
     route: str
+    back: str  # the backward pass's route
+    ahead: int
     cp_size: int
     pull: bool
     per_sequence: bool
@@ -70,8 +72,10 @@ def cases(draw: st.DrawFn) -> Case:
     )
     return Case(
         problem,
-        draw(st.sampled_from(["contiguous", "zigzag", "striped"])),
+        draw(st.sampled_from(["contiguous", "zigzag", "striped", "windowed(9)"])),
         draw(st.sampled_from(routes)),
+        draw(st.sampled_from(routes)),
+        draw(st.integers(0, 6)),
         cp_size,
         pull=cp_size > 1 and draw(st.booleans()),
         per_sequence=draw(st.booleans()),
@@ -101,6 +105,8 @@ def test_sharded_attention_is_dense_attention(case: Case, monkeypatch: pytest.Mo
             per_sequence=case.per_sequence,
             batch=case.batch,
             head_groups=case.head_groups,
+            ahead=case.ahead,
+            back=case.back,
             link=(lambda comm, _: Pull(comm.rank, windows)) if case.pull else connect,
         )
 

@@ -64,8 +64,8 @@ def test_planning(layout: Layout, route: Route, window: tuple[int, int]) -> None
         verify,
         draw.mask,
         draw.timeline,
-        lambda schedules: predict(schedules, SHAPE, H200, backward=True, one_sided=False),
-        lambda schedules: predict(schedules, SHAPE, H200, backward=True, one_sided=True),
+        lambda schedules: predict(schedules, SHAPE, H200, backward=schedules, one_sided=False),
+        lambda schedules: predict(schedules, SHAPE, H200, backward=schedules, one_sided=True),
     ],
     ids=["verify", "mask", "timeline", "two-sided", "one-sided"],
 )

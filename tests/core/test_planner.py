@@ -19,6 +19,7 @@ from ringattn_core.lines import shards
 from ringattn_core.planner import lent, plan
 from ringattn_core.route import double_ring, gather, ring, waves
 from ringattn_core.schedule import Launch, Schedule
+from ringattn_core.settled import early_rows
 from ringattn_core.tile import FAR, Tile
 from ringattn_core.verify import verify
 
@@ -197,7 +198,7 @@ def _rows(launch: Launch) -> list[int]:
 @settings(max_examples=300, deadline=None)
 @given(cases())
 def test_a_gather_computes_every_row_on_the_first_hop_on_which_all_its_keys_are_at_hand(case: Case) -> None:
-    case = replace(case, route=gather)
+    case = replace(case, route=gather, ahead=0)
     schedules = case.plan()
     settled, others = whole_on_one_rank(case)
     assert [rows(schedule, 0) for schedule in schedules] == settled
@@ -208,6 +209,32 @@ def test_a_gather_computes_every_row_on_the_first_hop_on_which_all_its_keys_are_
         assert first.sources == first.destinations == (schedule.cp_rank,)
         assert {piece.source for piece in first.pieces} <= {schedule.cp_rank}
         assert [step.sources for step in later] == [tuple(range(case.cp_size))] * len(later)
+
+
+def test_ahead_of_others_keys_a_gather_computes_its_last_rows_against_its_own() -> None:
+    first, second = causal(zigzag, gather, 2, 32, ahead=2)
+    assert only(first, 0) == Tile(range(8), range(8), high=0), "half of its rows need nobody"
+    assert only(first, 1) == Tile(range(8, 16), range(32), high=16)
+    assert only(second, 0) == Tile(range(14, 16), range(16), high=0)
+    rest, begun = second.steps[1].launches
+    assert rest.tiles == (Tile(range(14), range(22), high=8),)
+    assert begun.tiles == (Tile(range(14, 16), range(8)),)
+    assert [(piece.source, piece.rows) for piece in second.steps[1].pieces] == [(0, range(8)), (1, range(14))]
+
+
+def test_rows_to_begin_with_are_the_last_of_the_longest_sequence_if_it_has_enough() -> None:
+    def begun(*lengths: int, ahead: int) -> list[list[int]]:
+        return [rows(schedule, 0) for schedule in causal(zigzag, gather, 2, *lengths, ahead=ahead)]
+
+    # Rank 1 holds 4..11 of the first sequence, 17 and 18 of the second; of rank 0's rows 0..3 and 16 need nobody.
+    assert begun(16, 4, ahead=3) == [[0, 1, 2, 3, 16], [9, 10, 11]]
+    assert begun(16, 4, ahead=7) == [[0, 1, 2, 3, 14, 15, 16], [5, 6, 7, 8, 9, 10, 11]]
+    assert begun(16, 4, ahead=9) == [[0, 1, 2, 3, 12, 13, 14, 15, 16], []]
+    assert begun(16, 4, ahead=0) == [[0, 1, 2, 3, 16], []]
+
+
+def test_so_many_rows_are_worth_to_begin_with() -> None:
+    assert [early_rows(rows) for rows in (0, 1024, 2047, 2048, 4096, 8192, 10_000)] == [0, 0, 0, 256, 512, 1024, 1024]
 
 
 def test_two_waves_of_zigzag_take_three_launches_at_most() -> None:
@@ -242,8 +269,7 @@ def test_of_a_wave_only_live_keys_lie_in_the_buffer_in_the_order_of_their_positi
     assert [(piece.source, piece.rows, piece.offset) for piece in schedule.steps[1].pieces] == [
         (0, range(0, 4), 0),
         (2, range(0, 4), 4),
-        (3, range(0, 4), 8),
-        (3, range(4, 8), 12),
+        (3, range(0, 8), 8),
         (2, range(4, 8), 16),
     ]
 
@@ -289,12 +315,13 @@ def test_what_is_lent_is_what_others_fetch(case: Case) -> None:
     for owner in schedules:
         for index, step in enumerate(owner.steps):
             fetched = {
-                (schedule.cp_rank, piece.rows)
+                (schedule.cp_rank, row)
                 for schedule in schedules
                 for piece in schedule.steps[index].pieces
+                for row in piece.rows
                 if piece.source == owner.cp_rank != schedule.cp_rank
             }
-            assert {(piece.source, piece.rows) for piece in lent(owner, step.hop)} == fetched
+            assert {(piece.source, row) for piece in lent(owner, step.hop) for row in piece.rows} == fetched
 
 
 def test_plans_are_kept() -> None:

@@ -16,7 +16,7 @@ from ringattn_core.planner import plan
 from ringattn_core.route import Route, at_once, gather, ring, waves
 from ringattn_core.schedule import Schedule
 from ringattn_core.shape import Shape
-from ringattn_core.simulate import fastest, predict
+from ringattn_core.simulate import Forecast, fastest, predict
 
 SHAPE = Shape(num_heads=32, num_kv_heads=8, head_dim=128)
 FREE = Link(0.0, inf)
@@ -47,9 +47,14 @@ def test_rows_that_were_measured(cp_size: int, tokens: int, route: Route, forwar
     What is called gather waited for everyone's keys with all its rows when these were measured.
     """
     schedules = causal(zigzag, route, cp_size, cp_size * tokens)
-    for measured, backward in ((forward, False), (both, True)):
+    for measured, backward in ((forward, ()), (both, schedules)):
         found = predict(schedules, replace(SHAPE, grad_itemsize=2), H100, backward=backward, one_sided=True)
         assert found.time * 1e3 == pytest.approx(measured, rel=0.1)
+
+
+def both(schedules: Sequence[Schedule], shape: Shape, machine: Machine, **options: bool) -> Forecast:
+    """Both passes by the same schedules."""
+    return predict(schedules, shape, machine, backward=schedules, **options)
 
 
 def test_a_rank_alone_computes_and_nothing_else() -> None:
@@ -85,10 +90,10 @@ def test_a_slow_link_is_waited_for() -> None:
 
 def test_gradients_come_home_after_the_last_step() -> None:
     # Backward takes 10 operations a cell; the gradients of 4 keys, in float32, take 32 s to come home.
-    forecast = predict(causal(contiguous, ring, 2, 8), SMALL, PLAIN, backward=True)
+    forecast = both(causal(contiguous, ring, 2, 8), SMALL, PLAIN)
     assert forecast.time == (40 + 64) + (100 + 160) + 32
     assert forecast.bytes_sent == 8 + 8 + 32 + 32, "keys twice; gradients hop on and then home"
-    direct = predict(causal(contiguous, waves(2), 2, 8), SMALL, PLAIN, backward=True)
+    direct = both(causal(contiguous, waves(2), 2, 8), SMALL, PLAIN)
     assert direct.time == forecast.time, "with two ranks, two waves are a ring"
 
 
@@ -115,13 +120,13 @@ def test_adding_up_costs_what_it_reads_and_writes() -> None:
 def test_gradients_are_added_up_too() -> None:
     machine = replace(PLAIN, memory=1.0)
     rows, arriving = 4 * (1 + 2 * 4), 3 * 4 * 8  # dq's; of 4 keys, in float32: two are read and one is written
-    assert predict(causal(contiguous, ring, 2, 8), SMALL, machine, backward=True).merge == 2 * rows + 2 * arriving
+    assert both(causal(contiguous, ring, 2, 8), SMALL, machine).merge == 2 * rows + 2 * arriving
     # Rank 0's late half is a second launch over the same 8 keys and values, to whose gradients it adds; its rows are
     # untouched until then.
     columns = 8 * 2 * (1 + 2 * 4)
-    assert predict(causal(zigzag, at_once, 2, 8), SMALL, machine, backward=True).merge == columns + arriving
+    assert both(causal(zigzag, at_once, 2, 8), SMALL, machine).merge == columns + arriving
     # If the halves have a hop each, the gradients of one's own keys are added where they are found the second time.
-    assert predict(causal(zigzag, gather, 2, 8), SMALL, machine, backward=True).merge == arriving + arriving
+    assert both(causal(zigzag, gather, 2, 8), SMALL, machine).merge == arriving + arriving
     assert predict(causal(zigzag, gather, 2, 8), SMALL, machine).merge == 0
 
 
@@ -143,13 +148,13 @@ def test_head_groups_move_the_same_bytes_in_more_messages() -> None:
 def test_predictions_hold_together(case: Case) -> None:
     schedules = case.plan()
     for one_sided in (False, True):
-        forward, both = (
-            predict(schedules, SHAPE, H200, backward=backward, one_sided=one_sided) for backward in (False, True)
+        forward, two = (
+            predict(schedules, SHAPE, H200, backward=backward, one_sided=one_sided) for backward in ((), schedules)
         )
-        assert 0 <= forward.compute <= forward.time <= both.time
+        assert 0 <= forward.compute <= forward.time <= two.time
         assert 0 <= forward.waiting <= forward.time
-        assert forward.bytes_received <= both.bytes_received
-        assert forward.efficiency <= 1.0 + 1e-9 and both.efficiency <= 1.0 + 1e-9
+        assert forward.bytes_received <= two.bytes_received
+        assert forward.efficiency <= 1.0 + 1e-9 and two.efficiency <= 1.0 + 1e-9
 
 
 def routes(tokens: int, cp_size: int = 8) -> dict[str, Sequence[Schedule]]:
@@ -157,9 +162,11 @@ def routes(tokens: int, cp_size: int = 8) -> dict[str, Sequence[Schedule]]:
     return {name: causal(zigzag, route, cp_size, tokens) for name, route in candidates.items()}
 
 
-def choice(planned: dict[str, Sequence[Schedule]], memory: int | None = None, **options: bool) -> str:
-    options = {"backward": True} | options
-    return fastest({name: predict(schedules, SHAPE, H200, **options) for name, schedules in planned.items()}, memory)
+def choice(
+    planned: dict[str, Sequence[Schedule]], memory: int | None = None, backward: bool = True, **options: bool
+) -> str:
+    predicted = both if backward else predict
+    return fastest({name: predicted(schedules, SHAPE, H200, **options) for name, schedules in planned.items()}, memory)
 
 
 def test_waves_are_chosen_where_launches_are_small_and_any_memory_will_do() -> None:
@@ -169,7 +176,7 @@ def test_waves_are_chosen_where_launches_are_small_and_any_memory_will_do() -> N
 
 def test_a_bound_on_memory_leaves_the_ring() -> None:
     planned = routes(8 * 8192)
-    least = predict(planned["ring"], SHAPE, H200, backward=True).peak_bytes
+    least = both(planned["ring"], SHAPE, H200).peak_bytes
     assert choice(planned, memory=least) == "ring"
     assert choice(planned, memory=0) == "ring", "if none fits, the smallest"
 
@@ -191,5 +198,5 @@ def test_what_no_prediction_can_tell_goes_to_the_first() -> None:
 
 def test_a_schedule_of_nothing_takes_no_time() -> None:
     schedules = [plan(zigzag, gather, (0, 0), (0, 0), rank, 2) for rank in range(2)]
-    forecast = predict(schedules, SHAPE, H200, backward=True)
+    forecast = both(schedules, SHAPE, H200)
     assert (forecast.time, forecast.efficiency, forecast.peak_bytes) == (0.0, 1.0, 0)

@@ -14,7 +14,7 @@ from ringattn import checks
 from ringattn.context_parallel import ContextParallel
 from ringattn.lengths import Borders, Lengths, read, repeated
 from ringattn_comms.connect import connect
-from ringattn_core.auto import CANDIDATES, auto_route, magnitude
+from ringattn_core.auto import CANDIDATES, Routes, auto_routes, magnitude
 from ringattn_core.errors import UnsupportedError
 from ringattn_core.execute import Gradients, Result, attend, attend_backward
 from ringattn_core.kernel import Kernel, Options
@@ -22,9 +22,11 @@ from ringattn_core.kernels.choose import choose, question
 from ringattn_core.kernels.reference import Reference
 from ringattn_core.machine import machine_of
 from ringattn_core.planner import plan
+from ringattn_core.route import traffic
 from ringattn_core.schedule import Schedule
+from ringattn_core.settled import early_rows
 from ringattn_core.shape import ACCUMULATOR, Shape
-from ringattn_core.transport import KV, Transport
+from ringattn_core.transport import KV
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,23 +60,35 @@ class Request:
         # A dropout mask of a kernel's own could not be had again from another one: see `Call.backward`.
         lse_gradient = self.return_lse and self.dropout_p > 0
         kernels = Kernels(flattened(q), flattened(k), flattened(v), options, self.cp.kernel, lse_gradient)
-        schedule = _schedule(self, q, k, batch, window, kernels)
-        checks.shares(schedule, q, k, batch)
-        return Call(schedule, self.cp, kernels.choose(schedule), options)
+        backward = _schedule(self, q, k, batch, window, kernels, backward=True)
+        checks.shares(backward, q, k, batch)
+        # A backward pass has to find the dropout masks of every launch again.
+        forward = backward if self.dropout_p > 0 else _schedule(self, q, k, batch, window, kernels, backward=False)
+        passes = (Pass(each, kernels.choose(each)) for each in (forward, backward))
+        return Call(self.cp, options, *passes)
+
+
+class Pass(NamedTuple):
+    """What a forward or a backward pass is made of."""
+
+    schedule: Schedule
+    kernel: Kernel
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
     """A planned call: its two passes, over (tokens, heads, head_dim)."""
 
-    schedule: Schedule
     cp: ContextParallel
-    kernel: Kernel
     options: Options
+    forward_pass: Pass
+    backward_pass: Pass
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Result:
+        schedule, kernel = self.forward_pass
+        transport = connect(self.cp.communicator, schedule, q.device)
         with _no_autocast(q.device):
-            return attend(self.schedule, self._transport(q.device), self.kernel, q, KV(k, v), self.options, sinks)
+            return attend(schedule, transport, kernel, q, KV(k, v), self.options, sinks)
 
     def backward(
         self,
@@ -86,17 +100,15 @@ class Call:
         sinks: Tensor | None,
     ) -> Gradients:
         """The gradients, in the dtypes of what they are gradients of."""
+        schedule, kernel = self.backward_pass
         # A kernel that derives delta from out and dout has no place for a gradient of lse.
-        kernel = self.kernel if dlse is None or self.kernel.takes_delta else Reference()
+        kernel = kernel if dlse is None or kernel.takes_delta else Reference()
         dout = torch.zeros_like(result.out) if dout is None else dout
         dlse = None if dlse is None else torch.where(result.lse.isfinite(), dlse, 0.0)
-        transport = self._transport(q.device)
+        transport = connect(self.cp.communicator, schedule, q.device)
         with _no_autocast(q.device):
-            grads = attend_backward(self.schedule, transport, kernel, dout, q, kv, result, self.options, sinks, dlse)
+            grads = attend_backward(schedule, transport, kernel, dout, q, kv, result, self.options, sinks, dlse)
         return Gradients(grads.dq.to(q.dtype), grads.dk.to(kv.k.dtype), grads.dv.to(kv.v.dtype), grads.dsinks)
-
-    def _transport(self, device: torch.device) -> Transport:
-        return connect(self.cp.communicator, self.schedule, device)
 
 
 def flattened(x: Tensor) -> Tensor:
@@ -153,9 +165,9 @@ class Kernels(NamedTuple):
 
 
 def _schedule(
-    request: Request, q: Tensor, k: Tensor, batch: int, window: tuple[int, int], kernels: Kernels
+    request: Request, q: Tensor, k: Tensor, batch: int, window: tuple[int, int], kernels: Kernels, *, backward: bool
 ) -> Schedule:
-    """The plan for rows of these lengths, `batch` of them laid end to end."""
+    """The plan of a pass for rows of these lengths, `batch` of them laid end to end."""
     cp, cu_seqlens_k = request.cp, request.cu_seqlens_k
     stated = cp.cu_seqlens if request.cu_seqlens is None else request.cu_seqlens
     if stated is not None:
@@ -167,9 +179,13 @@ def _schedule(
     else:
         raise ValueError("cu_seqlens_k was given without cu_seqlens: say the borders of the queries' sequences too.")
     assert callable(cp.layout), "the name was looked up when cp was made"
+    tokens = borders_q[-1] * batch
+    route = cp.route if callable(cp.route) else CANDIDATES[_auto(cp, tokens, window, kernels)[backward]]
+    # Where own keys do not come again, both passes share one plan.
+    early = not backward and traffic(route, cp.cp_size).again[cp.cp_rank]
     return plan(
         cp.layout,
-        cp.route if callable(cp.route) else CANDIDATES[_auto(cp, borders_q[-1] * batch, window, kernels)],
+        route,
         repeated(borders_q, batch),
         repeated(borders_k, batch),
         cp.cp_rank,
@@ -178,14 +194,15 @@ def _schedule(
         per_sequence=cp.per_sequence,
         batch=max(batch, 1),
         head_groups=cp.head_groups,
+        ahead=early_rows(tokens // cp.cp_size) if early else 0,
     )
 
 
-def _auto(cp: ContextParallel, tokens: int, window: tuple[int, int], kernels: Kernels) -> str:
-    """The name of the fastest route, without a word between the ranks: all of them see the same numbers."""
+def _auto(cp: ContextParallel, tokens: int, window: tuple[int, int], kernels: Kernels) -> Routes:
+    """The names of the fastest routes, without a word between the ranks: all of them see the same numbers."""
     assert callable(cp.layout), "the name was looked up when cp was made"
     if kernels.q.device.type != "cuda":
-        return "waves"  # Of other devices nothing is known.
+        return Routes("waves", "waves")  # Of other devices nothing is known.
     asked = cp.layout, magnitude(tokens), cp.cp_size, window, question(*kernels)
     if asked not in _ROUTES:
         if len(_ROUTES) == 256:
@@ -197,10 +214,10 @@ def _auto(cp: ContextParallel, tokens: int, window: tuple[int, int], kernels: Ke
             grad_itemsize=itemsize if one_sided else ACCUMULATOR,
         )
         machine = machine_of(torch.cuda.get_device_name(q.device))
-        _ROUTES[asked] = auto_route(
+        _ROUTES[asked] = auto_routes(
             cp.layout, tokens, cp.cp_size, window, shape, machine, one_sided=one_sided, kernel=kernels.able
         )
     return _ROUTES[asked]
 
 
-_ROUTES: dict[Hashable, str] = {}
+_ROUTES: dict[Hashable, Routes] = {}

@@ -49,8 +49,9 @@ def _forward(
     call = request.plan(q, k, v, sinks, alibi_slopes, int(seed))
     result = call.forward(flattened(q), flattened(k), flattened(v), sinks)
     if any(state is not None for state in result.rng_states):
+        name = call.forward_pass.kernel.name
         raise UnsupportedError(
-            f"The kernel {call.kernel.name!r} draws dropout masks of its own, which torch.compile cannot carry to the "
+            f"The kernel {name!r} draws dropout masks of its own, which torch.compile cannot carry to the "
             "backward pass: name another one, ContextParallel(..., kernel='reference'), or do without dropout."
         )
     out = result.out.view(*q.shape[:-1], v.shape[-1])
@@ -84,8 +85,7 @@ def _backward(
 ) -> list[Tensor]:
     """dq, dk, dv and, where there are sinks, dsinks."""
     call = _request(*asked).plan(q, k, v, sinks, alibi_slopes, int(seed))
-    launches = sum(len(step.launches) for step in call.schedule.steps)
-    result = Result(flattened(out), _flat_lse(lse), [None] * launches)
+    result = Result(flattened(out), _flat_lse(lse), [])
     kv = KV(flattened(k), flattened(v))
     dout, dlse = None if dout is None else flattened(dout), None if dlse is None else _flat_lse(dlse)
     grads = call.backward(dout, dlse, flattened(q), kv, result, sinks)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -11,11 +12,11 @@ from torch import Tensor
 
 from ringattn_core.errors import UnsupportedError
 from ringattn_core.index import stream_index
-from ringattn_core.kernel import Block, Kernel, Options, Places, Positions, Queries, accumulator_dtype
+from ringattn_core.kernel import Block, Grads, Kernel, Options, Places, Positions, Queries, accumulator_dtype
 from ringattn_core.lanes import walk
 from ringattn_core.merge import sink_gradient
 from ringattn_core.schedule import Schedule, Step
-from ringattn_core.totals import column_total, out_total, row_total
+from ringattn_core.totals import ColumnTotal, column_total, out_total, row_total
 from ringattn_core.transport import KV, Transport, kv_heads
 
 
@@ -24,7 +25,7 @@ class Result(NamedTuple):
 
     out: Tensor  # (tokens, num_heads, head_dim_v), in q's dtype
     lse: Tensor  # (num_heads, tokens), over all keys of all ranks and the sinks
-    rng_states: list[Tensor | None]  # of every launch, in order
+    rng_states: list[Tensor | None]  # of every launch, in order; or none, where no launch draws one
 
 
 class Gradients(NamedTuple):
@@ -51,22 +52,20 @@ def attend(
 ) -> Result:
     """This rank's part of the attention: q (tokens, num_heads, head_dim) against the keys of all ranks."""
     q, options = _signed(q, options.softmax_scale), _unsigned(options)
-    partial, rng_states = out_total(schedule, kernel, q, kv.v.shape[2]), list[Tensor | None]()
+    total, rng_states = out_total(schedule, kernel, q, kv.v.shape[2]), list[Tensor | None]()
 
-    def work(step: Step, keys: KV) -> list[tuple[Block, Tensor | None]]:
+    def work(step: Step, keys: KV) -> Iterator[Callable[[], tuple[Block, Tensor | None]]]:
         heads, at_step = _at(schedule, step, q, kv, options)
-        return [
-            kernel.forward(q[:, heads], *keys, launch, at_step, partial.place(launch, heads))
-            for launch in step.launches
-        ]
+        for launch in step.launches:
+            yield partial(kernel.forward, q[:, heads], *keys, launch, at_step, total.place(launch, heads))
 
     def fold(step: Step, found: list[tuple[Block, Tensor | None]]) -> None:
         for launch, (block, rng_state) in zip(step.launches, found, strict=True):
-            partial.add(launch, q_heads(schedule, step, q, kv), block)
+            total.add(launch, q_heads(schedule, step, q, kv), block)
             rng_states.append(rng_state)
 
     walk(schedule, q.device, transport.stream(schedule, kv), work, fold)
-    return Result(*partial.finish(q.dtype, sinks), rng_states)
+    return Result(*total.finish(q.dtype, sinks), rng_states)
 
 
 def attend_backward(
@@ -83,6 +82,8 @@ def attend_backward(
 ) -> Gradients:
     """The gradients of `attend`, given those of its out and, if not None, of its lse.
 
+    The schedule may be another than that of `attend`, over the same division, where no launch had a random state.
+
     Raises UnsupportedError for a gradient of lse and a kernel that derives delta itself, which leaves it no place.
     """
     if dlse is not None and not kernel.takes_delta:
@@ -93,24 +94,24 @@ def attend_backward(
     delta = _delta(dout, result.out, dlse) if kernel.takes_delta or sinks is not None else None
     scale, q, options = options.softmax_scale, _signed(q, options.softmax_scale), _unsigned(options)
     queries, dq = Queries(q, result.out, dout, result.lse, delta), row_total(schedule, kernel, q)
-    rng_states = iter(result.rng_states)
+    rng_states, columns = iter(result.rng_states), dict[Step, tuple[ColumnTotal, ColumnTotal]]()
 
-    def work(step: Step, keys: KV) -> tuple[list[Tensor], KV]:
+    def work(step: Step, keys: KV) -> Iterator[Callable[[], Grads]]:
         heads, at_step = _at(schedule, step, q, kv, options)
-        part, dqs = queries.heads(heads), []
-        dk, dv = (column_total(step, kernel, x) for x in keys)
+        part = queries.heads(heads)
+        dk, dv = columns[step] = column_total(step, kernel, keys.k), column_total(step, kernel, keys.v)
         for launch in step.launches:
             places = Places(dq.place(launch, heads), dk.place(launch), dv.place(launch))
-            grads = kernel.backward(part, *keys, launch, at_step, next(rng_states), places)
-            dqs.append(grads.dq)
+            yield partial(kernel.backward, part, *keys, launch, at_step, next(rng_states, None), places)
+
+    def fold(step: Step, found: list[Grads]) -> None:
+        dk, dv = columns.pop(step)
+        for launch, grads in zip(step.launches, found, strict=True):
             dk.add(launch, grads.dk)
             dv.add(launch, grads.dv)
-        return dqs, KV(dk.total, dv.total)
-
-    def fold(step: Step, found: tuple[list[Tensor], KV]) -> None:
-        transport.give(step, found[1])  # First, for it takes time to travel.
-        for launch, part in zip(step.launches, found[0], strict=True):
-            dq.add(launch, q_heads(schedule, step, q, kv), part)
+        transport.give(step, KV(dk.total, dv.total))  # Before dq is added up, for it takes time to travel.
+        for launch, grads in zip(step.launches, found, strict=True):
+            dq.add(launch, q_heads(schedule, step, q, kv), grads.dq)
 
     walk(schedule, q.device, transport.stream(schedule, kv), work, fold)
     dsinks = None if sinks is None or delta is None else sink_gradient(sinks, result.lse, delta)

@@ -1,12 +1,13 @@
-"""Steps side by side: one fills the multiprocessors of a GPU that the one before leaves idle as it runs dry.
+"""Launches side by side: one fills the multiprocessors of a GPU that the one before leaves idle as it runs dry.
 
-Transformer Engine runs the hops of its ring on two streams for the same reason. On a CPU one step follows the other.
+Transformer Engine runs the hops of its ring on two streams for the same reason. On a CPU one launch follows the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import cache
+from itertools import cycle
 from typing import TypeVar
 
 import torch
@@ -23,33 +24,37 @@ def walk(
     schedule: Schedule,
     device: torch.device,
     steps: Steps,
-    work: Callable[[Step, KV], T],
-    then: Callable[[Step, T], None],
+    work: Callable[[Step, KV], Iterable[Callable[[], T]]],
+    then: Callable[[Step, list[T]], None],
 ) -> None:
-    """For each step of a schedule what it finds in its keys, and what follows from that."""
-    if device.type == "cuda" and len(schedule.steps) > 1:
+    """For each step of a schedule its `work` on its keys, launch by launch, and `then` what follows from all of it."""
+    if device.type == "cuda" and sum(len(step.launches) for step in schedule.steps) > 1:
         _side_by_side(device, steps, work, then)
     else:
         for step, keys in steps:
-            then(step, work(step, keys))
+            then(step, [launch() for launch in work(step, keys)])
 
 
 def _side_by_side(
-    device: torch.device, steps: Steps, work: Callable[[Step, KV], T], then: Callable[[Step, T], None]
+    device: torch.device,
+    steps: Steps,
+    work: Callable[[Step, KV], Iterable[Callable[[], T]]],
+    then: Callable[[Step, list[T]], None],
 ) -> None:
-    """`work` in two streams in turn, `then` on the current one, in order.
+    """Launches in two streams in turn, `then` on the current one, in order.
 
     What follows from a step waits until the next step has begun, for each begins after all that the current stream has
     been asked for. So nothing of a step, keys or results, is used again before its work is done.
     """
-    main = current(device)
+    main, lanes = current(device), cycle(_lanes(device))
     pending: Callable[[], None] | None = None
-    for number, (step, keys) in enumerate(steps):
-        lane = _lanes(device)[number % 2]
-        lane.wait_stream(main)
-        with On(lane, main):
-            found = work(step, keys)
-            done = lane.record_event()
+    for step, keys in steps:
+        found, done = [], []
+        for launch, lane in zip(work(step, keys), lanes, strict=False):
+            lane.wait_stream(main)
+            with On(lane, main):
+                found.append(launch())
+                done.append(lane.record_event())
         if pending:
             pending()
         pending = _after(main, done, then, step, found)
@@ -58,10 +63,15 @@ def _side_by_side(
 
 
 def _after(
-    main: torch.cuda.Stream, done: torch.cuda.Event, then: Callable[[Step, T], None], step: Step, found: T
+    main: torch.cuda.Stream,
+    done: list[torch.cuda.Event],
+    then: Callable[[Step, list[T]], None],
+    step: Step,
+    found: list[T],
 ) -> Callable[[], None]:
     def follow() -> None:
-        main.wait_event(done)
+        for event in done:
+            main.wait_event(event)
         then(step, found)
 
     return follow

@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 from ringattn_core.errors import check_cu_seqlens
 from ringattn_core.join import joined_tiles
@@ -19,7 +20,7 @@ from ringattn_core.layout import Division, Layout
 from ringattn_core.lines import Line, Mask, Shard, shards
 from ringattn_core.route import Route, traffic
 from ringattn_core.schedule import Launch, Piece, Schedule, Step
-from ringattn_core.settled import split
+from ringattn_core.settled import begun_early, split
 from ringattn_core.tile import FULL, Tile, Window
 
 
@@ -36,12 +37,15 @@ def plan(
     per_sequence: bool = True,
     batch: int = 1,
     head_groups: int = 1,
+    ahead: int = 0,
 ) -> Schedule:
     """What rank `cp_rank` of `cp_size` computes; hops on which no rank has a live cell are left out for all.
 
     `cu_seqlens_q` and `cu_seqlens_k` are the global borders of the packed sequences (the same number of sequences).
     `window` is FlashAttention's (left, right), aligned to the bottom-right corner of each sequence; -1 is an open
     side, (-1, 0) is causal. `batch`: the stream is so many equal rows, which matters only without `per_sequence`.
+    `ahead`: where own keys come again (see `Route`), a rank with fewer rows than so many for hop 0 begins with as many
+    others, in two parts; `early_rows` is how many are worth it in a forward pass, and in a backward pass none are.
     Raises ValueError for borders that are no cumulative lengths, or whose number differs.
     """
     check_cu_seqlens(cu_seqlens_q, "cu_seqlens_q")
@@ -56,9 +60,9 @@ def plan(
     queries = Division(layout, cu_seqlens_q, cp_size, per_sequence, batch)
     keys = Division(layout, cu_seqlens_k, cp_size, per_sequence, batch)
     mask, columns, everyone = Mask(queries, keys, window), shards(keys), traffic(route, cp_size)
-    rows, hops = _rows(mask, queries, keys, route, cp_rank), []
+    rows, hops = _rows(mask, queries, keys, route, cp_rank, ahead), []
     for hop, sources in enumerate(everyone.sources[cp_rank]):
-        pieces, launches = _hop(mask, rows[hop > 0], [columns.held[source] for source in sources])
+        pieces, launches = _hop(mask, rows[hop > 0], cp_rank, [columns.held[source] for source in sources])
         if hop == 0 or launches or hop in _alive(queries, keys, window, route):
             hops.append((hop, sources, everyone.destinations[cp_rank][hop], pieces, launches))
     return Schedule(
@@ -86,6 +90,7 @@ def plan_all(
     per_sequence: bool = True,
     batch: int = 1,
     head_groups: int = 1,
+    ahead: int = 0,
 ) -> tuple[Schedule, ...]:
     """Every rank's schedule, in rank order: what `verify`, `draw` and `simulate` look at. As `plan` otherwise."""
     keys = cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
@@ -101,6 +106,7 @@ def plan_all(
             per_sequence=per_sequence,
             batch=batch,
             head_groups=head_groups,
+            ahead=ahead,
         )
         for rank in range(cp_size)
     )
@@ -116,33 +122,48 @@ def lent(schedule: Schedule, hop: int) -> tuple[Piece, ...]:
         if rank != schedule.cp_rank:
             rows = _rows(mask, queries, keys, route, rank)[hop > 0]
             # Beside other sources' keys or alone, what a rank needs of this one's is the same but for its gaps.
-            pieces, _ = _hop(mask, rows, [mine] if len(everyone.sources[rank][hop]) == 1 else [mine, {}])
+            pieces, _ = _hop(mask, rows, rank, [mine] if len(everyone.sources[rank][hop]) == 1 else [mine, {}])
             found += [Piece(rank, piece.rows, piece.rows.start) for piece in pieces]
     return tuple(found)
 
 
-def _rows(mask: Mask, queries: Division, keys: Division, route: Route, rank: int) -> tuple[Shard, Shard]:
+class _Rows(NamedTuple):
+    """A rank's queries on a hop."""
+
+    whole: Shard  # they see all keys that are at hand
+    begun: Shard  # they see those of others: their own rank's they saw on hop 0
+
+
+def _rows(
+    mask: Mask, queries: Division, keys: Division, route: Route, rank: int, ahead: int = 0
+) -> tuple[_Rows, _Rows]:
     """What is computed of a rank's queries on hop 0, and what on the later hops: all, each time, for most routes."""
     rows = shards(queries).held[rank]
     if not traffic(route, queries.cp_size).again[rank]:
-        return rows, rows
+        return _Rows(rows, {}), _Rows(rows, {})
     own, settled, others = shards(keys).held[rank], Shard(), Shard()
     for sequence, lines in rows.items():
         settled[sequence], others[sequence] = split(mask, sequence, lines, own.get(sequence, []))
-    return settled, others
+    if not ahead:
+        return _Rows(settled, {}), _Rows(others, {})
+    rest, begun = begun_early(mask.stride, settled, others, ahead)
+    first = {sequence: settled[sequence] + begun.get(sequence, []) for sequence in rows}
+    return _Rows(first, {}), _Rows(rest, begun)
 
 
-def _hop(mask: Mask, shard: Shard, sources: Sequence[Shard]) -> tuple[tuple[Piece, ...], tuple[Launch, ...]]:
+def _hop(mask: Mask, rows: _Rows, rank: int, sources: Sequence[Shard]) -> tuple[tuple[Piece, ...], tuple[Launch, ...]]:
     """The pieces of the sources' shards that a rank's queries need, and its launches over them."""
     pieces: list[Piece] = []
     sequences = []
-    for sequence, queries in shard.items():
+    for sequence, whole in rows.whole.items():
+        begun = rows.begun.get(sequence, [])
+        keys = [line for source in sources for line in source.get(sequence, ())]
         if len(sources) > 1:
-            keys = [line for source in sources for line in source.get(sequence, ())]
-            keys = _arranged(mask, sequence, queries, sorted(keys), pieces)
-        else:
-            keys = sources[0].get(sequence, [])
-        sequences.append(joined_tiles(mask, sequence, queries, keys))
+            keys = _arranged(mask, sequence, rank, whole, begun, keys, pieces)
+        sequences.append(joined_tiles(mask, sequence, whole, _merged(mask, keys)))
+        if begun:
+            theirs = [line for line in keys if line[3] != rank]
+            sequences.append(joined_tiles(mask, sequence, begun, _merged(mask, theirs)))
     launches = tuple(_launches(sequences))
     if len(sources) == 1 and launches:
         start, stop = min(launch.columns.start for launch in launches), max(launch.columns.stop for launch in launches)
@@ -150,15 +171,17 @@ def _hop(mask: Mask, shard: Shard, sources: Sequence[Shard]) -> tuple[tuple[Piec
     return tuple(pieces), launches
 
 
-def _arranged(mask: Mask, sequence: int, queries: list[Line], keys: list[Line], pieces: list[Piece]) -> list[Line]:
+def _arranged(
+    mask: Mask, sequence: int, rank: int, whole: list[Line], begun: list[Line], keys: list[Line], pieces: list[Piece]
+) -> list[Line]:
     """The keys of several sources as they lie in a common buffer: the live ones, in the order of their positions."""
+    everyone = whole + begun
     placed: list[Line] = []
-    border: int | None = None
     left, right, stride, shift = mask.left, mask.right, mask.stride, mask.shift[sequence]
     offset = pieces[-1].columns.stop if pieces else 0
-    for k_start, k_length, k_offset, source in keys:
+    for k_start, k_length, k_offset, source in sorted(keys):
         begin, end = k_length, 0
-        for q_start, q_length, _, _ in reversed(queries):
+        for q_start, q_length, _, _ in reversed(whole if source == rank else everyone):
             apart = q_start + shift - k_start
             low, high = -((left - apart) // stride), (right + apart) // stride
             if low < k_length and high > -q_length and low <= high:
@@ -166,15 +189,31 @@ def _arranged(mask: Mask, sequence: int, queries: list[Line], keys: list[Line], 
                 if begin == 0 and end == k_length:
                     break  # no query can need more of it
         if begin < end:
-            pieces.append(Piece(source, range(k_offset + begin, k_offset + end), offset))
-            first, start, length = k_start + begin * stride, offset, end - begin
-            if first == border:  # This run continues the last one, so they are one.
-                first, before, start, _ = placed.pop()
-                length += before
-            placed.append((first, length, start, source))
-            border = k_start + end * stride
+            _put(pieces, Piece(source, range(k_offset + begin, k_offset + end), offset))
+            placed.append((k_start + begin * stride, end - begin, offset, source))
             offset += end - begin
     return placed
+
+
+def _put(pieces: list[Piece], piece: Piece) -> None:
+    """Add a piece; one that continues the last where it comes from makes it longer."""
+    if pieces and (last := pieces[-1]).source == piece.source and last.rows.stop == piece.rows.start:
+        piece = Piece(last.source, range(last.rows.start, piece.rows.stop), last.offset)
+        pieces.pop()
+    pieces.append(piece)
+
+
+def _merged(mask: Mask, lines: list[Line]) -> list[Line]:
+    """The same with those in one that follow each other both in their positions and where they lie."""
+    merged: list[Line] = []
+    for start, length, offset, source in lines:
+        if merged:
+            first, before, place, other = merged[-1]
+            if (start, offset) == (first + before * mask.stride, place + before):
+                merged[-1] = first, before + length, place, other
+                continue
+        merged.append((start, length, offset, source))
+    return merged
 
 
 def _launches(sequences: Iterable[list[Tile]]) -> list[Launch]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from ringattn_core.lines import Line, Mask
+from ringattn_core.lines import Line, Mask, Shard
 from ringattn_core.tile import FAR
 
 
@@ -50,3 +50,34 @@ def _cut(mask: Mask, sequence: int, line: Line, begin: int, end: int) -> list[Li
     if high - low == length:
         return [line]
     return [(start + low * stride, high - low, offset + low, rank)] if low < high else []
+
+
+def early_rows(rows: int) -> int:
+    """How many of a rank's rows to begin with before others' keys have come, so that a forward pass has work meanwhile.
+
+    An eighth, in whole blocks of a GPU's kernels: measured on two H200s (dev/LOG.md, 2026-11-26). Fewer than 256 take
+    longer to launch and to add up than the keys take to come.
+    """
+    return rows // 8 // 256 * 256
+
+
+def begun_early(stride: int, settled: Shard, others: Shard, rows: int) -> tuple[Shard, Shard]:
+    """The rows that wait for others' keys: most of them, and those that see their own rank's before.
+
+    The latter make the settled ones up to `rows`. They are the last of the rank's longest sequence, which see the most
+    keys; where that has too few there are none.
+    """
+    lengths = {sequence: sum(length for _, length, *_ in lines) for sequence, lines in others.items()}
+    longest = max(lengths, key=lambda sequence: lengths[sequence], default=0)
+    count = rows - sum(length for lines in settled.values() for _, length, *_ in lines)
+    if not 0 < count <= lengths.get(longest, 0):
+        return others, {}
+    rest, early = list[Line](), list[Line]()
+    for start, length, offset, rank in reversed(others[longest]):
+        kept = max(length - count, 0)
+        count -= length - kept
+        if kept:
+            rest.insert(0, (start, kept, offset, rank))
+        if kept < length:
+            early.insert(0, (start + kept * stride, length - kept, offset + kept, rank))
+    return others | {longest: rest}, {longest: early}

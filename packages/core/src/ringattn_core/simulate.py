@@ -40,30 +40,29 @@ def predict(
     shape: Shape,
     machine: Machine,
     *,
-    backward: bool = False,
+    backward: Sequence[Schedule] = (),
     one_sided: bool = False,
 ) -> Forecast:
-    """Predict the schedules of all ranks, in their order: a forward pass, or, with `backward`, both passes together.
+    """Predict the schedules of all ranks, in their order: a forward pass, and a backward pass by those in `backward`.
 
     Keys are handed on from neighbour to neighbour where the schedules shift, else whole shards come from their owners;
     `one_sided` copies only the rows that a step needs, straight out of the owners' memory.
     """
-    run = _Run(schedules, shape, machine, one_sided)
-    run.walk(backward=False)
-    if backward:
-        run.walk(backward=True)
-    area = sum(schedule.area for schedule in schedules) / len(schedules)
-    ideal = shape.flop(1, backward=False) * area / machine.forward.flops
-    ideal += shape.flop(1, backward=True) * area / machine.backward.flops if backward else 0.0
+    ranks, ideal, peaks = [_Rank() for _ in schedules], 0.0, []
+    passes = ((schedules, machine.forward, False), *([(backward, machine.backward, True)] if backward else []))
+    for planned, kernels, is_backward in passes:
+        _Pass(ranks, planned, shape, machine, one_sided, is_backward).walk()
+        ideal += shape.flop(sum(schedule.area for schedule in planned), backward=is_backward) / kernels.flops
+        peaks += [peak_bytes(schedule, shape, backward=is_backward, one_sided=one_sided) for schedule in planned]
     return Forecast(
-        time=max(rank.device for rank in run.ranks),
-        ideal=ideal,
-        compute=max(rank.compute for rank in run.ranks),
-        merge=max(rank.merge for rank in run.ranks),
-        waiting=max(rank.waiting for rank in run.ranks),
-        bytes_sent=max(rank.sent for rank in run.ranks),
-        bytes_received=max(rank.received for rank in run.ranks),
-        peak_bytes=max(peak_bytes(schedule, shape, backward=backward, one_sided=one_sided) for schedule in schedules),
+        time=max(rank.device for rank in ranks),
+        ideal=ideal / len(ranks),
+        compute=max(rank.compute for rank in ranks),
+        merge=max(rank.merge for rank in ranks),
+        waiting=max(rank.waiting for rank in ranks),
+        bytes_sent=max(rank.sent for rank in ranks),
+        bytes_received=max(rank.received for rank in ranks),
+        peak_bytes=max(peaks),
     )
 
 
@@ -109,17 +108,25 @@ class _Message(NamedTuple):
     tokens: int
 
 
-class _Run:
-    """All ranks on their way through their schedules."""
+class _Pass:
+    """All ranks on their way through their schedules, once."""
 
-    def __init__(self, schedules: Sequence[Schedule], shape: Shape, machine: Machine, one_sided: bool) -> None:
-        self.schedules, self.shape, self.machine, self.one_sided = schedules, shape, machine, one_sided
-        self.ranks = [_Rank() for _ in schedules]
+    def __init__(
+        self,
+        ranks: list[_Rank],
+        schedules: Sequence[Schedule],
+        shape: Shape,
+        machine: Machine,
+        one_sided: bool,
+        backward: bool,
+    ) -> None:
+        self.ranks, self.schedules, self.shape, self.machine = ranks, schedules, shape, machine
+        self.one_sided, self.backward = one_sided, backward
         self.hops = [step.hop for step in schedules[0].steps]
         self.shifts = schedules[0].shifts and not one_sided
 
-    def walk(self, *, backward: bool) -> None:
-        """One pass, in the order of the executor and of the transports."""
+    def walk(self) -> None:
+        """In the order of the executor and of the transports."""
         arriving = self._send(0, self._keys(0), self.shape.itemsize)
         gradients, returning = list[_Message](), [0.0 for _ in self.ranks]
         for index in range(len(self.hops)):
@@ -128,8 +135,8 @@ class _Run:
             if index + 1 < len(self.hops):
                 arriving = self._send(index + 1, self._keys(index + 1), self.shape.itemsize)
             for rank, schedule in zip(self.ranks, self.schedules, strict=True):
-                self._compute(rank, schedule, schedule.steps[index], backward)
-            if backward:
+                self._compute(rank, schedule, schedule.steps[index])
+            if self.backward:
                 self._collect(gradients, returning)
                 gradients = self._gradients(index)
                 returning = self._send(index, gradients, self.shape.grad_itemsize)
@@ -137,21 +144,21 @@ class _Run:
         for rank in self.ranks:  # The host runs ahead, unless it needs longer than the device.
             rank.wait(rank.host)
 
-    def _compute(self, rank: _Rank, schedule: Schedule, step: Step, backward: bool) -> None:
-        kernels = self.machine.backward if backward else self.machine.forward
+    def _compute(self, rank: _Rank, schedule: Schedule, step: Step) -> None:
+        kernels = self.machine.backward if self.backward else self.machine.forward
         for launch in step.launches:
             rank.host += kernels.call
-            seconds = kernels.time(self.shape.flop(launch.area, backward=backward) / schedule.head_groups)
+            seconds = kernels.time(self.shape.flop(launch.area, backward=self.backward) / schedule.head_groups)
             rank.compute += seconds
             rank.device += seconds
-            rank.fold(self._folded(schedule, step, launch, backward) / self.machine.memory)
+            rank.fold(self._folded(schedule, step, launch) / self.machine.memory)
 
-    def _folded(self, schedule: Schedule, step: Step, launch: Launch, backward: bool) -> float:
+    def _folded(self, schedule: Schedule, step: Step, launch: Launch) -> float:
         """Bytes moved to add a launch's result to what is there: nothing for rows that no launch has touched before."""
         (dim, dim_v), width = self.shape.dims, self.shape.itemsize + 2 * ACCUMULATOR
         rows = sum(len(touch.rows) for touch in row_touches(schedule).of[launch] if touch.turn > 0)
-        moved = rows * self.shape.num_heads * (dim if backward else dim_v) * width
-        if backward and launch is not step.launches[0]:
+        moved = rows * self.shape.num_heads * (dim if self.backward else dim_v) * width
+        if self.backward and launch is not step.launches[0]:
             columns = sum(len(tile.k) for tile in launch.tiles)
             moved += columns * self.shape.num_kv_heads * (dim + dim_v) * width
         return moved / schedule.head_groups

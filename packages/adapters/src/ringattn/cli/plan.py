@@ -12,10 +12,11 @@ from rich.text import Text
 
 from ringattn.cli import choices, sizes
 from ringattn.cli.progress import followed
-from ringattn_core.auto import auto_route
+from ringattn_core.auto import Routes, auto_routes
 from ringattn_core.errors import lookup
 from ringattn_core.layout import layout_named
 from ringattn_core.machine import MACHINES
+from ringattn_core.settled import early_rows
 from ringattn_core.shape import ACCUMULATOR, Shape
 from ringattn_core.simulate import Forecast, predict
 
@@ -24,7 +25,7 @@ def plan(
     seqlen: Annotated[int, typer.Option(parser=sizes.tokens, metavar="TOKENS", help="Tokens: 8192, 64k, 1M.")] = 128
     * 1024,
     cp: choices.CpOption = 8,
-    layout: choices.LayoutOption = choices.Layout.ZIGZAG,
+    layout: choices.LayoutOption = "zigzag",
     window: choices.WindowOption = None,
     documents: Annotated[int, typer.Option(min=1, help="Documents of equal length that are packed in it.")] = 1,
     heads: Annotated[int, typer.Option(min=1, help="Query heads.")] = 32,
@@ -46,21 +47,29 @@ def plan(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="'--gpu'") from error
     lengths = [(index + 1) * seqlen // documents - index * seqlen // documents for index in range(documents)]
-    planned = {name: choices.schedules(layout.value, name, lengths, cp, window) for name in _routes(cp)}
+    planned = {
+        name: [
+            choices.schedules(layout, name, lengths, cp, window, ahead=ahead) for ahead in (early_rows(seqlen // cp), 0)
+        ]
+        for name in _routes(cp)
+    }
     shape = Shape(heads, kv_heads, head_dim, grad_itemsize=2 if one_sided else ACCUMULATOR)
     found = {
-        name: predict(planned[name], shape, machine, backward=True, one_sided=one_sided)
+        name: predict(forward, shape, machine, backward=backward, one_sided=one_sided)
         for name in followed(list(planned), "predicting")
+        for forward, backward in [planned[name]]
     }
-    work = {name: _flop(shape, max(schedule.area for schedule in each)) for name, each in planned.items()}
+    work = {name: _flop(shape, max(schedule.area for schedule in each)) for name, (each, _) in planned.items()}
     console = Console(highlight=False)
     mask = (-1 if window is None else window - 1, 0)
-    auto = auto_route(layout_named(layout.value), seqlen, cp, mask, shape, machine, one_sided=one_sided)
+    auto = auto_routes(layout_named(layout), seqlen, cp, mask, shape, machine, one_sided=one_sided)
     table = _table(found, work, auto)
-    table.title = f"{seqlen:,} tokens on {cp} ranks, {layout.value}, {heads} heads over {kv_heads}, bf16, one layer"
+    table.title = f"{seqlen:,} tokens on {cp} ranks, {layout}, {heads} heads over {kv_heads}, bf16, one layer"
     console.print(table)
-    areas = [schedule.area for schedule in planned["ring"]]
-    idle = sum(schedule.query_length == 0 for schedule in planned["ring"])
+    if auto.forward != auto.backward:
+        console.print(f"[dim]auto: forward by {auto.forward}, backward by {auto.backward}.[/]")
+    areas = [schedule.area for schedule in planned["ring"][0]]
+    idle = sum(schedule.query_length == 0 for schedule in planned["ring"][0])
     if idle:
         console.print(f"[yellow]{idle} of the {cp} ranks hold no token at all: --seqlen is small for --cp.[/]")
     console.print(
@@ -74,19 +83,25 @@ def _routes(cp: int) -> list[str]:
     return ["ring", "waves", *(["waves(3)"] if cp > 2 else []), "gather"]
 
 
+def _chosen(name: str, auto: Routes) -> str:
+    """For which of the two passes "auto" takes a route."""
+    kinds = [kind for kind, chosen in auto._asdict().items() if chosen == name]
+    return f" ← {kinds[0]}" if len(kinds) == 1 else " ← auto" if kinds else ""
+
+
 def _flop(shape: Shape, area: int) -> int:
     """Of both passes."""
     return sum(shape.flop(area, backward=backward) for backward in (False, True))
 
 
-def _table(found: dict[str, Forecast], work: dict[str, int], auto: str) -> Table:
+def _table(found: dict[str, Forecast], work: dict[str, int], auto: Routes) -> Table:
     table = Table(title_justify="left", title_style="bold", header_style="dim", box=SIMPLE_HEAD)
     table.pad_edge, table.collapse_padding = False, True  # so that it fits a terminal of 80 columns
     for title in ("route", "time", "of ideal", "waiting", "TFLOP", "received", "memory"):
         table.add_column(title, justify="left" if title == "route" else "right", no_wrap=True)
     for name, forecast in found.items():
         table.add_row(
-            Text.assemble(name, (" ← auto" if name == auto else "", "bold green")),
+            Text.assemble(name, (_chosen(name, auto), "bold green")),
             sizes.duration(forecast.time),
             f"{forecast.efficiency:.0%}",
             sizes.duration(forecast.waiting),
