@@ -4,9 +4,10 @@
 
 Each row is a way to share causal attention, each line a library: milliseconds of the slowest rank's GPU, forward and
 forward with backward; in brackets one GPU's time for the whole sequence with the same kernel, divided by the number of
-GPUs, as a share of it; what the host needs to ask for a call; the memory that one forward and backward adds at its
-peak, results among it (a group's window in symmetric memory, made once for all layers, is not in it: k, v and a slot
-for the gradients of each other rank); how far results and gradients are from one GPU's, for some are fast and wrong.
+GPUs, as a share of it; TFLOP/s of each GPU, forward and backward by itself; milliseconds in which a GPU does nothing
+but communicate; what the host needs to ask for a call; the memory that one forward and backward adds at its peak,
+results among it (a group's window in symmetric memory, made once for all layers, is not in it: k, v and a slot for the
+gradients of each other rank); how far results and gradients are from one GPU's, for some are fast and wrong.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from exposed import exposed
 from play_ranks import PACKINGS
 from seed import load
 from timing import interleaved_ranks
@@ -27,8 +29,10 @@ from torch import Tensor
 
 import ringattn
 from ringattn_comms.communicator import Solo
+from ringattn_core.coverage import mask_area
 from ringattn_core.errors import UnsupportedError
 from ringattn_core.layout import Division, layout_named
+from ringattn_core.shape import Shape
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -49,6 +53,7 @@ PACKED = tuple(PACKINGS)
 ROWS = {
     "zigzag": Row("zigzag", "zigzag_ring_flash_attn_func"),
     "stripe": Row("striped", "stripe_flash_attn_func"),
+    "stripe varlen": Row("striped", "stripe_flash_attn_varlen_func", packings=("one",)),
     "ring": Row("contiguous", "ring_flash_attn_func"),
     "zigzag varlen": Row("zigzag", "zigzag_ring_flash_attn_varlen_func", packings=("one",)),
     "zigzag packings": Row("zigzag", "zigzag_ring_flash_attn_varlen_func", packings=PACKED),
@@ -71,6 +76,14 @@ class Problem(NamedTuple):
     kv_heads: int
     kernel: str
     head_groups: int
+
+    def flop(self, *, backward: bool) -> int:
+        """Of one pass over all packings and all ranks."""
+        area = 0
+        for packing in self.row.packings or ("one",):
+            borders = self.borders(packing)
+            area += mask_area(borders, borders, (self.row.window, 0))
+        return Shape(self.heads, self.kv_heads, 128).flop(area, backward=backward)
 
     def borders(self, packing: str) -> list[int]:
         """Of the sequences of a packing, over all ranks."""
@@ -242,7 +255,7 @@ def cases(problem: Problem, routes: Sequence[str]) -> tuple[dict[str, Case], lis
             found[name] = made
         except (ImportError, UnsupportedError) as why:
             refused.append(f"{name}: {why}")
-        except (AssertionError, RuntimeError, TypeError, ValueError) as why:
+        except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as why:
             refused.append(f"{name}: {type(why).__name__}: {str(why).splitlines()[0][:160]}")
     return found, refused
 
@@ -261,10 +274,15 @@ def measure(problem: Problem, name: str, routes: Sequence[str], repeats: int) ->
             f"{time:7.3f} ({whole / gpus / time * 100:5.1f})"
             for time, whole in zip((forward.gpu, both.gpu), one, strict=True)
         ]
-        shares.append(f"{forward.host:5.2f} / {both.host:5.2f}")
-        facts = torch.tensor([peak(each), error(problem, each)], device="cuda")
+        rates = problem.flop(backward=False) / forward.gpu, problem.flop(backward=True) / (both.gpu - forward.gpu)
+        shares.append(" / ".join(f"{rate / gpus * 1e-9:4.0f}" for rate in rates))
+        alone = [exposed(each.forward), exposed(each.both)] if gpus > 1 else [0.0, 0.0]
+        facts = torch.tensor([*alone, peak(each), error(problem, each)], device="cuda")
         dist.all_reduce(facts, dist.ReduceOp.MAX)
-        cells = (f"{problem.local:6}", f"{name:15}", f"{who:16}", *shares, f"{facts[0]:6.0f} MiB", f"{facts[1]:.1e}")
+        cells = (
+            *(f"{problem.local:6}", f"{name:15}", f"{who:16}", *shares, f"{facts[0]:6.3f} / {facts[1]:6.3f}"),
+            *(f"{forward.host:5.2f} / {both.host:5.2f}", f"{facts[2]:6.0f} MiB", f"{facts[3]:.1e}"),
+        )
         lines.append("| " + " | ".join(cells) + " |")
     return lines + [f"  {problem.local} {name}: {why}" for why in refused]
 
@@ -297,7 +315,10 @@ def main() -> None:
             f"\n{torch.cuda.get_device_name()}, {dist.get_world_size()} of them, PyTorch {torch.__version__}, "
             f"{arguments.kernel}, {arguments.heads[0]}:{arguments.heads[1]} heads of 128, bf16, causal"
         )
-        print("| tokens | row | library | forward ms (%) | with backward ms (%) | host ms | peak added | error |")
+        print(
+            "| tokens | row | library | forward ms (%) | with backward ms (%) | TFLOP/s | exposed ms | host ms "
+            "| peak added | error |"
+        )
         print(*lines, sep="\n")
     dist.destroy_process_group()
 

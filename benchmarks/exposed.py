@@ -1,0 +1,75 @@
+"""How long a GPU does nothing but communicate: keys or gradients are on their way, and nothing hides it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch.profiler import ProfilerActivity, profile
+
+# In the names of NCCL's kernels, of copies between GPUs, and of what PyTorch's symmetric memory and ours wait in.
+_COMMUNICATES = ("nccl", "ptop", "barrier", "exchange")
+_HEAD_START = 16_000_000  # cycles, some 8 ms: what a slow host needs to ask for a call
+
+
+class Span(NamedTuple):
+    """A kernel or a copy, in microseconds."""
+
+    start: float
+    end: float
+    name: str
+
+    @property
+    def communicates(self) -> bool:
+        return any(part in self.name.lower() for part in _COMMUNICATES)
+
+
+def exposed(call: Callable[[], object], calls: int = 3) -> float:
+    """Milliseconds of a call in which this rank's GPU only communicates.
+
+    All ranks of the default group have to ask at once.
+    """
+    flag = torch.zeros(1, device="cuda")
+    with profile(activities=[ProfilerActivity.CUDA]) as trace:
+        for _ in range(calls):
+            torch.cuda.synchronize()
+            torch.cuda._sleep(_HEAD_START)
+            dist.all_reduce(flag)  # Clocks differ, so that the ranks wake up at different times.
+            call()
+        torch.cuda.synchronize()
+    spans = (
+        Span(event.time_range.start, event.time_range.end, event.name)
+        for event in trace.events()
+        if event.device_type == torch.autograd.DeviceType.CUDA
+    )
+    return sum(map(only_communicating, split(spans))) / calls / 1e3
+
+
+def split(spans: Iterable[Span]) -> Iterator[list[Span]]:
+    """The spans of each call, which are those behind a sleep and the all-reduce that follows it."""
+    found: list[Span] | None = None
+    for span in sorted(spans):
+        if "spin" in span.name or "sleep" in span.name:
+            if found is not None:
+                yield found[1:]
+            found = []
+        elif found is not None:
+            found.append(span)
+    if found is not None:
+        yield found[1:]
+
+
+def only_communicating(spans: Iterable[Span]) -> float:
+    """How long some of the spans communicate and none does anything else."""
+    borders = sorted(
+        (time, change, span.communicates) for span in spans for time, change in ((span.start, 1), (span.end, -1))
+    )
+    running, total, before = {True: 0, False: 0}, 0.0, 0.0
+    for time, change, communicates in borders:
+        if running[True] and not running[False]:
+            total += time - before
+        running[communicates] += change
+        before = time
+    return total
