@@ -1,8 +1,8 @@
 """One-sided: every rank reads the keys it needs from their owner's memory, and writes their gradients back there.
 
 Only rows that are needed move, by the copy engines where the memory is a GPU's and the messages are not small: no
-multiprocessor is taken from the attention, nothing is forwarded through neighbours. All of it is on a stream of its
-own. The ranks meet when their keys are in place, when all have read what they need, and in a backward pass when every
+multiprocessor is taken from the attention, nothing is forwarded through neighbours. It goes on in a stream of its own;
+a gather lays its keys out before. The ranks meet when their keys are in place, when all have read what they need, and in a backward pass when every
 gradient has arrived. So a place in the window is free again when a pass ends, also in a CUDA graph that is replayed.
 """
 
