@@ -171,8 +171,8 @@ def test_devices() -> None:
 @pytest.mark.parametrize(
     ("layout", "length", "message"),
     [
-        ("zigzag", 9, r"9 tokens do not divide evenly over 2 ranks.*cu_seqlens=\[0, 9\]"),
-        ("contiguous", 7, r"7 tokens do not divide evenly over 2 ranks.*cu_seqlens=\[0, 7\]"),
+        ("zigzag", 9, r"not give all 2 ranks the same number of 9 tokens.*cu_seqlens=\[0, 9\]"),
+        ("contiguous", 7, r"not give all 2 ranks the same number of 7 tokens.*cu_seqlens=\[0, 7\]"),
     ],
 )
 def test_lengths_that_do_not_divide(layout: str, length: int, message: str) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from ringattn.cli import sizes
@@ -22,12 +23,13 @@ def run(*arguments: str) -> str:
 
 def test_plan() -> None:
     output = run("plan", "--seqlen", "1M", "--cp", "8", "--layout", "zigzag", "--window", "4096", "--gpu", "h200")
-    assert "1,048,576 tokens on 8 ranks" in output and "auto: forward by gather, backward by waves" in output
+    assert "1,048,576 tokens on 8 ranks" in output and "waves ← backward" in output and "gather ← forward" in output
     assert [line.split()[0] for line in output.splitlines() if " ms " in line] == [
         "ring",
         "waves",
         "waves(3)",
         "gather",
+        "auto",
     ]
     full = run("plan", "--seqlen", "1M", "--cp", "8")
     assert " s " in full and "12.5%" in full  # of the work: balanced
@@ -105,12 +107,21 @@ def test_help_has_examples() -> None:
     ],
 )
 def test_a_mistake_gets_a_message_and_no_trace(arguments: list[str], message: str) -> None:
-    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "160"})
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "240"})
     assert result.exit_code == 2 and message in result.output and "Traceback" not in result.output
 
 
 def test_sizes() -> None:
-    assert [sizes.tokens(text) for text in ("8192", "64k", "1M", "1.5k", "8,192")] == [8192, 65536, 2**20, 1536, 8192]
+    assert [sizes.tokens(text) for text in ("8192", "64k", "1M", "1.5k", "8,192", "8_192")] == [
+        8192,
+        65536,
+        2**20,
+        1536,
+        8192,
+        8192,
+    ]
+    with pytest.raises(typer.BadParameter, match="'7,5,12' is no number of tokens"):
+        sizes.tokens("7,5,12")
     assert [sizes.data(size) for size in (512, 1010 * 2**20, 3 * 2**30)] == ["512 B", "0.986 GiB", "3 GiB"]
     assert sizes.data(2**40) == "1 TiB" and sizes.duration(0.0123) == "12.3 ms" and sizes.digits(3941.2) == "3,940"
 

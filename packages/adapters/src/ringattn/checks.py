@@ -122,12 +122,12 @@ def shares(schedule: Schedule, q: Tensor, k: Tensor, batch: int) -> None:
     """Raise unless this rank's tensors are as long as its share of the sequences."""
     for name, borders, x, tokens, division in (
         ("q", "cu_seqlens", q, schedule.query_length, schedule.queries),
-        ("k", "cu_seqlens_k (cu_seqlens, if there are none)", k, schedule.key_length, schedule.keys),
+        ("k", "cu_seqlens_k or cu_seqlens", k, schedule.key_length, schedule.keys),
     ):
         if x.shape[-3] * batch != tokens:
             rank = f"rank {schedule.cp_rank} of {schedule.cp_size}"
             raise ValueError(
-                f"{name} has {x.shape[-3]} tokens, but {borders} sum up to {division.cu_seqlens[-1] // batch}, of "
-                f"which {rank} holds {tokens // batch}. These are global borders, and q, k, v this rank's shares in "
-                "the order of the layout: cp.shard makes them."
+                f"{name} has {x.shape[-3]} tokens, but of {division.cu_seqlens[-1] // batch} in all (the end of "
+                f"{borders}, or else cp_size times what {name} has) {rank} holds {tokens // batch}. Borders are "
+                "global, and q, k, v this rank's shares in the order of the layout: cp.shard makes them."
             )

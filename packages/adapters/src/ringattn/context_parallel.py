@@ -16,9 +16,10 @@ from ringattn.lengths import Borders, Lengths, read, sequence_positions
 from ringattn.untraced import untraced
 from ringattn_comms.communicator import Communicator
 from ringattn_comms.connect import Group, communicator
+from ringattn_core.errors import lookup
 from ringattn_core.index import stream_index
 from ringattn_core.layout import Division, Layout, layout_named
-from ringattn_core.route import Route, route_named
+from ringattn_core.route import NUMBERED, ROUTES, Route
 
 _numbers = count()
 _by_number: WeakValueDictionary[int, ContextParallel] = WeakValueDictionary()
@@ -32,9 +33,9 @@ class ContextParallel:
     layout: "zigzag" (balanced under a causal mask), "windowed(4096)" (under a causal window of so many tokens),
         "contiguous", "striped", or a layout function.
     route: "ring" (least memory), "waves" (fewest, largest kernel launches), "gather", "waves(3)", "double_ring(8)", a
-        route function, or "auto": the one that is predicted to be the fastest on GPUs that are known, else "waves".
+        route function, or "auto": for each pass the one that is predicted to be the fastest on GPUs, else "waves".
     cu_seqlens: global borders of packed sequences, as list or tensor; None is one sequence, of which every rank holds
-        the same number of tokens. For a length that does not divide, say [0, length].
+        the same number of tokens. For a length that does not divide so, say [0, length].
     per_sequence: the layout divides every packed sequence by itself (balanced for each), or the stream as a whole.
     head_groups: keys travel in so many groups of kv heads: less memory, more messages.
     kernel: the name of a kernel; None chooses.
@@ -55,8 +56,8 @@ class ContextParallel:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layout", layout_named(self.layout))
-        if self.route != "auto":
-            object.__setattr__(self, "route", route_named(self.route))
+        if isinstance(self.route, str):
+            object.__setattr__(self, "route", lookup(self.route, {"auto": "auto", **ROUTES}, "route", NUMBERED))
         for kind, function in (("layout", self.layout), ("route", self.route)):
             if not callable(function) and function != "auto":
                 raise TypeError(f"{kind} must be a name or a function, got {function!r}.")
@@ -103,8 +104,9 @@ class ContextParallel:
         division = Division(self.layout, borders, self.cp_size, self.per_sequence)
         if self.cu_seqlens is None and not _even(division):
             raise ValueError(
-                f"{length} tokens do not divide evenly over {self.cp_size} ranks in this layout, so that a rank could "
-                f"not tell the whole length from its own share. Say ContextParallel(..., cu_seqlens=[0, {length}])."
+                f"This layout does not give all {self.cp_size} ranks the same number of {length} tokens, so that a "
+                "rank could not tell the whole length from its own share. "
+                f"Say ContextParallel(..., cu_seqlens=[0, {length}])."
             )
         return division
 

@@ -2,8 +2,9 @@
 
 Only rows that are needed move, by the copy engines where the memory is a GPU's and the messages are not small: no
 multiprocessor is taken from the attention, nothing is forwarded through neighbours. It goes on in a stream of its own;
-a gather lays its keys out before. The ranks meet when their keys are in place, when all have read what they need, and in a backward pass when every
-gradient has arrived. So a place in the window is free again when a pass ends, also in a CUDA graph that is replayed.
+a gather lays its keys out before. The ranks meet when their keys are in place, when all have read what they need, and
+in a backward pass when every gradient has arrived. So a place in the window is free again when a pass ends, also in a
+CUDA graph that is replayed.
 """
 
 from __future__ import annotations

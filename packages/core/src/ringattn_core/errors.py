@@ -15,17 +15,18 @@ class UnsupportedError(ValueError):
 
 
 def lookup(name: str, table: Mapping[str, T], kind: str, makers: Mapping[str, Callable[[int], T]] | None = None) -> T:
-    """`table[name]`, or for "name(8)" what the maker of this name makes of 8, or a ValueError with the nearest name."""
+    """`table[name]`, or for "maker(8)" what this maker makes of 8, or a ValueError with the nearest name."""
     makers = makers or {}
     call = re.fullmatch(r"(\w+)\((\d+)\)", name)
     if call and call[1] in makers:
         return makers[call[1]](int(call[2]))
     if name in table:
         return table[name]
-    names = [*table, *(f"{maker}(8)" for maker in makers if maker not in table)]
+    names = [*table, *(f"{maker}(n)" for maker in makers)]
     near = get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"There is no {kind} {name!r}; there are {', '.join(map(repr, names))}.{hint}")
+    number = ", n being a number such as 8" if makers else ""
+    raise ValueError(f"There is no {kind} {name!r}; there are {', '.join(map(repr, names))}{number}.{hint}")
 
 
 def check_cu_seqlens(cu_seqlens: Sequence[int], name: str = "cu_seqlens") -> None:

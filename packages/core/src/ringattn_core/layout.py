@@ -1,9 +1,10 @@
 """Who holds which tokens: a layout is a function, and positions are plain `range` objects.
 
 A layout takes an extent (the positions of one sequence, or of a whole packed stream) and answers with the runs of it
-that one rank holds, in storage order. The three here are those of the field: `contiguous` (ring attention, Liu et al.
-2023, arXiv:2310.01889; llama 3, arXiv:2407.21783), `striped` (Brandon et al. 2023, arXiv:2311.09431) and `zigzag`
-(zhuzilin/ring-flash-attention). Lengths need not divide by anything.
+that one rank holds, in storage order. Three are those of the field: `contiguous` (ring attention, Liu et al. 2023,
+arXiv:2310.01889; llama 3, arXiv:2407.21783), `striped` (Brandon et al. 2023, arXiv:2311.09431) and `zigzag`
+(zhuzilin/ring-flash-attention). `windowed(n)` is zigzag up to where a sliding window is full, and contiguous after it.
+Lengths need not divide by anything.
 """
 
 from __future__ import annotations

@@ -44,8 +44,9 @@ def plan(
     `cu_seqlens_q` and `cu_seqlens_k` are the global borders of the packed sequences (the same number of sequences).
     `window` is FlashAttention's (left, right), aligned to the bottom-right corner of each sequence; -1 is an open
     side, (-1, 0) is causal. `batch`: the stream is so many equal rows, which matters only without `per_sequence`.
-    `ahead`: where own keys come again (see `Route`), a rank with fewer rows than so many for hop 0 begins with as many
-    others, in two parts; `early_rows` is how many are worth it in a forward pass, and in a backward pass none are.
+    `ahead`: where own keys come again (see `Route`), a rank that has fewer rows than this for hop 0 fills up to it with
+    rows that wait for others' keys, which are computed in two parts: the last of its longest sequence, and none if that
+    has too few. `settled.early_rows` says how many are worth it in a forward pass; in a backward pass none are.
     Raises ValueError for borders that are no cumulative lengths, or whose number differs.
     """
     check_cu_seqlens(cu_seqlens_q, "cu_seqlens_q")

@@ -18,8 +18,9 @@ from ringattn_core.layout import chunk
 Route = Callable[[int, int], tuple[tuple[int, ...], ...]]
 """(cp_rank, cp_size) -> for every hop, the ranks whose keys are at hand. Each appears once, one's own on hop 0.
 
-One's own may be alone on hop 0 and come again on one later hop. Then no row is computed in two parts on their account:
-hop 0 takes the query rows that need nobody else's keys, and the later hops all others, against all that they need.
+One's own may be alone on hop 0 and come again on one later hop. Then no row is computed in two parts on their account,
+but for those that `plan` sends `ahead`: hop 0 takes the query rows that need nobody else's keys, and the later hops all
+others, against all that they need.
 """
 
 
@@ -77,7 +78,7 @@ def double_ring(inner: int) -> Route:
 
 
 ROUTES: dict[str, Route] = {"ring": ring, "waves": waves(2), "gather": gather}
-_WITH_NUMBER: dict[str, Callable[[int], Route]] = {"waves": waves, "double_ring": double_ring}
+NUMBERED: dict[str, Callable[[int], Route]] = {"waves": waves, "double_ring": double_ring}
 
 
 def route_named(name: str | Route) -> Route:
@@ -85,7 +86,7 @@ def route_named(name: str | Route) -> Route:
 
     Raises ValueError with the nearest name.
     """
-    return lookup(name, ROUTES, "route", _WITH_NUMBER) if isinstance(name, str) else name
+    return lookup(name, ROUTES, "route", NUMBERED) if isinstance(name, str) else name
 
 
 class Traffic(NamedTuple):

@@ -47,8 +47,8 @@ class Transport(Protocol):
         """In a backward pass, for every step in order: the gradients of its keys, row for row as they were yielded.
 
         They come in the accumulator's dtype or the keys' own, 0 where nothing was found, and are the transport's from
-        then on. On a CPU a step's come before the next step is asked for; on a GPU after that, for the next step has
-        begun by then, and those of the last step after the stream has ended.
+        then on. On a CPU a step's come before the next step is asked for; on a GPU they may come after that, when the
+        next step has begun, and those of the last step after the stream has ended.
         """
         ...
 

@@ -47,13 +47,16 @@ def plan(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="'--gpu'") from error
     lengths = [(index + 1) * seqlen // documents - index * seqlen // documents for index in range(documents)]
+    early = early_rows(seqlen // cp), 0  # in a forward pass and in a backward pass
     planned = {
-        name: [
-            choices.schedules(layout, name, lengths, cp, window, ahead=ahead) for ahead in (early_rows(seqlen // cp), 0)
-        ]
+        name: [choices.schedules(layout, name, lengths, cp, window, ahead=ahead) for ahead in early]
         for name in _routes(cp)
     }
     shape = Shape(heads, kv_heads, head_dim, grad_itemsize=2 if one_sided else ACCUMULATOR)
+    mask = (-1 if window is None else window - 1, 0)
+    auto = auto_routes(layout_named(layout), seqlen, cp, mask, shape, machine, one_sided=one_sided)
+    if auto.forward != auto.backward:
+        planned["auto"] = [planned[auto.forward][0], planned[auto.backward][1]]
     found = {
         name: predict(forward, shape, machine, backward=backward, one_sided=one_sided)
         for name in followed(list(planned), "predicting")
@@ -61,13 +64,9 @@ def plan(
     }
     work = {name: _flop(shape, max(schedule.area for schedule in each)) for name, (each, _) in planned.items()}
     console = Console(highlight=False)
-    mask = (-1 if window is None else window - 1, 0)
-    auto = auto_routes(layout_named(layout), seqlen, cp, mask, shape, machine, one_sided=one_sided)
     table = _table(found, work, auto)
     table.title = f"{seqlen:,} tokens on {cp} ranks, {layout}, {heads} heads over {kv_heads}, bf16, one layer"
     console.print(table)
-    if auto.forward != auto.backward:
-        console.print(f"[dim]auto: forward by {auto.forward}, backward by {auto.backward}.[/]")
     areas = [schedule.area for schedule in planned["ring"][0]]
     idle = sum(schedule.query_length == 0 for schedule in planned["ring"][0])
     if idle:

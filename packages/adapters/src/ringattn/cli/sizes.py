@@ -11,7 +11,10 @@ _UNITS = {"": 1, "k": 1024, "m": 1024**2}
 
 def tokens(text: str | int) -> int:
     """`8192`, `8_192`, `64k` (65,536) or `1M` (1,048,576). Raises BadParameter with these examples."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([km]?)", str(text).strip().lower().replace(",", "").replace("_", ""))
+    plain = str(text).strip().lower().replace("_", "")
+    if re.fullmatch(r"\d{1,3}(,\d{3})+", plain):
+        plain = plain.replace(",", "")
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([km]?)", plain)
     number = float(found[1]) * _UNITS[found[2]] if found else 0.0
     if not found or number < 1 or number != int(number):
         raise typer.BadParameter(f"{text!r} is no number of tokens: write 8192, 64k or 1M.")
