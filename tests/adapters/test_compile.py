@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 import ringattn
-from ringattn_comms.communicator import Solo
+from ringattn_comms.backends.threads import run
+from ringattn_comms.communicator import Communicator, Solo
 
 CP = ringattn.ContextParallel(Solo())
 
@@ -71,3 +72,18 @@ def test_the_operator_is_well_made() -> None:
     asked = (CP.number, True, -1, -1, 0.0, 0.3, 0.0, False, True)
     for lengths in ((None, None), ([0, 7, 24], None)):
         torch.library.opcheck(torch.ops.ringattn.attention, (*tensors, None, *asked, *lengths))
+
+
+def test_a_rank_whose_gradients_come_in_one_message_returns_them_apart() -> None:
+    """dk and dv of a ring lie side by side; where there is no token, or one of one head, they are contiguous too."""
+    lengths = [0, 1, 1]  # of two sequences, of which contiguous shards of the stream give rank 0 nothing
+
+    def main(comm: Communicator) -> list[Tensor]:
+        cp = ringattn.ContextParallel(comm, "contiguous", "ring", per_sequence=False)
+        tokens = cp.with_cu_seqlens(lengths).division(1).length(comm.rank)
+        q, k, v, dout = (torch.ones(tokens, 1, 4, dtype=torch.float64) for _ in range(4))
+        asked = cp.number, True, -1, -1, 0.0, 0.5, 0.0, False, False, lengths, None
+        out, lse, seed = torch.ops.ringattn.attention(q, k, v, None, None, *asked)
+        return torch.ops.ringattn.attention_backward(dout, None, out, lse, seed, q, k, v, None, None, *asked)
+
+    assert [len(dv) for _, _, dv in run(2, main, timeout=20)] == [0, 1]

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from problem import Part, Problem, assert_exact
+from ringattn_comms import pull
 from ringattn_comms.backends.threads import Threads, ThreadWindows, run
 from ringattn_comms.connect import connect
 from ringattn_comms.pull import Pull
@@ -35,6 +36,7 @@ class Case:
     batch: int
     head_groups: int
     scores: int  # how many the reference kernel holds at once
+    small: int  # bytes of a shard up to which one kernel exchanges messages
 
 
 @st.composite
@@ -82,6 +84,7 @@ def cases(draw: st.DrawFn) -> Case:
         batch=batch,
         head_groups=draw(st.integers(1, num_kv_heads)),
         scores=draw(st.sampled_from([reference.SCORES, 64])),
+        small=draw(st.sampled_from([pull._SMALL, -1])),
     )
 
 
@@ -94,6 +97,7 @@ def cases(draw: st.DrawFn) -> Case:
 @given(case=cases())
 def test_sharded_attention_is_dense_attention(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reference, "SCORES", case.scores)
+    monkeypatch.setattr(pull, "_SMALL", case.small)
     problem = case.problem
 
     def main(comm: Threads) -> Part:

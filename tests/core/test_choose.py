@@ -12,15 +12,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from ringattn_core import planner
 from ringattn_core.errors import UnsupportedError
 from ringattn_core.kernel import Kernel, Options
 from ringattn_core.kernels import choose as module
 from ringattn_core.kernels.choose import choose
 from ringattn_core.kernels.reference import Reference
-from ringattn_core.layout import contiguous, zigzag
+from ringattn_core.layout import Division, contiguous, zigzag
 from ringattn_core.planner import plan
 from ringattn_core.route import gather, ring
 from ringattn_core.schedule import Schedule
+from ringattn_core.tile import FULL
 
 Q, K, V = torch.zeros(8, 4, 16), torch.zeros(8, 2, 16), torch.zeros(8, 2, 16)
 PLAIN = Options(1.0)
@@ -137,7 +139,8 @@ def test_asking_again_costs_microseconds() -> None:
 
 def test_what_is_remembered_goes_with_the_schedule() -> None:
     before = len(module._CHOSEN)
-    planned = plan.__wrapped__(contiguous, ring, (0, 9), (0, 9), 0, 2)
+    division = Division(contiguous, (0, 9), 2)
+    planned = planner._planned.__wrapped__(division, division, ring, 0, FULL, 1, 0)
     choose(Q, K, V, planned, PLAIN)
     assert len(module._CHOSEN) == before + 1
     del planned

@@ -22,7 +22,6 @@ from ringattn_core.kernels.choose import choose, question
 from ringattn_core.kernels.reference import Reference
 from ringattn_core.machine import machine_of
 from ringattn_core.planner import plan
-from ringattn_core.route import traffic
 from ringattn_core.schedule import Schedule
 from ringattn_core.settled import early_rows
 from ringattn_core.shape import ACCUMULATOR, Shape
@@ -181,8 +180,6 @@ def _schedule(
     assert callable(cp.layout), "the name was looked up when cp was made"
     tokens = borders_q[-1] * batch
     route = cp.route if callable(cp.route) else CANDIDATES[_auto(cp, tokens, window, kernels)[backward]]
-    # Where own keys do not come again, both passes share one plan.
-    early = not backward and traffic(route, cp.cp_size).again[cp.cp_rank]
     return plan(
         cp.layout,
         route,
@@ -194,7 +191,7 @@ def _schedule(
         per_sequence=cp.per_sequence,
         batch=max(batch, 1),
         head_groups=cp.head_groups,
-        ahead=early_rows(tokens // cp.cp_size) if early else 0,
+        ahead=0 if backward else early_rows(tokens // cp.cp_size),
     )
 
 

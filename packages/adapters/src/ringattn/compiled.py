@@ -90,7 +90,8 @@ def _backward(
     dout, dlse = None if dout is None else flattened(dout), None if dlse is None else _flat_lse(dlse)
     grads = call.backward(dout, dlse, flattened(q), kv, result, sinks)
     # A ring's dk and dv arrive as one message: an operator's results may not lie in each other's memory.
-    found = [grad.view(x.shape).contiguous() for grad, x in zip(grads[:3], (q, k, v), strict=True)]
+    apart = grads.dk, grads.dv.clone() if _share(grads.dk, grads.dv) else grads.dv
+    found = [grad.view(x.shape).contiguous() for grad, x in zip((grads.dq, *apart), (q, k, v), strict=True)]
     return found if grads.dsinks is None else [*found, grads.dsinks]
 
 
@@ -126,6 +127,11 @@ _forward.register_autograd(_differentiate, setup_context=_save)
 
 def _request(number: int, causal: bool, left: int, right: int, *rest: Any) -> Request:
     return Request(ContextParallel.numbered(number), causal, (left, right), *rest)
+
+
+def _share(a: Tensor, b: Tensor) -> bool:
+    """Do they lie in one piece of memory?"""
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
 def _flat_lse(lse: Tensor) -> Tensor:

@@ -107,7 +107,10 @@ class Pull:
         lay_out, self._to_lay_out = self._to_lay_out, None
         if lay_out and not self._small and self._rank in step.sources:
             # There is little to compute before these keys: what others wait for is not to wait for multiprocessors.
-            copy(lay_out)
+            with self._side.after_main():
+                copy(lay_out)
+                laid_out = self._side.event()
+            laid_out()
             lay_out = []
         with self._side.after_main():
             if lay_out is None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import lru_cache, partial
+from itertools import repeat
 from typing import NamedTuple
 
 import torch
@@ -15,7 +17,7 @@ from ringattn_core.index import stream_index
 from ringattn_core.kernel import Block, Grads, Kernel, Options, Places, Positions, Queries, accumulator_dtype
 from ringattn_core.lanes import walk
 from ringattn_core.merge import sink_gradient
-from ringattn_core.schedule import Schedule, Step
+from ringattn_core.schedule import Launch, Schedule, Step
 from ringattn_core.totals import ColumnTotal, column_total, out_total, row_total
 from ringattn_core.transport import KV, Transport, kv_heads
 
@@ -59,10 +61,9 @@ def attend(
         for launch in step.launches:
             yield partial(kernel.forward, q[:, heads], *keys, launch, at_step, total.place(launch, heads))
 
-    def fold(step: Step, found: list[tuple[Block, Tensor | None]]) -> None:
-        for launch, (block, rng_state) in zip(step.launches, found, strict=True):
-            total.add(launch, q_heads(schedule, step, q, kv), block)
-            rng_states.append(rng_state)
+    def fold(step: Step, launch: Launch, found: tuple[Block, Tensor | None]) -> None:
+        total.add(launch, q_heads(schedule, step, q, kv), found[0])
+        rng_states.append(found[1])
 
     walk(schedule, q.device, transport.stream(schedule, kv), work, fold)
     return Result(*total.finish(q.dtype, sinks), rng_states)
@@ -94,7 +95,8 @@ def attend_backward(
     delta = _delta(dout, result.out, dlse) if kernel.takes_delta or sinks is not None else None
     scale, q, options = options.softmax_scale, _signed(q, options.softmax_scale), _unsigned(options)
     queries, dq = Queries(q, result.out, dout, result.lse, delta), row_total(schedule, kernel, q)
-    rng_states, columns = iter(result.rng_states), dict[Step, tuple[ColumnTotal, ColumnTotal]]()
+    rng_states = iter(result.rng_states) if any(x is not None for x in result.rng_states) else repeat(None)
+    columns, rows = dict[Step, tuple[ColumnTotal, ColumnTotal]](), defaultdict[Step, list[Tensor]](list)
 
     def work(step: Step, keys: KV) -> Iterator[Callable[[], Grads]]:
         heads, at_step = _at(schedule, step, q, kv, options)
@@ -102,18 +104,21 @@ def attend_backward(
         dk, dv = columns[step] = column_total(step, kernel, keys.k), column_total(step, kernel, keys.v)
         for launch in step.launches:
             places = Places(dq.place(launch, heads), dk.place(launch), dv.place(launch))
-            yield partial(kernel.backward, part, *keys, launch, at_step, next(rng_states, None), places)
+            yield partial(kernel.backward, part, *keys, launch, at_step, next(rng_states), places)
 
-    def fold(step: Step, found: list[Grads]) -> None:
+    def fold(step: Step, launch: Launch, grads: Grads) -> None:
+        dk, dv = columns[step]
+        dk.add(launch, grads.dk)
+        dv.add(launch, grads.dv)
+        rows[step].append(grads.dq)
+
+    def close(step: Step) -> None:
         dk, dv = columns.pop(step)
-        for launch, grads in zip(step.launches, found, strict=True):
-            dk.add(launch, grads.dk)
-            dv.add(launch, grads.dv)
         transport.give(step, KV(dk.total, dv.total))  # Before dq is added up, for it takes time to travel.
-        for launch, grads in zip(step.launches, found, strict=True):
-            dq.add(launch, q_heads(schedule, step, q, kv), grads.dq)
+        for launch, part in zip(step.launches, rows.pop(step, []), strict=True):
+            dq.add(launch, q_heads(schedule, step, q, kv), part)
 
-    walk(schedule, q.device, transport.stream(schedule, kv), work, fold)
+    walk(schedule, q.device, transport.stream(schedule, kv), work, fold, close)
     dsinks = None if sinks is None or delta is None else sink_gradient(sinks, result.lse, delta)
     return Gradients(_signed(dq.total, scale), *transport.collect(), dsinks)
 

@@ -5,76 +5,80 @@ Transformer Engine runs the hops of its ring on two streams for the same reason.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import cache, partial
 from itertools import cycle
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 
-from ringattn_core.schedule import Schedule, Step
+from ringattn_core.schedule import Launch, Schedule, Step
 from ringattn_core.streams import On, current
 from ringattn_core.transport import KV
 
 Steps = Iterable[tuple[Step, KV]]
 T = TypeVar("T")
+Work = Callable[[Step, KV], Iterable[Callable[[], T]]]
+Fold = Callable[[Step, Launch, T], None]
+Close = Callable[[Step], None]
 
 
 def walk(
     schedule: Schedule,
     device: torch.device,
     steps: Steps,
-    work: Callable[[Step, KV], Iterable[Callable[[], T]]],
-    then: Callable[[Step, list[T]], None],
+    work: Work[T],
+    fold: Fold[T],
+    close: Close = lambda step: None,
 ) -> None:
-    """For each step of a schedule its `work` on its keys, launch by launch, and `then` what follows from all of it."""
+    """For each step of a schedule its `work` on its keys, launch by launch.
+
+    `fold` gets what each launch found, in order, and `close` comes when all of a step's are folded.
+    """
     if device.type == "cuda" and sum(len(step.launches) for step in schedule.steps) > 1:
-        _side_by_side(device, steps, work, then)
+        _side_by_side(device, steps, work, fold, close)
     else:
         for step, keys in steps:
-            then(step, [launch() for launch in work(step, keys)])
+            for run, launch in zip(work(step, keys), step.launches, strict=True):
+                fold(step, launch, run())
+            close(step)
 
 
-def _side_by_side(
-    device: torch.device,
-    steps: Steps,
-    work: Callable[[Step, KV], Iterable[Callable[[], T]]],
-    then: Callable[[Step, list[T]], None],
-) -> None:
-    """Launches in two streams in turn, `then` on the current one, in order.
+class _Pending(NamedTuple):
+    """What follows from work that a lane has been asked for."""
+
+    step: Step
+    keys: KV  # held here, for memory that the current stream lets go of may be its own again before a lane is done
+    follow: Callable[[], None]
+
+
+def _side_by_side(device: torch.device, steps: Steps, work: Work[T], fold: Fold[T], close: Close) -> None:
+    """Launches in two streams in turn, `fold` and `close` on the current one, in order.
 
     What follows from a step waits until the next step has begun, for each begins after all that the current stream has
-    been asked for. So nothing of a step, keys or results, is used again before its work is done.
+    been asked for. So nothing of a step, keys or results, is used again before its work is done. Of a step with more
+    than two launches, no more than two results wait: the third launch comes after what follows from the first.
     """
-    main, lanes = current(device), cycle(_lanes(device))
-    pending: Callable[[], None] | None = None
+    main, lanes, pending = current(device), cycle(_lanes(device)), deque[_Pending]()
     for step, keys in steps:
-        found, done = [], []
-        for launch, lane in zip(work(step, keys), lanes, strict=False):
+        for number, (run, launch, lane) in enumerate(zip(work(step, keys), step.launches, lanes, strict=False)):
+            while number >= 2 and len(pending) > 1:
+                pending.popleft().follow()
             lane.wait_stream(main)
             with On(lane, main):
-                found.append(launch())
-                done.append(lane.record_event())
-        if pending:
-            pending()
-        pending = _after(main, done, then, step, found)
-    if pending:
-        pending()
+                found, done = run(), lane.record_event()
+            pending.append(_Pending(step, keys, partial(_after, main, done, partial(fold, step, launch, found))))
+        pending.append(_Pending(step, keys, partial(close, step)))
+        while pending[0].step is not step:
+            pending.popleft().follow()
+    while pending:
+        pending.popleft().follow()
 
 
-def _after(
-    main: torch.cuda.Stream,
-    done: list[torch.cuda.Event],
-    then: Callable[[Step, list[T]], None],
-    step: Step,
-    found: list[T],
-) -> Callable[[], None]:
-    def follow() -> None:
-        for event in done:
-            main.wait_event(event)
-        then(step, found)
-
-    return follow
+def _after(main: torch.cuda.Stream, done: torch.cuda.Event, then: Callable[[], None]) -> None:
+    main.wait_event(done)
+    then()
 
 
 @cache

@@ -60,8 +60,19 @@ def plan(
         raise ValueError(f"cp_rank must be from 0 to cp_size - 1 = {cp_size - 1}, got {cp_rank}.")
     queries = Division(layout, cu_seqlens_q, cp_size, per_sequence, batch)
     keys = Division(layout, cu_seqlens_k, cp_size, per_sequence, batch)
+    return _planned(queries, keys, route, cp_rank, window, head_groups, ahead)
+
+
+@lru_cache(256)
+def _planned(
+    queries: Division, keys: Division, route: Route, cp_rank: int, window: Window, head_groups: int, ahead: int
+) -> Schedule:
+    """The plan of a rank; where no row is sent ahead, it is the very plan without."""
+    cp_size = keys.cp_size
     mask, columns, everyone = Mask(queries, keys, window), shards(keys), traffic(route, cp_size)
     rows, hops = _rows(mask, queries, keys, route, cp_rank, ahead), []
+    if ahead and not rows[1].begun:
+        return _planned(queries, keys, route, cp_rank, window, head_groups, 0)
     for hop, sources in enumerate(everyone.sources[cp_rank]):
         pieces, launches = _hop(mask, rows[hop > 0], cp_rank, [columns.held[source] for source in sources])
         if hop == 0 or launches or hop in _alive(queries, keys, window, route):
@@ -206,14 +217,13 @@ def _put(pieces: list[Piece], piece: Piece) -> None:
 
 def _merged(mask: Mask, lines: list[Line]) -> list[Line]:
     """The same with those in one that follow each other both in their positions and where they lie."""
-    merged: list[Line] = []
-    for start, length, offset, source in lines:
-        if merged:
-            first, before, place, other = merged[-1]
-            if (start, offset) == (first + before * mask.stride, place + before):
-                merged[-1] = first, before + length, place, other
-                continue
-        merged.append((start, length, offset, source))
+    merged = lines[:1]
+    for start, length, offset, source in lines[1:]:
+        first, before, place, other = merged[-1]
+        if (start, offset) == (first + before * mask.stride, place + before):
+            merged[-1] = first, before + length, place, other
+        else:
+            merged.append((start, length, offset, source))
     return merged
 
 

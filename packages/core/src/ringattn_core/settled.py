@@ -64,8 +64,8 @@ def early_rows(rows: int) -> int:
 def begun_early(stride: int, settled: Shard, others: Shard, rows: int) -> tuple[Shard, Shard]:
     """The rows that wait for others' keys: most of them, and those that see their own rank's before.
 
-    The latter make the settled ones up to `rows`. They are the last of the rank's longest sequence, which see the most
-    keys; where that has too few there are none.
+    The latter make the settled ones up to `rows`. They are those that are stored last of the rank's longest sequence,
+    which see the most keys in the layouts here; where that has too few there are none.
     """
     lengths = {sequence: sum(length for _, length, *_ in lines) for sequence, lines in others.items()}
     longest = max(lengths, key=lambda sequence: lengths[sequence], default=0)
