@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+from ringattn_core.arrange import arranged, merged
 from ringattn_core.errors import check_cu_seqlens
 from ringattn_core.join import joined_tiles
 from ringattn_core.layout import Division, Layout
@@ -171,60 +172,16 @@ def _hop(mask: Mask, rows: _Rows, rank: int, sources: Sequence[Shard]) -> tuple[
         begun = rows.begun.get(sequence, [])
         keys = [line for source in sources for line in source.get(sequence, ())]
         if len(sources) > 1:
-            keys = _arranged(mask, sequence, rank, whole, begun, keys, pieces)
-        sequences.append(joined_tiles(mask, sequence, whole, _merged(mask, keys)))
+            keys = arranged(mask, sequence, rank, whole, begun, keys, pieces)
+        sequences.append(joined_tiles(mask, sequence, whole, merged(mask, keys)))
         if begun:
             theirs = [line for line in keys if line[3] != rank]
-            sequences.append(joined_tiles(mask, sequence, begun, _merged(mask, theirs)))
+            sequences.append(joined_tiles(mask, sequence, begun, merged(mask, theirs)))
     launches = tuple(_launches(sequences))
     if len(sources) == 1 and launches:
         start, stop = min(launch.columns.start for launch in launches), max(launch.columns.stop for launch in launches)
         pieces = [Piece(next(iter(sources[0].values()))[0][3], range(start, stop), start)]
     return tuple(pieces), launches
-
-
-def _arranged(
-    mask: Mask, sequence: int, rank: int, whole: list[Line], begun: list[Line], keys: list[Line], pieces: list[Piece]
-) -> list[Line]:
-    """The keys of several sources as they lie in a common buffer: the live ones, in the order of their positions."""
-    everyone = whole + begun
-    placed: list[Line] = []
-    left, right, stride, shift = mask.left, mask.right, mask.stride, mask.shift[sequence]
-    offset = pieces[-1].columns.stop if pieces else 0
-    for k_start, k_length, k_offset, source in sorted(keys):
-        begin, end = k_length, 0
-        for q_start, q_length, _, _ in reversed(whole if source == rank else everyone):
-            apart = q_start + shift - k_start
-            low, high = -((left - apart) // stride), (right + apart) // stride
-            if low < k_length and high > -q_length and low <= high:
-                begin, end = min(begin, max(low, 0)), max(end, min(q_length + high, k_length))
-                if begin == 0 and end == k_length:
-                    break  # no query can need more of it
-        if begin < end:
-            _put(pieces, Piece(source, range(k_offset + begin, k_offset + end), offset))
-            placed.append((k_start + begin * stride, end - begin, offset, source))
-            offset += end - begin
-    return placed
-
-
-def _put(pieces: list[Piece], piece: Piece) -> None:
-    """Add a piece; one that continues the last where it comes from makes it longer."""
-    if pieces and (last := pieces[-1]).source == piece.source and last.rows.stop == piece.rows.start:
-        piece = Piece(last.source, range(last.rows.start, piece.rows.stop), last.offset)
-        pieces.pop()
-    pieces.append(piece)
-
-
-def _merged(mask: Mask, lines: list[Line]) -> list[Line]:
-    """The same with those in one that follow each other both in their positions and where they lie."""
-    merged = lines[:1]
-    for start, length, offset, source in lines[1:]:
-        first, before, place, other = merged[-1]
-        if (start, offset) == (first + before * mask.stride, place + before):
-            merged[-1] = first, before + length, place, other
-        else:
-            merged.append((start, length, offset, source))
-    return merged
 
 
 def _launches(sequences: Iterable[list[Tile]]) -> list[Launch]:
