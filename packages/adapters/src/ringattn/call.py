@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -59,12 +60,11 @@ class Request:
         # A dropout mask of a kernel's own could not be had again from another one: see `Call.backward`.
         lse_gradient = self.return_lse and self.dropout_p > 0
         kernels = Kernels(flattened(q), flattened(k), flattened(v), options, self.cp.kernel, lse_gradient)
-        backward = _schedule(self, q, k, batch, window, kernels, backward=True)
+        forward, backward = _schedules(self, q, k, batch, window, kernels)
         checks.shares(backward, q, k, batch)
-        # A backward pass has to find the dropout masks of every launch again.
-        forward = backward if self.dropout_p > 0 else _schedule(self, q, k, batch, window, kernels, backward=False)
-        passes = (Pass(each, kernels.choose(each)) for each in (forward, backward))
-        return Call(self.cp, options, *passes)
+        second = Pass(backward, kernels.choose(backward))
+        first = second if forward is backward else Pass(forward, kernels.choose(forward))
+        return Call(self.cp, options, first, second)
 
 
 class Pass(NamedTuple):
@@ -163,10 +163,10 @@ class Kernels(NamedTuple):
         return None if chosen == "reference" else chosen
 
 
-def _schedule(
-    request: Request, q: Tensor, k: Tensor, batch: int, window: tuple[int, int], kernels: Kernels, *, backward: bool
-) -> Schedule:
-    """The plan of a pass for rows of these lengths, `batch` of them laid end to end."""
+def _schedules(
+    request: Request, q: Tensor, k: Tensor, batch: int, window: tuple[int, int], kernels: Kernels
+) -> tuple[Schedule, Schedule]:
+    """The plans of both passes for rows of these lengths, `batch` of them laid end to end."""
     cp, cu_seqlens_k = request.cp, request.cu_seqlens_k
     stated = cp.cu_seqlens if request.cu_seqlens is None else request.cu_seqlens
     if stated is not None:
@@ -179,20 +179,26 @@ def _schedule(
         raise ValueError("cu_seqlens_k was given without cu_seqlens: say the borders of the queries' sequences too.")
     assert callable(cp.layout), "the name was looked up when cp was made"
     tokens = borders_q[-1] * batch
-    route = cp.route if callable(cp.route) else CANDIDATES[_auto(cp, tokens, window, kernels)[backward]]
-    return plan(
+    if callable(cp.route):
+        first, second = cp.route, cp.route
+    else:
+        first, second = (CANDIDATES[name] for name in _auto(cp, tokens, window, kernels))
+    planned = partial(
+        plan,
         cp.layout,
-        route,
-        repeated(borders_q, batch),
-        repeated(borders_k, batch),
-        cp.cp_rank,
-        cp.cp_size,
+        cu_seqlens_q=repeated(borders_q, batch),
+        cu_seqlens_k=repeated(borders_k, batch),
+        cp_rank=cp.cp_rank,
+        cp_size=cp.cp_size,
         window=window,
         per_sequence=cp.per_sequence,
         batch=max(batch, 1),
         head_groups=cp.head_groups,
-        ahead=0 if backward else early_rows(tokens // cp.cp_size),
     )
+    backward = planned(route=second, ahead=0)
+    # A backward pass has to find the dropout masks of every launch again.
+    forward = backward if request.dropout_p > 0 else planned(route=first, ahead=early_rows(tokens // cp.cp_size))
+    return forward, backward
 
 
 def _auto(cp: ContextParallel, tokens: int, window: tuple[int, int], kernels: Kernels) -> Routes:
