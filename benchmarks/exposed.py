@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
+from timing import wake_together
 from torch.profiler import ProfilerActivity, profile
 
 # In the names of NCCL's kernels, of copies between GPUs, and of what PyTorch's symmetric memory and ours wait in.
 _COMMUNICATES = ("nccl", "ptop", "barrier", "exchange")
-_HEAD_START = 16_000_000  # cycles, some 8 ms: what a slow host needs to ask for a call
 
 
 class Span(NamedTuple):
@@ -34,17 +33,19 @@ def exposed(call: Callable[[], object], calls: int = 3) -> float:
     flag = torch.zeros(1, device="cuda")
     with profile(activities=[ProfilerActivity.CUDA]) as trace:
         for _ in range(calls):
-            torch.cuda.synchronize()
-            torch.cuda._sleep(_HEAD_START)
-            dist.all_reduce(flag)  # Clocks differ, so that the ranks wake up at different times.
+            wake_together(flag)
             call()
         torch.cuda.synchronize()
-    spans = (
+    return sum(map(only_communicating, split(spans(trace)))) / calls / 1e3
+
+
+def spans(trace: profile) -> list[Span]:
+    """What ran on the GPU while a profiler looked, in order."""
+    return sorted(
         Span(event.time_range.start, event.time_range.end, event.name)
         for event in trace.events()
         if event.device_type == torch.autograd.DeviceType.CUDA
     )
-    return sum(map(only_communicating, split(spans))) / calls / 1e3
 
 
 def split(spans: Iterable[Span]) -> Iterator[list[Span]]:

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable
 
 import torch
+from exposed import spans
 from play_ranks import PACKINGS, passes
 from torch.profiler import ProfilerActivity, profile
 
@@ -63,11 +64,7 @@ def report(name: str, one_pass: Callable[[], object], repeats: int) -> None:
         for _ in range(repeats):
             one_pass()
         torch.cuda.synchronize()
-    kernels = sorted(
-        (event.time_range.start, event.time_range.end, event.name)
-        for event in trace.events()
-        if event.device_type == torch.autograd.DeviceType.CUDA
-    )
+    kernels = spans(trace)
     times, counts = defaultdict(float), defaultdict(int)
     busy, until = 0.0, kernels[0][0]
     for start, end, kernel in kernels:

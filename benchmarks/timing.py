@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-_HEAD_START = 16_000_000  # cycles for a call, some 8 ms: what a slow host needs to ask for one
+HEAD_START = 16_000_000  # cycles for a call, some 8 ms: what a slow host needs to ask for one
 
 
 def interleaved(cases: Mapping[str, Callable[[], object]], repeats: int, warm_up: int = 2) -> dict[str, float]:
@@ -28,7 +28,7 @@ def interleaved(cases: Mapping[str, Callable[[], object]], repeats: int, warm_up
         for name in _mixed(cases, turn):
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             torch.cuda.synchronize()
-            torch.cuda._sleep(_HEAD_START)
+            torch.cuda._sleep(HEAD_START)
             begin.record()
             cases[name]()
             end.record()
@@ -50,7 +50,7 @@ def interleaved_ranks(
     repeats: int,
     span: float = 8.0,
     most: int = 4,
-    head_start: int = _HEAD_START,
+    head_start: int = HEAD_START,
 ) -> dict[str, Times]:
     """The same on every rank of the default group: of each run the slowest rank's time, and of those the median.
 
@@ -65,9 +65,7 @@ def interleaved_ranks(
     flag, found = torch.zeros(1, device="cuda"), {}
     for turn in range(repeats):
         for name in _mixed(cases, turn):
-            torch.cuda.synchronize()
-            torch.cuda._sleep(calls[name] * head_start)
-            dist.all_reduce(flag)  # Clocks differ, so that the ranks wake up at different times.
+            wake_together(flag, calls[name] * head_start)
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
             asked = perf_counter()
@@ -84,6 +82,13 @@ def interleaved_ranks(
     times = torch.tensor([[per_call(turn, name) for name in cases] for turn in range(repeats)], device="cuda")
     dist.all_reduce(times, dist.ReduceOp.MAX)
     return {name: Times(*median) for name, median in zip(cases, times.median(dim=0).values.tolist(), strict=True)}
+
+
+def wake_together(flag: torch.Tensor, head_start: int = HEAD_START) -> None:
+    """Hold the GPUs of all ranks back for so many cycles, and let them go on at once; `flag` is any tensor there."""
+    torch.cuda.synchronize()
+    torch.cuda._sleep(head_start)
+    dist.all_reduce(flag)  # Clocks differ, so that the ranks wake up at different times.
 
 
 def _mixed(names: Iterable[str], turn: int) -> list[str]:

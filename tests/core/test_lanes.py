@@ -59,9 +59,7 @@ def asked(schedule: Schedule, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     waits = [index for index, note in enumerate(notes) if note in ("left waits for main", "right waits for main")]
     lane_of = [notes[index].split()[0] for index in waits]
     assert lane_of == [("left", "right")[n % 2] for n in range(len(waits))], "in turn"
-    assert [notes[index + 1] for index in waits] == list(number.values()), (
-        "each waits, then its launch is asked for"
-    )
+    assert [notes[index + 1] for index in waits] == list(number.values()), "each waits, then its launch is asked for"
     return [note for index, note in enumerate(notes) if index not in waits]
 
 
