@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -25,18 +25,22 @@ class Span(NamedTuple):
         return any(part in self.name.lower() for part in _COMMUNICATES)
 
 
-def exposed(call: Callable[[], object], calls: int = 3) -> float:
-    """Milliseconds of a call in which this rank's GPU only communicates.
+def exposed(cases: Mapping[str, Callable[[], object]], calls: int = 2) -> dict[str, float]:
+    """Milliseconds of a call of each case in which this rank's GPU only communicates, the mean of so many calls.
 
     All ranks of the default group have to ask at once.
     """
     flag = torch.zeros(1, device="cuda")
     with profile(activities=[ProfilerActivity.CUDA]) as trace:
-        for _ in range(calls):
-            wake_together(flag)
-            call()
+        for case in cases.values():
+            for _ in range(calls):
+                wake_together(flag)
+                case()
         torch.cuda.synchronize()
-    return sum(map(only_communicating, split(spans(trace)))) / calls / 1e3
+    found = [only_communicating(call) for call in split(spans(trace))]
+    if len(found) != len(cases) * calls:
+        raise RuntimeError(f"The profiler shows {len(found)} calls of {len(cases) * calls}: one begins with a sleep.")
+    return {name: sum(found[turn * calls :][:calls]) / calls / 1e3 for turn, name in enumerate(cases)}
 
 
 def spans(trace: profile) -> list[Span]:

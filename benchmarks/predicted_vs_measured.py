@@ -14,7 +14,7 @@ import sys
 
 import torch
 import torch.distributed as dist
-from against_peers import Problem, Row, one_gpu, ours
+from peers import Problem, Row, one_gpu, ours
 from timing import interleaved_ranks
 
 from ringattn_core.auto import CANDIDATES, Routes, auto_routes

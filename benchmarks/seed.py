@@ -1,8 +1,8 @@
 """ring-flash-attn as its users have it, over a kernel that is here: a stand-in takes the place of flash-attn.
 
 ring-flash-attn 0.1.8 calls four private functions of flash-attn 2. `load` puts functions of the same signatures in
-their place, which call FlashAttention-4 or PyTorch's own FlashAttention-2 directly, and imports the package without its
-Hugging Face adapter, which fails beside today's transformers.
+their place, which call FlashAttention-4, cuDNN or PyTorch's own FlashAttention-2 directly, and imports the package
+without its Hugging Face adapter, which fails beside today's transformers.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ringattn_core.errors import UnsupportedError
+
 
 def load(kernel: str) -> ModuleType:
-    """The package ring_flash_attn over "flash_attn_4" or "torch_flash"; raises ImportError without it."""
+    """The package ring_flash_attn over "flash_attn_4", "cudnn" or "torch_flash"; raises ImportError without it."""
     if kernel not in _INTERFACES:
         raise ImportError(f"ring-flash-attn takes flash-attn's functions, and {kernel} has none like them")
     if importlib.util.find_spec("flash_attn") is None:  # flash-attn-4 has this name, too, and stays
@@ -135,6 +137,43 @@ def _torch_flash() -> dict[str, Any]:
     return _named(forward, varlen_forward, backward, varlen_backward)
 
 
+def _cudnn() -> dict[str, Any]:
+    run = torch.ops.aten._scaled_dot_product_cudnn_attention
+    run_backward = torch.ops.aten._scaled_dot_product_cudnn_attention_backward
+
+    def forward(
+        q, k, v, dropout_p, softmax_scale, causal,
+        window_size_left=-1, window_size_right=-1, softcap=0.0, alibi_slopes=None, return_softmax=False,
+    ):  # fmt: skip
+        _refuse_windows(window_size_left, window_size_right)
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        out, lse, *_ = run(q, k, v, None, True, dropout_p, causal, False, scale=softmax_scale)
+        return out.transpose(1, 2), lse.squeeze(-1), None, None
+
+    nothing = torch.empty(0, dtype=torch.int64, device="cuda")
+
+    def backward(
+        dout, q, k, v, out, softmax_lse, dq, dk, dv, dropout_p, softmax_scale, causal,
+        window_size_left=-1, window_size_right=-1, softcap=0.0, alibi_slopes=None, deterministic=False, rng_state=None,
+    ):  # fmt: skip
+        _refuse_windows(window_size_left, window_size_right)
+        lengths = (None, None, q.shape[1], k.shape[1])
+        dout, q, k, v, out = (x.transpose(1, 2) for x in (dout, q, k, v, out))
+        given = (dout, q, k, v, out, softmax_lse.unsqueeze(-1).contiguous(), nothing, nothing, None)
+        grads = run_backward(*given, *lengths, dropout_p, causal, scale=softmax_scale)
+        _fill((dq, dk, dv), tuple(grad.transpose(1, 2) for grad in grads))
+
+    def varlen(*_: Any, **__: Any) -> None:
+        raise UnsupportedError("cuDNN has no packed sequences through PyTorch's operator")
+
+    return _named(forward, varlen, backward, varlen)
+
+
+def _refuse_windows(left: int, right: int) -> None:
+    if (left, right) != (-1, -1):
+        raise UnsupportedError("cuDNN has no windows through PyTorch's operator")
+
+
 def _named(forward: Any, varlen_forward: Any, backward: Any, varlen_backward: Any) -> dict[str, Any]:
     return {
         "_flash_attn_forward": forward,
@@ -159,4 +198,4 @@ def _fill(places: tuple[Tensor, ...], grads: tuple[Tensor, ...]) -> None:
         place.copy_(grad)
 
 
-_INTERFACES = {"flash_attn_4": _flash_attn_4, "torch_flash": _torch_flash}
+_INTERFACES = {"flash_attn_4": _flash_attn_4, "torch_flash": _torch_flash, "cudnn": _cudnn}

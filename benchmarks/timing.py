@@ -59,7 +59,7 @@ def interleaved_ranks(
     more than what the GPU needs, a program that does nothing else waits for its host, and a CUDA graph is the cure.
     `head_start`: the cycles that its host gets for each call.
     """
-    alone = torch.tensor(list(interleaved(cases, repeats=2).values()), device="cuda")
+    alone = torch.tensor(list(interleaved(cases, repeats=1, warm_up=1).values()), device="cuda")
     dist.all_reduce(alone, dist.ReduceOp.MAX)  # All ranks make the same number of calls.
     calls = {name: max(1, min(most, round(span / time))) for name, time in zip(cases, alone.tolist(), strict=True)}
     flag, found = torch.zeros(1, device="cuda"), {}
