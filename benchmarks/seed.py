@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -34,6 +35,7 @@ def load(kernel: str) -> ModuleType:
 
 def _module(name: str, **contents: Any) -> ModuleType:
     module = sys.modules[name] = ModuleType(name)
+    module.__spec__ = ModuleSpec(name, None)  # Those who look for a package ask for it.
     vars(module).update(contents)
     return module
 

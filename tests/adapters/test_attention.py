@@ -24,7 +24,7 @@ from adapters.sharded import (
 )
 from ringattn.attention import attention
 from ringattn.context_parallel import ContextParallel
-from ringattn_comms.backends.threads import run
+from ringattn_comms.backends.threads import Threads, run
 from ringattn_comms.communicator import Communicator, Solo
 
 PACKED = [0, 5, 5, 6, 20, 31]  # an empty sequence, one of one token, none that divides
@@ -193,6 +193,19 @@ def test_kernels(kernel: str | None) -> None:
 def test_named_kernel_that_cannot() -> None:
     with pytest.raises(ringattn.UnsupportedError, match=r"torch_flash.*cannot"):
         attention(*draw(8)[:3], cp=ContextParallel(Solo(), kernel="torch_flash"), softcap=1.0)
+
+
+def test_a_kernel_that_one_rank_cannot_use_is_refused_on_all() -> None:
+    """The window cuts no row of the first rank, which would wait for the others."""
+    whole = draw(24)
+
+    def main(comm: Threads) -> None:
+        cp = ContextParallel(comm, layout="contiguous", kernel="torch_flash")
+        q, k, v = (x.index_select(-3, rows_of(cp, 24, 3)[comm.rank]) for x in whole[:3])
+        with pytest.raises(ringattn.UnsupportedError, match=r"torch_flash.*a launch needs the window"):
+            attention(q, k, v, cp=cp, causal=True, window_size=(10, -1))
+
+    run(3, main, timeout=20)
 
 
 @pytest.mark.parametrize("dims", [(8, 3), (3, 8), (1, 1)], ids=str)

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 from problem import Part, Problem, assert_exact
+from ringattn_comms import pull
+from ringattn_comms import window as windows_of
 from ringattn_comms.backends.threads import Threads, ThreadWindows, run
 from ringattn_comms.communicator import Communicator, Work
 from ringattn_comms.connect import connect
 from ringattn_comms.pull import Pull
 from ringattn_comms.ring import Ring
 from ringattn_comms.waves import Waves
-from ringattn_comms.window import Move, Window
+from ringattn_comms.window import Move, Window, copy
 from ringattn_core.layout import LAYOUTS, layout_named
 from ringattn_core.planner import plan
 from ringattn_core.route import Route, at_once, route_named
@@ -146,6 +148,32 @@ def test_routes_of_ones_own(size: int, route: Route) -> None:
 
     for parts in zip(*run(size, main, timeout=10), strict=True):
         assert_exact(parts, problem.solve())
+
+
+@pytest.mark.parametrize("route", ["waves(2)", "waves(3)", "gather"])
+@pytest.mark.parametrize("head_groups", [1, 2])
+def test_many_pieces_travel_as_few_boxes(monkeypatch: pytest.MonkeyPatch, route: str, head_groups: int) -> None:
+    """Of thirty packed sequences a rank copies one box of keys and one of values from each other, and what comes out
+    is true.
+    """
+    problem = Problem(tuple(accumulate(random.Random(0).choices(range(3, 20), k=30), initial=0)), window=(-1, 0))
+    copied: list[int] = []
+
+    def counted(moves: Sequence[Move]) -> None:
+        copied.append(len(moves))
+        copy(moves)
+
+    monkeypatch.setattr(pull, "copy", counted)
+    monkeypatch.setattr(windows_of, "copy", counted)
+
+    def main(comm: Threads) -> Part:
+        windows = ThreadWindows(comm)
+        return problem.solve_on(
+            comm, "zigzag", route, head_groups=head_groups, link=lambda comm, _: Pull(comm.rank, windows)
+        )
+
+    assert_exact(run(4, main, timeout=60), problem.solve())
+    assert max(copied) == 2 * (3 if route != "waves(3)" else 2)
 
 
 def test_a_transport_may_be_used_again() -> None:

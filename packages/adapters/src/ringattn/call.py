@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -19,10 +19,11 @@ from ringattn_core.auto import CANDIDATES, Routes, auto_routes, magnitude
 from ringattn_core.errors import UnsupportedError
 from ringattn_core.execute import Gradients, Result, attend, attend_backward
 from ringattn_core.kernel import Kernel, Options
-from ringattn_core.kernels.choose import choose, question
+from ringattn_core.kernels.choose import choose, looks_at_launches, question
 from ringattn_core.kernels.reference import Reference
 from ringattn_core.machine import machine_of
 from ringattn_core.planner import plan
+from ringattn_core.route import Route
 from ringattn_core.schedule import Schedule
 from ringattn_core.settled import early_rows
 from ringattn_core.shape import ACCUMULATOR, Shape
@@ -60,10 +61,15 @@ class Request:
         # A dropout mask of a kernel's own could not be had again from another one: see `Call.backward`.
         lse_gradient = self.return_lse and self.dropout_p > 0
         kernels = Kernels(flattened(q), flattened(k), flattened(v), options, self.cp.kernel, lse_gradient)
-        forward, backward = _schedules(self, q, k, batch, window, kernels)
-        checks.shares(backward, q, k, batch)
-        second = Pass(backward, kernels.choose(backward))
-        first = second if forward is backward else Pass(forward, kernels.choose(forward))
+        forward, backward = _plans(self, q, k, batch, window, kernels)
+        mine, mine_back = forward(self.cp.cp_rank), backward(self.cp.cp_rank)
+        checks.shares(mine_back, q, k, batch)
+        second = Pass(mine_back, kernels.choose(mine_back))
+        first = second if mine is mine_back else Pass(mine, kernels.choose(mine))
+        for schedule, planned in {mine: forward, mine_back: backward}.items():
+            if kernels.may_differ(schedule):  # If another rank is refused, this one would wait for it.
+                for rank in range(self.cp.cp_size):
+                    kernels.choose(planned(rank))
         return Call(self.cp, options, first, second)
 
 
@@ -162,11 +168,15 @@ class Kernels(NamedTuple):
             return None
         return None if chosen == "reference" else chosen
 
+    def may_differ(self, schedule: Schedule) -> bool:
+        """May another rank be refused what `choose` finds for this one's schedule?"""
+        return self.name is not None and (not schedule.area or looks_at_launches(self.name, self.q.device))
 
-def _schedules(
+
+def _plans(
     request: Request, q: Tensor, k: Tensor, batch: int, window: tuple[int, int], kernels: Kernels
-) -> tuple[Schedule, Schedule]:
-    """The plans of both passes for rows of these lengths, `batch` of them laid end to end."""
+) -> tuple[Callable[[int], Schedule], Callable[[int], Schedule]]:
+    """The plan of a rank for each pass, for rows of these lengths, `batch` of them laid end to end."""
     cp, cu_seqlens_k = request.cp, request.cu_seqlens_k
     stated = cp.cu_seqlens if request.cu_seqlens is None else request.cu_seqlens
     if stated is not None:
@@ -183,22 +193,22 @@ def _schedules(
         first, second = cp.route, cp.route
     else:
         first, second = (CANDIDATES[name] for name in _auto(cp, tokens, window, kernels))
-    planned = partial(
-        plan,
-        cp.layout,
-        cu_seqlens_q=repeated(borders_q, batch),
-        cu_seqlens_k=repeated(borders_k, batch),
-        cp_rank=cp.cp_rank,
-        cp_size=cp.cp_size,
-        window=window,
-        per_sequence=cp.per_sequence,
-        batch=max(batch, 1),
-        head_groups=cp.head_groups,
-    )
-    backward = planned(route=second, ahead=0)
+    borders = repeated(borders_q, batch), repeated(borders_k, batch)
+
+    def planned(rank: int, *, route: Route, ahead: int) -> Schedule:
+        return plan(
+            *(cp.layout, route, *borders, rank, cp.cp_size),
+            window=window,
+            per_sequence=cp.per_sequence,
+            batch=max(batch, 1),
+            head_groups=cp.head_groups,
+            ahead=ahead,
+        )
+
+    backward = partial(planned, route=second, ahead=0)
     # A backward pass has to find the dropout masks of every launch again.
-    forward = backward if request.dropout_p > 0 else planned(route=first, ahead=early_rows(tokens // cp.cp_size))
-    return forward, backward
+    forward = partial(planned, route=first, ahead=early_rows(tokens // cp.cp_size))
+    return backward if request.dropout_p > 0 else forward, backward
 
 
 def _auto(cp: ContextParallel, tokens: int, window: tuple[int, int], kernels: Kernels) -> Routes:

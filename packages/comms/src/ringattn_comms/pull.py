@@ -10,19 +10,20 @@ CUDA graph that is replayed.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache, lru_cache
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from ringattn_comms.boxes import boxes
 from ringattn_comms.side import Side, side_stream
 from ringattn_comms.window import Move, Place, Region, Windows, copy
 from ringattn_core.gradient import Part
 from ringattn_core.index import places
 from ringattn_core.planner import lent
-from ringattn_core.schedule import Schedule, Step
+from ringattn_core.schedule import Piece, Schedule, Step
 from ringattn_core.totals import add_parts
 from ringattn_core.transport import KV, joined, kv_heads
 
@@ -57,17 +58,12 @@ class Pull:
         group = self._groups[step.head_group]
         if any(piece.source == self._rank for piece in step.pieces):
             group.found.append((step, grads))
-        moves = [
-            (place.on(self._window, piece.source)[_slot(self._rank, piece.source), rows], grad[columns])
-            for piece in step.pieces
-            if piece.source != self._rank
-            for rows, columns in [(_slice(piece.rows), _slice(piece.columns))]
-            for place, grad in zip(group.inbox, grads, strict=True)
-        ]
-        if step is self._schedule.steps[-1]:
-            self._all_have_given = self._meet(moves)
-        else:
-            with self._side.after_main():
+        with self._side.after_main():
+            moves = self._homeward(step, grads)
+            if step is self._schedule.steps[-1]:
+                self._window.exchange(moves, [], small=self._small)
+                self._all_have_given = self._side.event()
+            else:
                 copy(moves)
         self._side.keep(*grads)
 
@@ -91,15 +87,36 @@ class Pull:
             for place, x in zip(group.keys, group.own, strict=True)
         ]
 
+    def _homeward(self, step: Step, grads: KV) -> list[Move]:
+        """What takes the gradients that a step found to the owners of its keys."""
+        packed, pieces = boxes(self._schedule, step, grads.k.device), step.pieces
+        if packed is not None:  # Rows between the pieces travel with them, and nobody looks at them.
+            grads, pieces = KV(*(x.index_select(0, packed.outward) for x in grads)), packed.boxes
+        inbox = self._groups[step.head_group].inbox
+        return [
+            (place.on(self._window, piece.source)[_slot(self._rank, piece.source), rows], grad[columns])
+            for piece in self._in_turn(pieces)
+            if piece.source != self._rank
+            for rows, columns in [(_slice(piece.rows), _slice(piece.columns))]
+            for place, grad in zip(inbox, grads, strict=True)
+        ]
+
+    def _in_turn(self, pieces: Iterable[Piece]) -> list[Piece]:
+        """In an order in which no two ranks begin with the same other one."""
+        return sorted(pieces, key=lambda piece: (self._rank - piece.source) % self._schedule.cp_size)
+
     def _fetch(self, step: Step) -> Callable[[], KV]:
         """Begin to read a step's keys from their owners; the answer adds this rank's own and waits for them."""
         group = self._groups[step.head_group]
         if step.sources == (self._rank,):
             return lambda: group.own
-        length = self._schedule.buffer_length(step)
+        packed = boxes(self._schedule, step, group.own.k.device)
+        pieces, length = step.pieces, self._schedule.buffer_length(step)
+        if packed is not None:
+            pieces, length = packed.boxes, packed.length
         buffer = KV(*(x.new_empty((length, *x.shape[1:])) for x in group.own))
         near, far = list[Move](), list[Move]()
-        for piece in step.pieces:
+        for piece in self._in_turn(pieces):
             for place, own, x in zip(group.keys, group.own, buffer, strict=True):
                 here = piece.source == self._rank
                 source = own if here else place.on(self._window, piece.source)
@@ -124,7 +141,7 @@ class Pull:
         def wait() -> KV:
             copy(near)
             arrived()
-            return buffer
+            return buffer if packed is None else KV(*(x.index_select(0, packed.inward) for x in buffer))
 
         return wait
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable
 from functools import cache
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor
 
 from ringattn_core.errors import UnsupportedError, lookup
@@ -120,6 +121,11 @@ def refusal(
         return "it has no gradient of lse"
     launches = (launch for step in schedule.steps for launch in step.launches)
     return next((why for launch in launches if (why := kernel.supports(launch, q, k, v, options))), None)
+
+
+def looks_at_launches(name: str, device: torch.device) -> bool:
+    """Can a kernel refuse the launches of one rank and compute those of another, on tensors that are alike?"""
+    return name in ("cudnn", "flash_attn_3") or (name == "torch_flash" and device.type == "cpu")
 
 
 def _choose(
