@@ -19,7 +19,9 @@ from ringattn_core.transport import KV, Alone
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("route", [ring, waves(2), gather], ids=["ring", "waves", "gather"])
-@pytest.mark.parametrize("borders", [(0, 2048), (0, 100, 101, 1500, 2049)], ids=["one", "packed"])
+@pytest.mark.parametrize(
+    "borders", [(0, 2048), (0, 100, 101, 1500, 2049), tuple(range(0, 2100, 50))], ids=["one", "packed", "many"]
+)
 def test_pull_on_one_gpu(route, borders: tuple[int, ...]) -> None:
     size, heads, kv_heads, dim = 4, 8, 2, 64
     total, kernel = borders[-1], TorchFlashCuda()
