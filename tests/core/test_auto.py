@@ -45,7 +45,7 @@ def test_it_is_the_fastest_by_prediction(cp_size: int, tokens: int) -> None:
             each: predict(forward, SHAPE, H100, backward=backward, one_sided=True).time
             for each, (forward, backward) in pairs.items()
         }
-        alike = 1.02 * min(times.values())
+        alike = 1.01 * min(times.values())
         assert times[name] <= alike
         assert all(times[each] > alike for each in list(times)[: list(times).index(name)]), "or one of more preference"
 
@@ -63,7 +63,7 @@ def test_slow_links_make_another_choice() -> None:
     """Smaller steps hide more of what they bring; a ring's gradients pass through every rank on their way home."""
     links = {name: replace(getattr(H100, name), bandwidth=10e9) for name in ("two_sided", "collective")}
     found = [choice(1 << 16, 8, machine=machine, one_sided=False) for machine in (H100, replace(H100, **links))]
-    assert found == [WAVES, Routes("ring", "waves(3)")]
+    assert found == [Routes("waves", "waves(3)"), Routes("ring", "waves(3)")]
 
 
 def test_a_route_is_as_fast_as_the_kernel_that_can_compute_it() -> None:

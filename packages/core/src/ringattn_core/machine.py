@@ -11,10 +11,11 @@ class Link:
 
     latency: float  # seconds
     bandwidth: float  # bytes per second and direction, of one device
+    copy: float = 0.0  # seconds until one more part of a message is under way
 
-    def time(self, size: float) -> float:
-        """Seconds for a message of `size` bytes; nothing takes no time."""
-        return self.latency + size / self.bandwidth if size else 0.0
+    def time(self, size: float, parts: int = 1) -> float:
+        """Seconds for a message of `size` bytes in so many parts; nothing takes no time."""
+        return self.latency + (parts - 1) * self.copy + size / self.bandwidth if size else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +64,17 @@ SPEED = {"cudnn": (0.89, 0.89), "torch_flash": (0.49, 0.50), "flash_attn_2": (0.
 _LINKS = {
     "two_sided": Link(latency=70e-6, bandwidth=330e9),
     "collective": Link(latency=30e-6, bandwidth=258e9),
-    "one_sided": Link(latency=30e-6, bandwidth=373e9),
+    "one_sided": Link(latency=30e-6, bandwidth=373e9, copy=5e-6),
 }
 H100 = Machine(
-    forward=Kernels(flops=730e12, ramp=25e-6, call=71e-6),
-    backward=Kernels(flops=635e12, ramp=100e-6, call=100e-6),
+    forward=Kernels(flops=730e12, ramp=15e-6, call=71e-6),
+    backward=Kernels(flops=635e12, ramp=50e-6, call=100e-6),
     memory=2.75e12,  # what the fold of 64 MiB into as much reaches
     **_LINKS,
 )
 H200 = Machine(
-    forward=Kernels(flops=715e12, ramp=20e-6, call=71e-6),
-    backward=Kernels(flops=630e12, ramp=80e-6, call=100e-6),
+    forward=Kernels(flops=715e12, ramp=12e-6, call=71e-6),
+    backward=Kernels(flops=630e12, ramp=40e-6, call=100e-6),
     memory=4.1e12,
     **_LINKS,
 )

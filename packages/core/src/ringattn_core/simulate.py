@@ -67,7 +67,7 @@ def predict(
 
 
 def fastest(forecasts: Mapping[str, Forecast], memory: int | None = None) -> str:
-    """The name of the first that is as fast as any, give or take the 2 % that no prediction can tell.
+    """The name of the first that is as fast as any, give or take the percent that no prediction can tell.
 
     Those that need more than `memory` bytes are out of the question, unless all do: then it is the one that needs the
     least.
@@ -75,7 +75,7 @@ def fastest(forecasts: Mapping[str, Forecast], memory: int | None = None) -> str
     fitting = {name: each.time for name, each in forecasts.items() if memory is None or each.peak_bytes <= memory}
     if not fitting:
         return min(forecasts, key=lambda name: forecasts[name].peak_bytes)
-    return next(name for name, time in fitting.items() if time <= 1.02 * min(fitting.values()))
+    return next(name for name, time in fitting.items() if time <= 1.01 * min(fitting.values()))
 
 
 @dataclass(slots=True)
@@ -198,15 +198,17 @@ class _Pass:
         """When each rank has received everything; a message waits for the ranks at both ends and for their links."""
         token = self.shape.token(itemsize) // self.schedules[0].head_groups
         received, sent = [0 for _ in self.ranks], [0 for _ in self.ranks]
+        parts = [0 for _ in self.ranks]
         start = [max(rank.link, rank.device) for rank in self.ranks]
         for source, destination, tokens in (message for message in messages if message.source != message.destination):
             sent[source] += tokens * token
             received[destination] += tokens * token
+            parts[destination] += 2  # keys and values
             if not self.one_sided:
                 start[destination] = max(start[destination], self.ranks[source].device)
-        for rank, begin, coming, going in zip(self.ranks, start, received, sent, strict=True):
+        for rank, begin, coming, going, count in zip(self.ranks, start, received, sent, parts, strict=True):
             if coming or going:
-                rank.link = begin + self._link(index).time(max(coming, going))
+                rank.link = begin + self._link(index).time(max(coming, going), max(count, 1))
             rank.received += coming
             rank.sent += going
         return [rank.link if coming else 0.0 for rank, coming in zip(self.ranks, received, strict=True)]
