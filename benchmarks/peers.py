@@ -52,6 +52,7 @@ ROWS = {
         "contiguous", "llama3_flash_attn_varlen_func", "gather", packings=PACKED, per_sequence=False
     ),
     "zigzag documents": Row("zigzag", "zigzag_ring_flash_attn_varlen_func", packings=DOCUMENTS),
+    "balanced documents": Row("balanced", "llama3_flash_attn_varlen_func", packings=DOCUMENTS),
     "llama3 documents": Row(
         "contiguous", "llama3_flash_attn_varlen_func", "gather", packings=DOCUMENTS, per_sequence=False
     ),

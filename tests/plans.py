@@ -9,7 +9,7 @@ from itertools import accumulate, pairwise
 
 from hypothesis import strategies as st
 
-from ringattn_core.layout import Layout, chunk, contiguous, striped, zigzag
+from ringattn_core.layout import Layout, balanced, chunk, contiguous, striped, zigzag
 from ringattn_core.planner import plan
 from ringattn_core.route import Route, double_ring, ring, waves
 from ringattn_core.schedule import Launch, Schedule, Step
@@ -138,7 +138,7 @@ def cases(draw: st.DrawFn, most: int = 24) -> Case:
     lengths_k = draw(st.lists(st.integers(0, most), min_size=count, max_size=count)) if cross else lengths
     side = st.sampled_from([-1, -1, 0, 1, 2, 3, 5, 8, 13, 30])
     return Case(
-        draw(st.sampled_from([contiguous, zigzag, striped, wound])),
+        draw(st.sampled_from([contiguous, zigzag, striped, balanced, wound])),
         draw(st.sampled_from(routes)),
         tuple(accumulate(lengths * batch, initial=0)),
         tuple(accumulate(lengths_k * batch, initial=0)),

@@ -74,7 +74,7 @@ def cases(draw: st.DrawFn) -> Case:
     )
     return Case(
         problem,
-        draw(st.sampled_from(["contiguous", "zigzag", "striped", "windowed(9)"])),
+        draw(st.sampled_from(["contiguous", "zigzag", "striped", "windowed(9)", "balanced"])),
         draw(st.sampled_from(routes)),
         draw(st.sampled_from(routes)),
         draw(st.integers(0, 6)),

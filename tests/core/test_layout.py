@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate, combinations, pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plans import Case, cases
+from ringattn_core.balance import dealt
 from ringattn_core.layout import (
     LAYOUTS,
     Division,
     Layout,
     Span,
+    balanced,
     chunk,
     contiguous,
     layout_named,
@@ -21,6 +26,7 @@ from ringattn_core.layout import (
 )
 from ringattn_core.planner import plan_all
 from ringattn_core.route import ring
+from ringattn_core.schedule import Schedule
 
 
 def test_contiguous_gives_each_rank_one_chunk() -> None:
@@ -99,6 +105,65 @@ def test_stripes_of_a_stream_are_cut_between_their_tokens() -> None:
     division = Division(striped, (0, 4, 9), 3, per_sequence=False)
     assert division.spans(1) == (Span(0, range(1, 4, 3), 0), Span(1, range(4, 9, 3), 1))
     assert division.spans(2) == (Span(0, range(2, 4, 3), 0), Span(1, range(5, 9, 3), 1))
+
+
+DOCUMENTS = tuple(accumulate((2048, 64, 5312, 640, 192, 1984, 7296, 320, 3008, 1408, 7744, 896, 1856), initial=0))
+
+
+@pytest.mark.parametrize("cp_size", [2, 4, 8])
+def test_balanced_gives_every_rank_as_many_tokens_and_as_much_work(cp_size: int) -> None:
+    schedules = plan_all(balanced, ring, DOCUMENTS, cp_size, window=(-1, 0))
+    areas = [schedule.area for schedule in schedules]
+    assert {schedule.query_length for schedule in schedules} == {DOCUMENTS[-1] // cp_size}
+    assert max(areas) < 1.05 * sum(areas) / cp_size
+
+
+def test_balanced_takes_less_apart_than_zigzag_does() -> None:
+    """The keys that ranks need of each other, and the pieces that sequences are in."""
+    zigzags, blocks = (plan_all(layout, ring, DOCUMENTS, 4, window=(-1, 0)) for layout in (zigzag, balanced))
+
+    def fetched(schedules: Sequence[Schedule]) -> int:
+        return sum(step.fetched for schedule in schedules for step in schedule.steps if step.hop)
+
+    def pieces(schedules: Sequence[Schedule]) -> int:
+        return sum(len(schedule.keys.spans(schedule.cp_rank)) for schedule in schedules)
+
+    assert 3 * fetched(blocks) < fetched(zigzags) and 3 * pieces(blocks) < pieces(zigzags)
+
+
+def test_balanced_divides_the_stream_whether_or_not_others_would_divide_its_sequences() -> None:
+    for rank in range(4):
+        spans = [Division(balanced, DOCUMENTS, 4, per_sequence).spans(rank) for per_sequence in (True, False)]
+        assert spans[0] == spans[1]
+
+
+def test_balanced_divides_every_row_of_a_batch_by_its_own_sequences() -> None:
+    borders = (0, 3, 16, 24, 32)
+    batch = [Division(balanced, borders, 2, batch=2).positions(rank) for rank in range(2)]
+    rows = [Division(balanced, row, 2) for row in ((0, 3, 16), (0, 8, 16))]
+    assert batch == [
+        [*rows[0].positions(rank), *(16 + position for position in rows[1].positions(rank))] for rank in range(2)
+    ]
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=20), st.integers(1, 5))
+def test_blocks_are_swapped_until_no_swap_takes_work_from_the_busier(lengths: list[int], cp_size: int) -> None:
+    borders = tuple(accumulate(lengths, initial=0))
+    count = 4 * cp_size
+    blocks = [chunk(range(borders[-1]), index, count) for index in range(count)]
+    runs, excess = dealt(borders, blocks, cp_size)
+    assert sorted(position for mine in runs for run in mine for position in run) == list(range(borders[-1]))
+    held = {position: rank for rank, mine in enumerate(runs) for run in mine for position in run}
+    owners = [held.get(block.start) if block else None for block in blocks]
+    start = {position: border for border, stop in pairwise(borders) for position in range(border, stop)}
+    work = [sum(position - start[position] + 1 for position in block) for block in blocks]
+    loads = [sum(cells for cells, owner in zip(work, owners, strict=True) if owner == rank) for rank in range(cp_size)]
+    assert excess == pytest.approx(max(loads) * cp_size / sum(loads) - 1)
+    enough = sum(loads) * 101 // (100 * cp_size)
+    for (cells, a), (others, b) in combinations(zip(work, owners, strict=True), 2):
+        if a is not None and b is not None and a != b:
+            moved = cells - others
+            assert max(loads[a] - moved, loads[b] + moved, enough) >= max(loads[a], loads[b], enough)
 
 
 def test_every_row_of_a_batch_is_divided() -> None:

@@ -30,13 +30,14 @@ class ContextParallel:
     """A group of ranks that hold one sequence together.
 
     group: a ProcessGroup, a one-dimensional DeviceMesh (`mesh["cp"]`), or None for all processes.
-    layout: "zigzag" (balanced under a causal mask), "windowed(4096)" (under a causal window of so many tokens),
-        "contiguous", "striped", or a layout function.
+    layout: "zigzag" (equal work under a causal mask), "balanced" (for packed sequences: equal work, most of them whole
+        on one rank), "windowed(4096)" (equal work under a causal window of so many tokens), "contiguous", "striped", or
+        a layout function.
     route: "ring" (least memory), "waves" (fewest, largest kernel launches), "gather", "waves(3)", "double_ring(8)", a
         route function, or "auto": for each pass the one that is predicted to be the fastest on GPUs, else "waves".
     cu_seqlens: global borders of packed sequences, as list or tensor; None is one sequence, of which every rank holds
         the same number of tokens. For a length that does not divide so, say [0, length].
-    per_sequence: the layout divides every packed sequence by itself (balanced for each), or the stream as a whole.
+    per_sequence: the layout divides every packed sequence by itself, or the whole stream, as "balanced" always does.
     head_groups: keys travel in so many groups of kv heads: less memory, more messages.
     kernel: the name of a kernel; None chooses.
 

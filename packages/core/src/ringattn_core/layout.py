@@ -4,7 +4,7 @@ A layout takes an extent (the positions of one sequence, or of a whole packed st
 that one rank holds, in storage order. Three are those of the field: `contiguous` (ring attention, Liu et al. 2023,
 arXiv:2310.01889; llama 3, arXiv:2407.21783), `striped` (Brandon et al. 2023, arXiv:2311.09431) and `zigzag`
 (zhuzilin/ring-flash-attention). `windowed(n)` is zigzag up to where a sliding window is full, and contiguous after it.
-Lengths need not divide by anything.
+`balanced` deals blocks of a whole packed stream out by their work. Lengths need not divide by anything.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 
+from ringattn_core.balance import dealt
 from ringattn_core.errors import lookup
 
 Layout = Callable[[range, int, int], tuple[range, ...]]
@@ -53,11 +54,33 @@ def windowed(window: int) -> Layout:
     return layout
 
 
-LAYOUTS: dict[str, Layout] = {"contiguous": contiguous, "zigzag": zigzag, "striped": striped}
+def balanced(extent: range, cp_rank: int, cp_size: int) -> tuple[range, ...]:
+    """Blocks of a packed stream, dealt so that every rank has as many tokens and as much work under a causal mask.
+
+    A `Division` never divides single sequences by it: most of them lie whole on one rank, in tiles as large as they
+    are. The extent alone counts as one sequence.
+    """
+    return _blocks((extent.start, extent.stop), cp_size)[cp_rank]
+
+
+@lru_cache(64)
+def _blocks(cu_seqlens: tuple[int, ...], cp_size: int) -> list[tuple[range, ...]]:
+    """What `balanced` gives every rank of a stream with these borders."""
+    extent = range(cu_seqlens[0], cu_seqlens[-1])
+
+    def cut(each: int) -> tuple[list[tuple[range, ...]], float]:
+        count = each * cp_size
+        return dealt(cu_seqlens, [chunk(extent, index, count) for index in range(count)], cp_size)
+
+    found, excess = cut(4)  # Kernels like blocks that are large; where they are too large to share out evenly, halves.
+    return found if excess < 0.05 else cut(8)[0]
+
+
+LAYOUTS: dict[str, Layout] = {"contiguous": contiguous, "zigzag": zigzag, "striped": striped, "balanced": balanced}
 
 
 def layout_named(name: str | Layout) -> Layout:
-    """The layout of this name: zigzag, contiguous, striped or "windowed(4096)"; a layout itself is passed through.
+    """The layout of this name: one of `LAYOUTS` or "windowed(4096)"; a layout itself is passed through.
 
     Raises ValueError with the nearest name.
     """
@@ -89,7 +112,7 @@ class Division:
     """How packed sequences are divided among ranks: all that `shard` needs but the rank.
 
     `cu_seqlens` are the borders of the sequences, global. The layout divides every sequence by itself (`per_sequence`)
-    or the whole stream; a batch is a stream of `batch` equal rows, each of them divided.
+    or the whole stream, as `balanced` always does; a batch is a stream of `batch` equal rows, each of them divided.
     """
 
     layout: Layout
@@ -100,7 +123,7 @@ class Division:
 
     def runs(self, cp_rank: int) -> Iterator[tuple[int, range]]:
         """(sequence, positions) of every run that a rank holds, in storage order; no run crosses two sequences."""
-        if self.per_sequence:
+        if self.per_sequence and self.layout is not balanced:
             for sequence, (start, stop) in enumerate(pairwise(self.cu_seqlens)):
                 for run in self.layout(range(start, stop), cp_rank, self.cp_size):
                     if run:
@@ -108,8 +131,15 @@ class Division:
         else:
             length = self.cu_seqlens[-1] // self.batch
             for row in range(self.batch):
-                for run in self.layout(range(row * length, (row + 1) * length), cp_rank, self.cp_size):
+                for run in self._row(range(row * length, (row + 1) * length), cp_rank):
                     yield from _split(run, self.cu_seqlens)
+
+    def _row(self, extent: range, cp_rank: int) -> tuple[range, ...]:
+        """What a rank holds of a row of the batch."""
+        if self.layout is not balanced:
+            return self.layout(extent, cp_rank, self.cp_size)
+        inside = (border for border in self.cu_seqlens if extent.start < border < extent.stop)
+        return _blocks((extent.start, *inside, extent.stop), self.cp_size)[cp_rank]
 
     def spans(self, cp_rank: int) -> tuple[Span, ...]:
         """What a rank holds, in storage order."""

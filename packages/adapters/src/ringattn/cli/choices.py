@@ -27,7 +27,9 @@ def _layout(name: str) -> str:
 LayoutOption = Annotated[
     str,
     typer.Option(
-        parser=_layout, metavar="LAYOUT", help="Who holds which tokens: zigzag, contiguous, striped, windowed(4096)."
+        parser=_layout,
+        metavar="LAYOUT",
+        help="Who holds which tokens: zigzag, balanced, contiguous, striped, windowed(4096).",
     ),
 ]
 CpOption = Annotated[int, typer.Option(min=1, max=256, help="Ranks that share the sequence.")]
