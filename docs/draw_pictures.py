@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ringattn_core import Division, contiguous, plan_all, ring, striped, svg, waves, zigzag
+from ringattn_core import Division, balanced, contiguous, plan_all, ring, striped, svg, waves, zigzag
 
 FOLDER = Path(__file__).parent / "pictures"
 
@@ -25,6 +25,8 @@ def pictures() -> dict[str, str]:
     documents = (0, 70, 90, 160)
     drawn["documents-zigzag.svg"] = svg.ownership(Division(zigzag, documents, 4))
     drawn["documents-contiguous.svg"] = svg.ownership(Division(contiguous, documents, 4, per_sequence=False))
+    many = (0, 20, 24, 76, 84, 86, 104, 160)
+    drawn["documents-balanced.svg"] = svg.ownership(Division(balanced, many, 4))
     return drawn
 
 

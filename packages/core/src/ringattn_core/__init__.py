@@ -4,7 +4,7 @@ What is imported here, the schedule half, does not even import torch.
 """
 
 from ringattn_core.errors import UnsupportedError
-from ringattn_core.layout import Division, contiguous, striped, windowed, zigzag
+from ringattn_core.layout import Division, balanced, contiguous, striped, windowed, zigzag
 from ringattn_core.planner import plan, plan_all
 from ringattn_core.route import double_ring, gather, ring, waves
 from ringattn_core.verify import verify
@@ -12,6 +12,7 @@ from ringattn_core.verify import verify
 __all__ = [
     "Division",
     "UnsupportedError",
+    "balanced",
     "contiguous",
     "double_ring",
     "gather",
