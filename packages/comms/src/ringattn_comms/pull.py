@@ -17,7 +17,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ringattn_comms.boxes import boxes
+from ringattn_comms.boxed import boxed
 from ringattn_comms.side import Side, side_stream
 from ringattn_comms.window import Move, Place, Region, Windows, copy
 from ringattn_core.gradient import Part
@@ -89,8 +89,9 @@ class Pull:
 
     def _homeward(self, step: Step, grads: KV) -> list[Move]:
         """What takes the gradients that a step found to the owners of its keys."""
-        packed, pieces = boxes(self._schedule, step, grads.k.device), step.pieces
+        packed, pieces = boxed(self._schedule, step, grads.k.device), step.pieces
         if packed is not None:  # Rows between the pieces travel with them, and nobody looks at them.
+            self._side.keep(packed.outward)
             grads, pieces = KV(*(x.index_select(0, packed.outward) for x in grads)), packed.boxes
         inbox = self._groups[step.head_group].inbox
         return [
@@ -110,7 +111,7 @@ class Pull:
         group = self._groups[step.head_group]
         if step.sources == (self._rank,):
             return lambda: group.own
-        packed = boxes(self._schedule, step, group.own.k.device)
+        packed = boxed(self._schedule, step, group.own.k.device)
         pieces, length = step.pieces, self._schedule.buffer_length(step)
         if packed is not None:
             pieces, length = packed.boxes, packed.length

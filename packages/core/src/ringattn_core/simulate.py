@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ringattn_core.boxes import boxes
 from ringattn_core.machine import Link, Machine
 from ringattn_core.schedule import Launch, Schedule, Step
 from ringattn_core.shape import ACCUMULATOR, Shape, peak_bytes
@@ -146,6 +147,9 @@ class _Pass:
 
     def _compute(self, rank: _Rank, schedule: Schedule, step: Step) -> None:
         kernels = self.machine.backward if self.backward else self.machine.forward
+        if self.one_sided and (packed := boxes(step, schedule.cp_rank)):  # put in order; and their gradients back
+            size = packed[-1].columns.stop * self.shape.token(self.shape.itemsize) / schedule.head_groups
+            rank.fold((2 + 2 * self.backward) * size / self.machine.memory)
         for launch in step.launches:
             rank.host += kernels.call
             seconds = kernels.time(self.shape.flop(launch.area, backward=self.backward) / schedule.head_groups)
@@ -169,7 +173,11 @@ class _Pass:
             return self._shift(self.hops[index] - self.hops[index - 1] if self.hops[index] else 0)
         steps = [schedule.steps[index] for schedule in self.schedules]
         if self.one_sided:
-            parts = ((rank, piece.source, len(piece.rows)) for rank, step in enumerate(steps) for piece in step.pieces)
+            parts = (
+                (rank, piece.source, len(piece.rows))
+                for rank, step in enumerate(steps)
+                for piece in boxes(step, rank) or step.pieces
+            )
         else:
             shard = self.schedules[0].shard_size
             parts = ((rank, source, shard) for rank, step in enumerate(steps) for source in step.sources)

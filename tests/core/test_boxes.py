@@ -1,0 +1,30 @@
+"""Boxes hold every piece, one for each source, and only where the pieces are many."""
+
+from __future__ import annotations
+
+import pytest
+
+from ringattn_core.boxes import boxes
+from ringattn_core.layout import zigzag
+from ringattn_core.planner import plan
+from ringattn_core.route import Route, gather, waves
+
+MANY, FEW = tuple(range(0, 1240, 40)), (0, 400, 1240)
+
+
+@pytest.mark.parametrize("route", [gather, waves(2), waves(3)], ids=["gather", "waves(2)", "waves(3)"])
+@pytest.mark.parametrize("rank", range(4))
+def test_a_box_for_each_source_around_all_its_pieces(route: Route, rank: int) -> None:
+    step = plan(zigzag, route, MANY, MANY, rank, 4, window=(-1, 0)).steps[-1]
+    found = boxes(step, rank)
+    assert found is not None and {box.source for box in found} == {piece.source for piece in step.pieces}
+    assert [box.source == rank for box in found] == sorted(box.source == rank for box in found), "its own comes last"
+    assert [box.offset for box in found] == [0, *(box.columns.stop for box in found[:-1])], "they lie side by side"
+    for box in found:
+        rows = [row for piece in step.pieces if piece.source == box.source for row in piece.rows]
+        assert (box.rows.start, box.rows.stop - 1) == (min(rows), max(rows))
+
+
+def test_few_pieces_travel_as_they_are() -> None:
+    for schedule in (plan(zigzag, gather, FEW, FEW, rank, 4, window=(-1, 0)) for rank in range(4)):
+        assert all(boxes(step, schedule.cp_rank) is None for step in schedule.steps)
