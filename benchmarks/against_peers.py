@@ -4,11 +4,12 @@
 
 Each row is a way to share causal attention, each line a library. Rows of the same sequences and window are measured
 together, behind one GPU's line for the whole: milliseconds of the slowest rank's GPU, forward and forward with
-backward; in brackets one GPU's time for the whole sequence with the same kernel, divided by the number of
-GPUs, as a share of it; TFLOP/s of each GPU, forward and backward by itself; milliseconds in which a GPU does nothing
-but communicate; what the host needs to ask for a call; the memory that one forward and backward adds at its peak,
-results among it (a group's window in symmetric memory, made once for all layers, is not in it: k, v and a slot for the
-gradients of each other rank); how far results and gradients are from one GPU's, for some are fast and wrong.
+backward; in brackets one GPU's time for the whole sequence with the same kernel, divided by the number of GPUs, as a
+share of it; TFLOP/s of each GPU, forward and backward by itself; milliseconds in which a GPU does nothing but
+communicate or wait for others (rows put in order, where they travel in boxes, are not in it); what the host needs to
+ask for a call; the memory that one forward and backward adds at its peak, results among it (a group's window in
+symmetric memory, made once for all layers, is not in it: k, v and a slot for the gradients of each other rank); how far
+results and gradients are from one GPU's, for some are fast and wrong.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def measure(problems: Mapping[str, Problem], routes: Sequence[str], repeats: int
     alone, found, refused = one_gpu(first), {}, []
     try:
         alone.both()
-    except UnsupportedError as why:
+    except (RuntimeError, UnsupportedError) as why:
         return [f"  {first.local} {', '.join(problems)}: one GPU: {why}"]
     for name, problem in problems.items():
         ready, why = cases(problem, routes if problem.row.route == "auto" else [problem.row.route])

@@ -207,6 +207,8 @@ def torch_context_parallel(problem: Problem) -> Case:
     from torch.distributed.tensor.experimental._attention import set_rotate_method
     from torch.nn.attention import SDPBackend, activate_flash_attention_impl, sdpa_kernel
 
+    if problem.kernel not in ("cudnn", "torch_flash", "flash_attn_4"):
+        raise ImportError(f"context_parallel has no {problem.kernel}")
     backend = SDPBackend.CUDNN_ATTENTION if problem.kernel == "cudnn" else SDPBackend.FLASH_ATTENTION
     if problem.kernel == "flash_attn_4":
         activate_flash_attention_impl("FA4")

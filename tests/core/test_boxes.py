@@ -25,6 +25,13 @@ def test_a_box_for_each_source_around_all_its_pieces(route: Route, rank: int) ->
         assert (box.rows.start, box.rows.stop - 1) == (min(rows), max(rows))
 
 
+def test_pieces_that_are_far_apart_travel_as_they_are() -> None:
+    """Through a short window each of four ranks needs the ends of documents only."""
+    borders = tuple(range(0, 48 * 16384 + 1, 16384))
+    step = plan(zigzag, waves(2), borders, borders, 1, 4, window=(127, 0)).steps[-1]
+    assert len(step.pieces) > 8 * len(step.sources) and boxes(step, 1) is None
+
+
 def test_few_pieces_travel_as_they_are() -> None:
     for schedule in (plan(zigzag, gather, FEW, FEW, rank, 4, window=(-1, 0)) for rank in range(4)):
         assert all(boxes(step, schedule.cp_rank) is None for step in schedule.steps)

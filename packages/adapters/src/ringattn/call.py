@@ -66,7 +66,8 @@ class Request:
         checks.shares(mine_back, q, k, batch)
         second = Pass(mine_back, kernels.choose(mine_back))
         first = second if mine is mine_back else Pass(mine, kernels.choose(mine))
-        for schedule, planned in {mine: forward, mine_back: backward}.items():
+        # Where both are one, they may be two on another rank.
+        for schedule, planned in ((mine, forward), (mine_back, backward)):
             if kernels.may_differ(schedule):  # If another rank is refused, this one would wait for it.
                 for rank in range(self.cp.cp_size):
                     kernels.choose(planned(rank))

@@ -25,12 +25,17 @@ class Boxed(NamedTuple):
         return self.boxes[-1].columns.stop
 
 
-@lru_cache(64)
 def boxed(schedule: Schedule, step: Step, device: torch.device) -> Boxed | None:
     """How a step travels in boxes; None where its pieces are few, and travel one by one."""
+    return _boxed(schedule, step.hop, device) if boxes(step, schedule.cp_rank) else None
+
+
+@lru_cache(256)
+def _boxed(schedule: Schedule, hop: int, device: torch.device) -> Boxed:
+    """The same for all head groups."""
+    step = next(step for step in schedule.first_group if step.hop == hop)
     found = boxes(step, schedule.cp_rank)
-    if found is None:
-        return None
+    assert found is not None, "boxed has asked"
     of = {box.source: box for box in found}
     inward = torch.cat([_places(piece, of[piece.source]) for piece in step.pieces])
     outward = torch.zeros(found[-1].columns.stop, dtype=torch.int64)

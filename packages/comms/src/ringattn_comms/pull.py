@@ -1,10 +1,10 @@
 """One-sided: every rank reads the keys it needs from their owner's memory, and writes their gradients back there.
 
-Only rows that are needed move, by the copy engines where the memory is a GPU's and the messages are not small: no
-multiprocessor is taken from the attention, nothing is forwarded through neighbours. It goes on in a stream of its own;
-a gather lays its keys out before. The ranks meet when their keys are in place, when all have read what they need, and
-in a backward pass when every gradient has arrived. So a place in the window is free again when a pass ends, also in a
-CUDA graph that is replayed.
+Only rows that are needed move (and what lies between them, where they are in many pieces), by the copy engines where
+the memory is a GPU's and the messages are not small: nothing is forwarded through neighbours. It goes on in a stream of
+its own; a gather lays its keys out before. The ranks meet when their keys are in place, when all have read what they
+need, and in a backward pass when every gradient has arrived. So a place in the window is free again when a pass ends,
+also in a CUDA graph that is replayed.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Pull:
         ]
 
     def _in_turn(self, pieces: Iterable[Piece]) -> list[Piece]:
-        """In an order in which no two ranks begin with the same other one."""
+        """From the rank before this one on, so that where all need all, no two begin with the same."""
         return sorted(pieces, key=lambda piece: (self._rank - piece.source) % self._schedule.cp_size)
 
     def _fetch(self, step: Step) -> Callable[[], KV]:
@@ -191,14 +191,14 @@ def _groups(schedule: Schedule, kv: KV) -> tuple[list[_Group], Region]:
     return groups, region
 
 
-# Sequences, from which on others fetch rows all over a shard: to find out which takes longer than it saves.
-_MANY = 64
+# From here on others fetch rows all over a shard: to find out which takes longer than it saves.
+_MANY_SEQUENCES = 64
 
 
 @lru_cache(256)
 def _lent_rows(schedule: Schedule) -> range:
     """A box around all rows of a rank's shard that others fetch."""
-    if len(schedule.keys.cu_seqlens) > _MANY:
+    if len(schedule.keys.cu_seqlens) > _MANY_SEQUENCES:
         return range(schedule.key_length)
     rows = [piece.rows for step in schedule.first_group for piece in lent(schedule, step.hop)]
     return range(min(run.start for run in rows), max(run.stop for run in rows)) if rows else range(0)

@@ -6,14 +6,18 @@ it: of packed documents, cut into pieces for every rank, it is faster to copy th
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from ringattn_core.schedule import Piece, Step
 
-_MANY = 8  # pieces of each source: from here on, copies of them take longer than one of all that is between them
+_PIECES = 8  # of each source, on average: fewer travel one by one
+_ROWS = 512  # that are copied while one more copy begins: 4 KiB each, as of 8 kv heads of 128
 
 
+@lru_cache(1024)
 def boxes(step: Step, own: int) -> tuple[Piece, ...] | None:
-    """A box for each source, that of rank `own` last, side by side; None where the pieces are few."""
-    if len(step.pieces) <= _MANY * len(step.sources):
+    """A box for each source, that of rank `own` last, side by side; None where the pieces are few or far apart."""
+    if len(step.pieces) <= _PIECES * len(step.sources):
         return None
     found, offset = list[Piece](), 0
     for source in sorted({piece.source for piece in step.pieces}, key=lambda source: (source == own, source)):
@@ -21,4 +25,5 @@ def boxes(step: Step, own: int) -> tuple[Piece, ...] | None:
         box = Piece(source, range(min(run.start for run in rows), max(run.stop for run in rows)), offset)
         offset = box.columns.stop
         found.append(box)
-    return tuple(found)
+    saved = len(step.pieces) - len(found)
+    return tuple(found) if offset - step.fetched <= _ROWS * saved else None

@@ -55,7 +55,10 @@ def windowed(window: int) -> Layout:
 
 
 def balanced(extent: range, cp_rank: int, cp_size: int) -> tuple[range, ...]:
-    """Blocks of a packed stream, dealt so that every rank has as many tokens and as much work under a causal mask.
+    """Blocks of a packed stream, dealt so that every rank has as many blocks and as much work under a causal mask.
+
+    Blocks are alike but for a token, so where their number, four for a rank or eight or sixteen, divides the tokens,
+    all ranks hold as many.
 
     A `Division` never divides single sequences by it: most of them lie whole on one rank, in tiles as large as they
     are. The extent alone counts as one sequence.
@@ -72,8 +75,12 @@ def _blocks(cu_seqlens: tuple[int, ...], cp_size: int) -> list[tuple[range, ...]
         count = each * cp_size
         return dealt(cu_seqlens, [chunk(extent, index, count) for index in range(count)], cp_size)
 
-    found, excess = cut(4)  # Kernels like blocks that are large; where they are too large to share out evenly, halves.
-    return found if excess < 0.05 else cut(8)[0]
+    # Kernels like blocks that are large; where they are too large to share out evenly, halves, and halves of these.
+    found, excess = cut(4)
+    for each in (8, 16):
+        if excess >= 0.05:
+            found, excess = cut(each)
+    return found
 
 
 LAYOUTS: dict[str, Layout] = {"contiguous": contiguous, "zigzag": zigzag, "striped": striped, "balanced": balanced}
@@ -138,8 +145,10 @@ class Division:
         """What a rank holds of a row of the batch."""
         if self.layout is not balanced:
             return self.layout(extent, cp_rank, self.cp_size)
-        inside = (border for border in self.cu_seqlens if extent.start < border < extent.stop)
-        return _blocks((extent.start, *inside, extent.stop), self.cp_size)[cp_rank]
+        start, stop = extent.start, extent.stop
+        inside = (border - start for border in self.cu_seqlens if start < border < stop)
+        runs = _blocks((0, *inside, len(extent)), self.cp_size)[cp_rank]  # the same for rows that are alike
+        return tuple(range(start + run.start, start + run.stop) for run in runs)
 
     def spans(self, cp_rank: int) -> tuple[Span, ...]:
         """What a rank holds, in storage order."""

@@ -47,7 +47,7 @@ def predict(
     """Predict the schedules of all ranks, in their order: a forward pass, and a backward pass by those in `backward`.
 
     Keys are handed on from neighbour to neighbour where the schedules shift, else whole shards come from their owners;
-    `one_sided` copies only the rows that a step needs, straight out of the owners' memory.
+    `one_sided` copies only the rows that a step needs, or `boxes` of them, straight out of the owners' memory.
     """
     ranks, ideal, peaks = [_Rank() for _ in schedules], 0.0, []
     passes = ((schedules, machine.forward, False), *([(backward, machine.backward, True)] if backward else []))
