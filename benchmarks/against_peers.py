@@ -28,6 +28,8 @@ from torch import Tensor
 
 from ringattn_core.errors import UnsupportedError
 
+KINDS = ("forward", "both")  # passes that are timed: methods of a case
+
 
 def error(problem: Problem, found: Case, whole: Sequence[tuple[Tensor, ...]]) -> float:
     """How far a case's results are from one GPU's: the largest of the errors of out, dq, dk and dv."""
@@ -119,9 +121,6 @@ def choices(name: str, times: Mapping[str, Times], routes: Sequence[str]) -> Ite
         if "auto" in measured and len(measured) > 1:
             best = min(measured, key=lambda route: measured[route])
             yield f"  {name}, {kind}: auto {measured['auto'] / measured[best] - 1:+.1%} beside {best}, the fastest"
-
-
-KINDS = ("forward", "both")
 
 
 def line(

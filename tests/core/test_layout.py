@@ -118,6 +118,13 @@ def test_balanced_gives_every_rank_as_many_tokens_and_as_much_work(cp_size: int)
     assert max(areas) < 1.05 * sum(areas) / cp_size
 
 
+def test_balanced_cuts_smaller_where_one_document_is_long() -> None:
+    """The last block of the long one would be more than a rank's share of all work, were there eight for a rank."""
+    borders = tuple(accumulate((*[100] * 300, 12000, *[100] * 235, 36), initial=0))
+    areas = [schedule.area for schedule in plan_all(balanced, ring, borders, 8, window=(-1, 0))]
+    assert max(areas) < 1.05 * sum(areas) / 8
+
+
 def test_balanced_takes_less_apart_than_zigzag_does() -> None:
     """The keys that ranks need of each other, and the pieces that sequences are in."""
     zigzags, blocks = (plan_all(layout, ring, DOCUMENTS, 4, window=(-1, 0)) for layout in (zigzag, balanced))

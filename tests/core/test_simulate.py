@@ -46,10 +46,15 @@ SMALL = Shape(num_heads=1, num_kv_heads=1, head_dim=1, itemsize=1)  # 4 operatio
         (4, 8192, ring, 3.414, 12.68),
         (4, 32768, waves(2), 51.84, 204.0),
         (4, 32768, gather, 51.03, 206.4),
+        (8, 8192, ring, 7.08, 25.33),
+        (8, 8192, waves(2), 6.41, 24.42),
+        (8, 8192, waves(3), 6.33, 24.25),
     ],
 )
 def test_rows_that_were_measured(cp_size: int, tokens: int, route: Route, forward: float, both: float) -> None:
-    """Milliseconds of the slowest rank on two and on four H100s, FA4, zigzag: `predicted_vs_measured.py`."""
+    """Milliseconds of the slowest rank, FA4, zigzag: on two and on four H100s (`predicted_vs_measured.py`), and on one
+    that plays each rank of eight (`play_ranks.py`).
+    """
     first, second = (
         plan_all(zigzag, route, (0, cp_size * tokens), cp_size, window=(-1, 0), ahead=ahead)
         for ahead in (early_rows(tokens), 0)

@@ -60,11 +60,10 @@ class Pull:
             group.found.append((step, grads))
         with self._side.after_main():
             moves = self._homeward(step, grads)
-            if step is self._schedule.steps[-1]:
-                self._window.exchange(moves, [], small=self._small)
-                self._all_have_given = self._side.event()
-            else:
+            if step is not self._schedule.steps[-1]:
                 copy(moves)
+        if step is self._schedule.steps[-1]:
+            self._all_have_given = self._meet(moves)
         self._side.keep(*grads)
 
     def collect(self) -> KV:

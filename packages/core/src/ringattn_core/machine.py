@@ -57,7 +57,7 @@ SPEED = {"cudnn": (0.89, 0.89), "torch_flash": (0.49, 0.50), "flash_attn_2": (0.
 
 # Launches were timed in November 2026 by `benchmarks/against_peers.py` and `play_ranks.py`: flash-attn-4 4.0.0b36 in
 # bf16, 32 query heads, 8 kv heads, head_dim 128, PyTorch 2.11, steps side by side, which hides part of every ramp; the
-# H200's numbers, its memory among them, are fitted to what `predicted_vs_measured.py` measured on two of them.
+# H200's numbers, its memory among them, are fitted to what `predicted_vs_measured.py` measured on two and four.
 # Links were timed on two H200s joined by NVLink (NV18): NCCL 2.28.9 send/recv takes 82, 98, 148 and 468 us for 1, 8, 32
 # and 128 MiB, all_gather 29, 65, 159 and 550 us, `copy_` from a peer's symmetric memory 17, 27, 95 and 365 us. Before
 # it keys are laid out and the ranks meet, which is most of the 30 us. Two H100s have the same links.
