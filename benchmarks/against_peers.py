@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from exposed import exposed
-from peers import ROWS, Case, Problem, one_gpu, ours, seed, torch_context_parallel
+from peers import ROWS, Case, Problem, one_gpu, ours, seed, taken, torch_context_parallel
 from timing import Times, interleaved_ranks
 from torch import Tensor
 
@@ -110,17 +110,23 @@ def measure(problems: Mapping[str, Problem], routes: Sequence[str], repeats: int
     for key, case in found.items():
         gpu_times, alone_for = ([each[f"{key} {kind}"] for kind in KINDS] for each in (times, waits))
         lines.append(line(problems[key[0]], *key, Measured(case, size, gpu_times, alone_for), whole, results))
-    return lines + refused + [choice for name in problems for choice in choices(name, times, routes)]
+    return lines + refused + [choice for each in problems.items() for choice in choices(*each, times, routes)]
 
 
-def choices(name: str, times: Mapping[str, Times], routes: Sequence[str]) -> Iterator[str]:
-    """How much slower than the fastest route "auto" is, where there are others."""
+def choices(name: str, problem: Problem, times: Mapping[str, Times], routes: Sequence[str]) -> Iterator[str]:
+    """Which routes "auto" is, and how much slower than the fastest.
+
+    Where one route is all that it is, their two lines are of the same launches, timed twice.
+    """
     for kind in KINDS:
         found = {route: times.get(f"{(name, f'ours, {route}')} {kind}") for route in routes}
         measured = {route: time.gpu for route, time in found.items() if time}
         if "auto" in measured and len(measured) > 1:
             best = min(measured, key=lambda route: measured[route])
-            yield f"  {name}, {kind}: auto {measured['auto'] / measured[best] - 1:+.1%} beside {best}, the fastest"
+            parts = sorted({route for each in taken(problem) for route in (each if kind == "both" else each[:1])})
+            beside = {route: f"{measured['auto'] / time - 1:+.1%} beside {route}" for route, time in measured.items()}
+            twin = f"; {beside[parts[0]]}" if len(parts) == 1 and parts[0] in beside else ""
+            yield f"  {name}, {kind}: auto ({', '.join(parts)}) {beside[best]}, the fastest{twin}"
 
 
 def line(

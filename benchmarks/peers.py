@@ -16,7 +16,9 @@ from seed import load
 from torch import Tensor
 
 import ringattn
+from ringattn.call import Request
 from ringattn_comms.communicator import Solo
+from ringattn_core.auto import CANDIDATES, Routes
 from ringattn_core.coverage import mask_area
 from ringattn_core.layout import Division, layout_named
 from ringattn_core.shape import Shape
@@ -169,6 +171,21 @@ def _ours(problem: Problem, packing: str, cp: ringattn.ContextParallel) -> Atten
     borders = problem.borders(packing) if problem.row.packings else None
     mask: dict[str, Any] = {"causal": True, "window_size": (problem.row.window, -1), "cu_seqlens": borders}
     return lambda q, k, v: ringattn.attention(q, k, v, cp=cp, **mask)
+
+
+def taken(problem: Problem) -> list[Routes]:
+    """Which routes "auto" is, for each packing."""
+    cp = ringattn.ContextParallel(
+        layout=problem.row.layout, per_sequence=problem.row.per_sequence, kernel=problem.kernel
+    )
+    names, found = {route: name for name, route in CANDIDATES.items()}, []
+    for packing in problem.row.packings or ("one",):
+        borders = problem.borders(packing)
+        request = Request(*(cp, True, (problem.row.window, -1), 0.0, 128**-0.5, 0.0, False, False, borders))
+        call = request.plan(*problem.tensors(problem.local)[:3], None, None, 0)
+        passes = (call.forward_pass, call.backward_pass)
+        found.append(Routes(*(names[each.schedule.route] for each in passes)))
+    return found
 
 
 def seed(problem: Problem) -> Case:

@@ -15,12 +15,13 @@ from ringattn import checks
 from ringattn.context_parallel import ContextParallel
 from ringattn.lengths import Borders, Lengths, read, repeated
 from ringattn_comms.connect import connect
-from ringattn_core.auto import CANDIDATES, Routes, auto_routes, magnitude
+from ringattn_core.auto import CANDIDATES, Routes, auto_routes, typical
 from ringattn_core.errors import UnsupportedError
 from ringattn_core.execute import Gradients, Result, attend, attend_backward
 from ringattn_core.kernel import Kernel, Options
 from ringattn_core.kernels.choose import choose, looks_at_launches, question
 from ringattn_core.kernels.reference import Reference
+from ringattn_core.layout import Division
 from ringattn_core.machine import machine_of
 from ringattn_core.planner import plan
 from ringattn_core.route import Route
@@ -190,11 +191,12 @@ def _plans(
         raise ValueError("cu_seqlens_k was given without cu_seqlens: say the borders of the queries' sequences too.")
     assert callable(cp.layout), "the name was looked up when cp was made"
     tokens = borders_q[-1] * batch
+    borders = repeated(borders_q, batch), repeated(borders_k, batch)
     if callable(cp.route):
         first, second = cp.route, cp.route
     else:
-        first, second = (CANDIDATES[name] for name in _auto(cp, tokens, window, kernels))
-    borders = repeated(borders_q, batch), repeated(borders_k, batch)
+        like = typical(Division(cp.layout, borders[0], cp.cp_size, cp.per_sequence))
+        first, second = (CANDIDATES[name] for name in _auto(cp, like, window, kernels))
 
     def planned(rank: int, *, route: Route, ahead: int) -> Schedule:
         return plan(
@@ -212,12 +214,12 @@ def _plans(
     return backward if request.dropout_p > 0 else forward, backward
 
 
-def _auto(cp: ContextParallel, tokens: int, window: tuple[int, int], kernels: Kernels) -> Routes:
+def _auto(cp: ContextParallel, cu_seqlens: tuple[int, ...], window: tuple[int, int], kernels: Kernels) -> Routes:
     """The names of the fastest routes, without a word between the ranks: all of them see the same numbers."""
     assert callable(cp.layout), "the name was looked up when cp was made"
     if kernels.q.device.type != "cuda":
         return Routes("waves", "waves")  # Of other devices nothing is known.
-    asked = cp.layout, magnitude(tokens), cp.cp_size, window, question(*kernels)
+    asked = cp.layout, cu_seqlens, cp.per_sequence, cp.cp_size, window, question(*kernels)
     if asked not in _ROUTES:
         if len(_ROUTES) == 256:
             _ROUTES.clear()
@@ -229,7 +231,10 @@ def _auto(cp: ContextParallel, tokens: int, window: tuple[int, int], kernels: Ke
         )
         machine = machine_of(torch.cuda.get_device_name(q.device))
         _ROUTES[asked] = auto_routes(
-            cp.layout, tokens, cp.cp_size, window, shape, machine, one_sided=one_sided, kernel=kernels.able
+            *(cp.layout, cu_seqlens, cp.cp_size, window, shape, machine),
+            per_sequence=cp.per_sequence,
+            one_sided=one_sided,
+            kernel=kernels.able,
         )
     return _ROUTES[asked]
 

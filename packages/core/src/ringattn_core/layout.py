@@ -128,9 +128,14 @@ class Division:
     per_sequence: bool = True
     batch: int = 1
 
+    @property
+    def of_sequences(self) -> bool:
+        """Has every rank a share of each sequence? Else the stream is divided, and most short ones lie whole on one."""
+        return self.per_sequence and self.layout is not balanced
+
     def runs(self, cp_rank: int) -> Iterator[tuple[int, range]]:
         """(sequence, positions) of every run that a rank holds, in storage order; no run crosses two sequences."""
-        if self.per_sequence and self.layout is not balanced:
+        if self.of_sequences:
             for sequence, (start, stop) in enumerate(pairwise(self.cu_seqlens)):
                 for run in self.layout(range(start, stop), cp_rank, self.cp_size):
                     if run:

@@ -20,11 +20,16 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """How fast attention kernels run. Small launches are slower by what every launch loses at its start and its end."""
+    """How fast attention kernels run.
+
+    Every launch loses something at its start and its end, and every row of queries is loaded and put away: so small
+    launches are slower, and short sequences.
+    """
 
     flops: float  # per second, of a launch without end
     ramp: float  # seconds that a launch loses while it fills the device and while it runs dry
     call: float  # seconds of the host's time for each launch
+    row: int = 0  # keys: what a row costs beside those that it sees
 
     def time(self, flop: float) -> float:
         """Seconds of the device's time for a launch."""
@@ -55,27 +60,28 @@ class Machine:
 SPEED = {"cudnn": (0.89, 0.89), "torch_flash": (0.49, 0.50), "flash_attn_2": (0.49, 0.50)}
 """Forward and backward, as a share of FlashAttention 4's: 16,384 tokens, causal, on an H100 in November 2026."""
 
-# Launches were timed in November 2026 by `benchmarks/against_peers.py` and `play_ranks.py`: flash-attn-4 4.0.0b36 in
-# bf16, 32 query heads, 8 kv heads, head_dim 128, PyTorch 2.11, steps side by side, which hides part of every ramp; the
-# H200's numbers, its memory among them, are fitted to what `predicted_vs_measured.py` measured on two and four.
-# Links were timed on two H200s joined by NVLink (NV18): NCCL 2.28.9 send/recv takes 82, 98, 148 and 468 us for 1, 8, 32
-# and 128 MiB, all_gather 29, 65, 159 and 550 us, `copy_` from a peer's symmetric memory 17, 27, 95 and 365 us. Before
-# it keys are laid out and the ranks meet, which is most of the 30 us. Two H100s have the same links.
+# Kernels, memory and one-sided copies are fitted to what `benchmarks/against_peers.py` and `predicted_vs_measured.py`
+# measured in November 2026 on two and four GPUs of a kind: flash-attn-4 4.0.0b36 in bf16, 32 query heads, 8 kv heads,
+# head_dim 128, PyTorch 2.11, launches side by side, which hide part of every ramp and of every sum. Very long launches
+# run at a GPU's power limit, up to 9 % slower than these numbers say.
+# Two-sided links were timed on two H200s joined by NVLink (NV18): NCCL 2.28.9 send/recv takes 82, 98, 148 and 468 us
+# for 1, 8, 32 and 128 MiB, all_gather 29, 65, 159 and 550 us. `copy_` from a peer's symmetric memory takes 17, 27, 95
+# and 365 us by itself, 373 GB/s; several at a time beside attention are slower. Two H100s have the same links.
 _LINKS = {
     "two_sided": Link(latency=70e-6, bandwidth=330e9),
     "collective": Link(latency=30e-6, bandwidth=258e9),
-    "one_sided": Link(latency=30e-6, bandwidth=373e9, copy=5e-6),
+    "one_sided": Link(latency=10e-6, bandwidth=280e9, copy=5e-6),
 }
 H100 = Machine(
-    forward=Kernels(flops=730e12, ramp=15e-6, call=71e-6),
-    backward=Kernels(flops=635e12, ramp=50e-6, call=100e-6),
-    memory=2.75e12,  # what the fold of 64 MiB into as much reaches
+    forward=Kernels(flops=745e12, ramp=7e-6, call=71e-6, row=400),
+    backward=Kernels(flops=635e12, ramp=20e-6, call=100e-6, row=260),
+    memory=4e12,
     **_LINKS,
 )
 H200 = Machine(
-    forward=Kernels(flops=715e12, ramp=12e-6, call=71e-6),
-    backward=Kernels(flops=630e12, ramp=40e-6, call=100e-6),
-    memory=4.1e12,
+    forward=Kernels(flops=730e12, ramp=7e-6, call=71e-6, row=400),
+    backward=Kernels(flops=640e12, ramp=10e-6, call=100e-6, row=260),
+    memory=8e12,
     **_LINKS,
 )
 MACHINES = {"h100": H100, "h200": H200}

@@ -67,8 +67,8 @@ def predict(
     )
 
 
-def fastest(forecasts: Mapping[str, Forecast], memory: int | None = None) -> str:
-    """The name of the first that is as fast as any, give or take the percent that no prediction can tell.
+def fastest(forecasts: Mapping[str, Forecast], memory: int | None = None, *, alike: float = 0.0) -> str:
+    """The name of the first that is as fast as any, give or take this share of its time.
 
     Those that need more than `memory` bytes are out of the question, unless all do: then it is the one that needs the
     least.
@@ -76,7 +76,7 @@ def fastest(forecasts: Mapping[str, Forecast], memory: int | None = None) -> str
     fitting = {name: each.time for name, each in forecasts.items() if memory is None or each.peak_bytes <= memory}
     if not fitting:
         return min(forecasts, key=lambda name: forecasts[name].peak_bytes)
-    return next(name for name, time in fitting.items() if time <= 1.01 * min(fitting.values()))
+    return next(name for name, time in fitting.items() if time <= (1 + alike) * min(fitting.values()))
 
 
 @dataclass(slots=True)
@@ -152,7 +152,8 @@ class _Pass:
             rank.fold((2 + 2 * self.backward) * size / self.machine.memory)
         for launch in step.launches:
             rank.host += kernels.call
-            seconds = kernels.time(self.shape.flop(launch.area, backward=self.backward) / schedule.head_groups)
+            cells = launch.area + kernels.row * sum(len(tile.q) for tile in launch.tiles)
+            seconds = kernels.time(self.shape.flop(cells, backward=self.backward) / schedule.head_groups)
             rank.compute += seconds
             rank.device += seconds
             rank.fold(self._folded(schedule, step, launch) / self.machine.memory)
