@@ -118,12 +118,13 @@ def choices(name: str, problem: Problem, times: Mapping[str, Times], routes: Seq
 
     Where one route is all that it is, their two lines are of the same launches, timed twice.
     """
+    auto = taken(problem)
     for kind in KINDS:
         found = {route: times.get(f"{(name, f'ours, {route}')} {kind}") for route in routes}
         measured = {route: time.gpu for route, time in found.items() if time}
         if "auto" in measured and len(measured) > 1:
             best = min(measured, key=lambda route: measured[route])
-            parts = sorted({route for each in taken(problem) for route in (each if kind == "both" else each[:1])})
+            parts = sorted({route for each in auto for route in (each if kind == "both" else each[:1])})
             beside = {route: f"{measured['auto'] / time - 1:+.1%} beside {route}" for route, time in measured.items()}
             twin = f"; {beside[parts[0]]}" if len(parts) == 1 and parts[0] in beside else ""
             yield f"  {name}, {kind}: auto ({', '.join(parts)}) {beside[best]}, the fastest{twin}"

@@ -4,6 +4,7 @@
 
 Each GPU holds so many tokens of one causal sequence, zigzag; the slowest rank counts, medians of interleaved runs.
 Exits with 1 if a prediction is off by more than a tenth, or if `auto` is more than 2 % slower than the fastest route.
+Where it is one of the routes, their two lines are of the same launches, timed twice, and the mean of both counts.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import sys
 
 import torch
 import torch.distributed as dist
-from peers import Problem, Row, one_gpu, ours
+from peers import Problem, Row, one_gpu, ours, taken
 from timing import interleaved_ranks
 
-from ringattn_core.auto import CANDIDATES, Routes, auto_routes
+from ringattn_core.auto import CANDIDATES, Routes
 from ringattn_core.layout import zigzag
 from ringattn_core.machine import machine_of
 from ringattn_core.planner import plan_all
@@ -40,7 +41,7 @@ def rows(tokens: int, kernel: str, heads: list[int], repeats: int) -> tuple[list
     )
     machine = machine_of(torch.cuda.get_device_name()).running(kernel)
     shape = Shape(*heads, 128, grad_itemsize=2)
-    auto = auto_routes(zigzag, (0, tokens * size), size, MASK, shape, machine, one_sided=True)
+    (auto,) = taken(problem)
     lines, good = [], True
     for name in cases:
         routes = auto if name == "auto" else Routes(*["ring" if name == "one GPU" else name] * 2)
@@ -60,7 +61,6 @@ def rows(tokens: int, kernel: str, heads: list[int], repeats: int) -> tuple[list
             cells.append(f"{measured:8.3f} ms, predicted {seconds * 1e3:8.3f} ({seconds * 1e3 / measured - 1:+.1%})")
         lines.append(f"{tokens:6} {name:9} forward {cells[0]}; both {cells[1]}")
     for kind in kinds:
-        # Where "auto" is one of the routes, both lines are of the same launches, timed twice.
         parts = {auto.forward} if kind == "forward" else set(auto)
         twins = ["auto", *(parts if len(parts) == 1 else ())]
         mean = sum(times[f"{name} {kind}"].gpu for name in twins) / len(twins)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import pytest
 
 from ringattn_core.auto import BACKWARD, CANDIDATES, EQUAL, FORWARD, NEARLY, Routes, auto_routes, typical
-from ringattn_core.layout import Division, Layout, balanced, contiguous, zigzag
+from ringattn_core.layout import Division, Layout, balanced, contiguous, striped, zigzag
 from ringattn_core.machine import H100
 from ringattn_core.planner import plan_all
 from ringattn_core.schedule import Schedule
@@ -24,7 +24,7 @@ WAVES = Routes("waves", "waves")
 
 def choice(tokens: int, cp_size: int, **changes: object) -> Routes:
     given = {"window": CAUSAL, "shape": SHAPE, "machine": H100, "one_sided": True} | changes
-    return auto_routes(zigzag, (0, tokens), cp_size, **given)
+    return auto_routes(Division(zigzag, (0, tokens), cp_size), **given)
 
 
 @pytest.mark.parametrize(("cp_size", "tokens"), [(2, 1 << 14), (4, 1 << 15), (8, 1 << 16), (8, 1 << 18)])
@@ -51,32 +51,58 @@ def test_it_is_the_fastest_by_prediction(cp_size: int, tokens: int) -> None:
         assert all(times[each] > bound for each in list(times)[: list(times).index(name)]), "or one of more preference"
 
 
+def documents(layout: Layout, *lengths: int, cp_size: int = 4, **changes: object) -> Division:
+    return Division(layout, (0, *accumulate(lengths)), cp_size, **changes)
+
+
+def lengths(division: Division) -> list[int]:
+    return [stop - start for start, stop in pairwise(division.cu_seqlens)]
+
+
+DRAWN = [100 + 37 * (index * index % 101) for index in range(19)]  # of lengths that differ
+
+
 def test_divisions_of_one_magnitude_share_a_choice() -> None:
     for tokens in (33_000, 50_001, 65_536):
-        assert typical(Division(zigzag, (0, tokens), 8)) == (0, 1 << 16)
+        assert typical(documents(zigzag, tokens)) == documents(zigzag, 1 << 16)
+    assert typical(documents(balanced, *DRAWN)) == typical(documents(balanced, *DRAWN[:17], 1000))
 
 
-def documents(layout: Layout, count: int, *, per_sequence: bool = True) -> Division:
-    return Division(layout, tuple(range(0, count * 1000 + 1, 1000)), 8, per_sequence)
+def test_one_sequence_stands_for_those_of_which_every_rank_has_a_share() -> None:
+    for layout, per_sequence in ((zigzag, True), (contiguous, True), (striped, False)):
+        assert lengths(typical(documents(layout, *DRAWN, per_sequence=per_sequence))) == [1 << 15]
 
 
-def test_sequences_count_where_they_lie_whole_on_a_rank() -> None:
-    assert typical(documents(zigzag, 19)) == typical(documents(contiguous, 19)) == (0, 1 << 15)
-    for division in (documents(balanced, 19), documents(contiguous, 19, per_sequence=False)):
-        borders = typical(division)
-        lengths = sorted(stop - start for start, stop in pairwise(borders))
-        assert (borders[0], borders[-1], len(lengths)) == (0, 1 << 15, 16)
-        assert lengths[8] == pytest.approx(1245, rel=0.2) and lengths[-1] > 4 * lengths[8], "a few hold most tokens"
-    assert len(typical(documents(balanced, 1000))) - 1 == 32, "to plan for all would take too long"
-    assert typical(documents(balanced, 0)) == (0, 1)
+@pytest.mark.parametrize(("layout", "per_sequence"), [(balanced, True), (contiguous, False)])
+def test_documents_are_spread_where_they_lie_whole_on_a_rank(layout: Layout, per_sequence: bool) -> None:
+    found = sorted(lengths(typical(documents(layout, *DRAWN, per_sequence=per_sequence))))
+    assert (len(found), sum(found)) == (16, 1 << 15)
+    assert found[8] == pytest.approx(1245, rel=0.2) and found[-1] > 4 * found[8], "a few hold most tokens"
+    assert len(lengths(typical(documents(layout, *DRAWN * 20, per_sequence=per_sequence)))) == 32, "or it takes long"
+
+
+def test_what_is_equally_long_stays_so() -> None:
+    """Rows of a batch that a layout divides by themselves, say."""
+    assert lengths(typical(documents(balanced, 1000, 1001, 1000))) == [1365, 1366, 1365]
+    row = documents(balanced, 4000, 4000, 4000, batch=3)
+    assert typical(row) == documents(balanced, 4096, 4096, 4096, batch=3)
+    packed = typical(documents(balanced, *[1000, 3000] * 3, batch=3))
+    assert packed.batch == 3 and packed.cu_seqlens[2::2] == (4096, 8192, 12288), "borders of rows are borders"
+
+
+def test_of_nothing_there_is_nothing() -> None:
+    for division in (documents(zigzag, 0), documents(balanced, 0, 0), documents(balanced)):
+        assert typical(division).cu_seqlens[-1] == 0
+    assert typical(documents(balanced, 0, 5, 0)).cu_seqlens[-1] == 8
+    assert auto_routes(typical(documents(balanced)), CAUSAL, SHAPE, H100, one_sided=True) == WAVES
 
 
 def test_documents_make_another_choice_than_one_sequence() -> None:
     """Most rows of a rank see its own keys only, and wait for nobody."""
-    given = {"window": CAUSAL, "shape": SHAPE, "machine": H100, "one_sided": True}
-    dealt = documents(balanced, 33)
-    assert auto_routes(balanced, typical(dealt), 4, **given).forward == "gather"
-    assert auto_routes(balanced, (0, typical(dealt)[-1]), 4, **given).forward == "waves"
+    dealt = typical(documents(balanced, *DRAWN))
+    alone = replace(dealt, cu_seqlens=(0, dealt.cu_seqlens[-1]))
+    routes = [auto_routes(each, CAUSAL, SHAPE, H100, one_sided=True).forward for each in (dealt, alone)]
+    assert routes == ["gather", "waves"]
 
 
 def test_for_too_many_ranks_to_plan_for_it_is_waves() -> None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from ringattn_core.layout import contiguous
 from ringattn_core.machine import H100, H200, Link, Machine, machine_of
+from ringattn_core.planner import plan_all
+from ringattn_core.route import ring
 from ringattn_core.shape import Shape
+from ringattn_core.simulate import predict
 
 SHAPE = Shape(num_heads=32, num_kv_heads=8, head_dim=128)
 MIB = 1 << 20
@@ -26,9 +30,9 @@ def test_causal_launches_take_as_long_as_measured(
     machine: Machine, tokens: int, forward: float, backward: float
 ) -> None:
     """Milliseconds, of one GPU with FA4."""
-    for kernels, measured, is_backward in ((machine.forward, forward, False), (machine.backward, backward, True)):
-        flop = SHAPE.flop(tokens * (tokens + 1) // 2, backward=is_backward)
-        assert kernels.time(flop) * 1e3 == pytest.approx(measured, rel=0.1)
+    planned = plan_all(contiguous, ring, (0, tokens), 1, window=(-1, 0))
+    first, both = (predict(planned, SHAPE, machine, backward=second).time * 1e3 for second in ((), planned))
+    assert first == pytest.approx(forward, rel=0.1) and both - first == pytest.approx(backward, rel=0.1)
 
 
 @pytest.mark.parametrize(

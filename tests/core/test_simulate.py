@@ -76,6 +76,15 @@ def test_a_rank_alone_computes_and_nothing_else() -> None:
     assert forecast.efficiency == 1.0
 
 
+def test_a_row_costs_more_than_the_keys_that_it_sees() -> None:
+    machine = replace(PLAIN, forward=replace(PLAIN.forward, row=3), backward=replace(PLAIN.backward, row=5))
+    schedules = causal(zigzag, ring, 1, 8)
+    assert predict(schedules, SMALL, machine).time == (36 + 8 * 3) * 4
+    assert both(schedules, SMALL, machine).time == (36 + 8 * 3) * 4 + (36 + 8 * 5) * 10
+    twice = predict(causal(contiguous, ring, 2, 8), SMALL, machine)
+    assert twice.compute == (10 + 16 + 2 * 4 * 3) * 4, "rank 1 has its rows in two launches"
+
+
 def test_a_ring_hides_what_it_moves_behind_what_it_computes() -> None:
     # A shard of 4 tokens takes 8 s to arrive; the first step takes 40 s and the second 64 s.
     forecast = predict(causal(contiguous, ring, 2, 8), SMALL, PLAIN)

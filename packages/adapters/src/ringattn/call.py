@@ -195,8 +195,8 @@ def _plans(
     if callable(cp.route):
         first, second = cp.route, cp.route
     else:
-        like = typical(Division(cp.layout, borders[0], cp.cp_size, cp.per_sequence))
-        first, second = (CANDIDATES[name] for name in _auto(cp, like, window, kernels))
+        division = Division(cp.layout, borders[0], cp.cp_size, cp.per_sequence, max(batch, 1))
+        first, second = (CANDIDATES[name] for name in _auto(division, window, kernels))
 
     def planned(rank: int, *, route: Route, ahead: int) -> Schedule:
         return plan(
@@ -214,28 +214,23 @@ def _plans(
     return backward if request.dropout_p > 0 else forward, backward
 
 
-def _auto(cp: ContextParallel, cu_seqlens: tuple[int, ...], window: tuple[int, int], kernels: Kernels) -> Routes:
+def _auto(division: Division, window: tuple[int, int], kernels: Kernels) -> Routes:
     """The names of the fastest routes, without a word between the ranks: all of them see the same numbers."""
-    assert callable(cp.layout), "the name was looked up when cp was made"
     if kernels.q.device.type != "cuda":
         return Routes("waves", "waves")  # Of other devices nothing is known.
-    asked = cp.layout, cu_seqlens, cp.per_sequence, cp.cp_size, window, question(*kernels)
+    like = typical(division)
+    asked = like, window, question(*kernels)
     if asked not in _ROUTES:
         if len(_ROUTES) == 256:
             _ROUTES.clear()
         q, k, v, *_ = kernels
-        one_sided, itemsize = cp.cp_size <= torch.cuda.device_count(), q.element_size()
+        one_sided, itemsize = division.cp_size <= torch.cuda.device_count(), q.element_size()
         shape = Shape(
             *(q.shape[-2], k.shape[-2], q.shape[-1], v.shape[-1], itemsize),
             grad_itemsize=itemsize if one_sided else ACCUMULATOR,
         )
         machine = machine_of(torch.cuda.get_device_name(q.device))
-        _ROUTES[asked] = auto_routes(
-            *(cp.layout, cu_seqlens, cp.cp_size, window, shape, machine),
-            per_sequence=cp.per_sequence,
-            one_sided=one_sided,
-            kernel=kernels.able,
-        )
+        _ROUTES[asked] = auto_routes(like, window, shape, machine, one_sided=one_sided, kernel=kernels.able)
     return _ROUTES[asked]
 
 

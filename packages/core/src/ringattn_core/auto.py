@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import accumulate
+from dataclasses import replace
+from functools import lru_cache
+from itertools import accumulate, pairwise
 from math import exp, log2
 from statistics import NormalDist
 from typing import NamedTuple
 
-from ringattn_core.layout import Division, Layout
+from ringattn_core.layout import Division, striped
 from ringattn_core.machine import Machine
 from ringattn_core.planner import plan_all
 from ringattn_core.route import Route, gather, ring, waves
@@ -19,8 +21,8 @@ from ringattn_core.simulate import fastest, predict
 from ringattn_core.tile import Window
 
 CANDIDATES: dict[str, Route] = {"waves": waves(2), "waves(3)": waves(3), "gather": gather, "ring": ring}
-# In order of preference where predictions are equal, or nearly in a backward pass: there a gather holds the gradients
-# of more keys.
+# In order of preference where predictions are equal, and a gather adds less up; or, in a backward pass, nearly: there
+# it holds the gradients of more keys.
 FORWARD, BACKWARD = ("gather", "waves", "waves(3)", "ring"), ("waves", "waves(3)", "gather", "ring")
 EQUAL, NEARLY = 0.001, 0.02
 # To plan for all of more ranks, or for more sequences, takes longer than the choice is worth.
@@ -35,30 +37,33 @@ class Routes(NamedTuple):
 
 
 def auto_routes(
-    layout: Layout,
-    cu_seqlens: tuple[int, ...],
-    cp_size: int,
+    division: Division,
     window: Window,
     shape: Shape,
     machine: Machine,
     *,
-    per_sequence: bool = True,
     one_sided: bool,
     kernel: Callable[[Schedule], str | None] = lambda schedule: "flash_attn_4",
 ) -> Routes:
-    """The names of the routes for sequences with these borders, over all ranks; for very many ranks, "waves".
+    """The names of the routes for sequences that are divided so; for very many ranks, "waves".
 
     `kernel` names the kernel that computes a schedule, or None where there is none that should: not every kernel can do
     what every route asks of it. All else is as of `plan` and `predict`.
     """
-    if cp_size > _MOST_RANKS or cu_seqlens[-1] == 0:
+    tokens, cp_size = division.cu_seqlens[-1], division.cp_size
+    if cp_size > _MOST_RANKS or tokens == 0:
         return Routes("waves", "waves")
 
-    early = early_rows(cu_seqlens[-1] // cp_size)
+    early = early_rows(tokens // cp_size)
 
     def planned(name: str, *, ahead: int) -> tuple[Schedule, ...]:
-        route = CANDIDATES[name]
-        return plan_all(layout, route, cu_seqlens, cp_size, window=window, per_sequence=per_sequence, ahead=ahead)
+        return plan_all(
+            *(division.layout, CANDIDATES[name], division.cu_seqlens, cp_size),
+            window=window,
+            per_sequence=division.per_sequence,
+            batch=division.batch,
+            ahead=ahead,
+        )
 
     def fastest_of(passes: dict[str, tuple[tuple[Schedule, ...], tuple[Schedule, ...]]], alike: float) -> str:
         """By the schedules of a forward pass and, if there are any, of a backward pass, in order of preference."""
@@ -76,16 +81,31 @@ def auto_routes(
     return Routes(first, fastest_of({name: (forward, planned(name, ahead=0)) for name in BACKWARD}, NEARLY))
 
 
-def typical(division: Division) -> tuple[int, ...]:
-    """Borders that stand for all divisions of about as many tokens and sequences, so that not each needs a new choice.
+@lru_cache(256)
+def typical(division: Division) -> Division:
+    """One that stands for all of about as many tokens and sequences, so that not each needs a new choice.
 
-    The tokens are taken up to the next power of two and the sequences to the nearest, 32 at most. Their lengths are
-    spread as those of documents are, log-normal with a sigma of 1.1: see `documents` in benchmarks/peers.py. Where
-    every rank has a share of each sequence, one sequence stands for any number of them.
+    Tokens are taken up to the next power of two. Where every rank has a share of each sequence, one sequence stands for
+    any number of them. Else there are as many, 32 at most, as long as each other, if they are that; or else to the
+    nearest power of two, and spread as documents are, log-normal with a sigma of 1.1 (`documents` in
+    benchmarks/peers.py).
     """
-    sequences = 1 if division.of_sequences else len(division.cu_seqlens) - 1
-    tokens = 1 << max(division.cu_seqlens[-1] - 1, 0).bit_length()
-    count = min(1 << round(log2(max(sequences, 1))), _MOST_SEQUENCES)
-    lengths = [exp(1.1 * NormalDist().inv_cdf((index + 0.5) / count)) for index in range(count)]
-    ends = list(accumulate(lengths[5 * index % count] for index in range(count)))  # long and short ones mixed
-    return (0, *(round(tokens * end / ends[-1]) for end in ends))
+    total, batch = division.cu_seqlens[-1], min(division.batch, _MOST_SEQUENCES)
+    if division.of_sequences or division.layout is striped:
+        return replace(division, cu_seqlens=(0, _magnitude(total)), batch=1)
+    count, tokens = (len(division.cu_seqlens) - 1) // division.batch, _magnitude(total // division.batch)
+    lengths = [stop - start for start, stop in pairwise(division.cu_seqlens[: count + 1])]
+    most = _MOST_SEQUENCES // batch
+    if max(lengths, default=0) - min(lengths, default=0) <= 1:
+        like = [1.0] * min(count, most)
+    else:
+        count = min(1 << round(log2(count)), most)
+        spread = [exp(1.1 * NormalDist().inv_cdf((index + 0.5) / count)) for index in range(count)]
+        like = [spread[5 * index % count] for index in range(count)]  # long and short ones mixed
+    ends = [round(tokens * end / sum(like)) for end in accumulate(like)]
+    return replace(division, cu_seqlens=(0, *(row * tokens + end for row in range(batch) for end in ends)), batch=batch)
+
+
+def _magnitude(tokens: int) -> int:
+    """The next power of two, or 0."""
+    return 1 << (tokens - 1).bit_length() if tokens else 0

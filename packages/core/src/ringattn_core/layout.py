@@ -130,7 +130,7 @@ class Division:
 
     @property
     def of_sequences(self) -> bool:
-        """Has every rank a share of each sequence? Else the stream is divided, and most short ones lie whole on one."""
+        """Is every sequence divided by itself? Else the whole stream is, or every row of a batch."""
         return self.per_sequence and self.layout is not balanced
 
     def runs(self, cp_rank: int) -> Iterator[tuple[int, range]]:

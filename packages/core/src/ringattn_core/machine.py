@@ -42,7 +42,7 @@ class Machine:
 
     forward: Kernels
     backward: Kernels
-    memory: float  # bytes per second that a fused merge reads and writes
+    memory: float  # bytes per second that a fused merge reads and writes, as if none of it hid beside attention
     two_sided: Link  # send and receive, between any number of ranks at once
     collective: Link  # all-gather and reduce-scatter
     one_sided: Link  # a copy out of another device's memory

@@ -14,7 +14,6 @@ from ringattn.cli import choices, sizes
 from ringattn.cli.progress import followed
 from ringattn_core.auto import Routes, auto_routes, typical
 from ringattn_core.errors import lookup
-from ringattn_core.layout import layout_named
 from ringattn_core.machine import MACHINES
 from ringattn_core.settled import early_rows
 from ringattn_core.shape import ACCUMULATOR, Shape
@@ -54,8 +53,8 @@ def plan(
     }
     shape = Shape(heads, kv_heads, head_dim, grad_itemsize=2 if one_sided else ACCUMULATOR)
     mask = (-1 if window is None else window - 1, 0)
-    borders = typical(planned["ring"][0][0].queries)
-    auto = auto_routes(layout_named(layout), borders, cp, mask, shape, machine, one_sided=one_sided)
+    like = typical(planned["ring"][0][0].queries)
+    auto = auto_routes(like, mask, shape, machine, one_sided=one_sided)
     if auto.forward != auto.backward:
         planned["auto"] = [planned[auto.forward][0], planned[auto.backward][1]]
     found = {
