@@ -15,7 +15,9 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-HEAD_START = 40_000_000  # cycles for a call, some 20 ms: what a slow host needs to ask for one
+# Cycles for a call, some 8 ms: what most hosts need to ask for one. Not more: links seem to sleep meanwhile, and with
+# 20 ms a call of 0.44 ms on two H200s took 0.48 (dev/LOG.md, 2026-11-26).
+HEAD_START = 16_000_000
 
 
 def interleaved(cases: Mapping[str, Callable[[], object]], repeats: int, warm_up: int = 2) -> dict[str, float]:

@@ -24,7 +24,7 @@ CANDIDATES: dict[str, Route] = {"waves": waves(2), "waves(3)": waves(3), "gather
 # In order of preference where predictions are equal, and a gather adds less up; or, in a backward pass, nearly: there
 # it holds the gradients of more keys.
 FORWARD, BACKWARD = ("gather", "waves", "waves(3)", "ring"), ("waves", "waves(3)", "gather", "ring")
-EQUAL, NEARLY = 0.001, 0.02
+EQUAL, NEARLY = 0.001, 0.025
 # To plan for all of more ranks, or for more sequences, takes longer than the choice is worth.
 _MOST_RANKS, _MOST_SEQUENCES = 16, 32
 
