@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from exposed import exposed
-from peers import ROWS, Case, Problem, one_gpu, ours, seed, taken, torch_context_parallel
+from peers import ROWS, Case, Problem, one_gpu, ours, parts, seed, taken, torch_context_parallel
 from timing import Times, interleaved_ranks
 from torch import Tensor
 
@@ -118,16 +118,17 @@ def choices(name: str, problem: Problem, times: Mapping[str, Times], routes: Seq
 
     Where one route is all that it is, their two lines are of the same launches, timed twice.
     """
+    ran = [route for route in routes if f"{(name, f'ours, {route}')} {KINDS[0]}" in times]
+    if "auto" not in ran or len(ran) == 1:
+        return
     auto = taken(problem)
     for kind in KINDS:
-        found = {route: times.get(f"{(name, f'ours, {route}')} {kind}") for route in routes}
-        measured = {route: time.gpu for route, time in found.items() if time}
-        if "auto" in measured and len(measured) > 1:
-            best = min(measured, key=lambda route: measured[route])
-            parts = sorted({route for each in auto for route in (each if kind == "both" else each[:1])})
-            beside = {route: f"{measured['auto'] / time - 1:+.1%} beside {route}" for route, time in measured.items()}
-            twin = f"; {beside[parts[0]]}" if len(parts) == 1 and parts[0] in beside else ""
-            yield f"  {name}, {kind}: auto ({', '.join(parts)}) {beside[best]}, the fastest{twin}"
+        measured = {route: times[f"{(name, f'ours, {route}')} {kind}"].gpu for route in ran}
+        best = min(measured, key=lambda route: measured[route])
+        beside = {route: f"{measured['auto'] / time - 1:+.1%} beside {route}" for route, time in measured.items()}
+        names = parts(auto, kind)
+        twin = f"; {beside[names[0]]}" if len(names) == 1 and names[0] in beside else ""
+        yield f"  {name}, {kind}: auto ({', '.join(names)}) {beside[best]}, the fastest{twin}"
 
 
 def line(

@@ -155,14 +155,7 @@ def one_gpu(problem: Problem) -> Case:
 
 
 def ours(problem: Problem, route: str) -> Case:
-    layout, packings = problem.row.layout, problem.row.packings or ("one",)
-    cp = ringattn.ContextParallel(
-        layout=layout,
-        route=route,
-        per_sequence=problem.row.per_sequence,
-        head_groups=problem.head_groups,
-        kernel=problem.kernel,
-    )
+    layout, packings, cp = problem.row.layout, problem.row.packings or ("one",), _parallel(problem, route)
     rows = [held(problem, packing, layout, problem.row.per_sequence) for packing in packings]
     return Case([part(problem, _ours(problem, *each, cp), at) for *each, at in zip(packings, rows, strict=True)])
 
@@ -173,19 +166,30 @@ def _ours(problem: Problem, packing: str, cp: ringattn.ContextParallel) -> Atten
     return lambda q, k, v: ringattn.attention(q, k, v, cp=cp, **mask)
 
 
+def _parallel(problem: Problem, route: str) -> ringattn.ContextParallel:
+    return ringattn.ContextParallel(
+        layout=problem.row.layout,
+        route=route,
+        per_sequence=problem.row.per_sequence,
+        head_groups=problem.head_groups,
+        kernel=problem.kernel,
+    )
+
+
 def taken(problem: Problem) -> list[Routes]:
     """Which routes "auto" is, for each packing."""
-    cp = ringattn.ContextParallel(
-        layout=problem.row.layout, per_sequence=problem.row.per_sequence, kernel=problem.kernel
-    )
-    names, found = {route: name for name, route in CANDIDATES.items()}, []
+    cp, names, found = _parallel(problem, "auto"), {route: name for name, route in CANDIDATES.items()}, []
     for packing in problem.row.packings or ("one",):
         borders = problem.borders(packing)
         request = Request(*(cp, True, (problem.row.window, -1), 0.0, 128**-0.5, 0.0, False, False, borders))
         call = request.plan(*problem.tensors(problem.local)[:3], None, None, 0)
-        passes = (call.forward_pass, call.backward_pass)
-        found.append(Routes(*(names[each.schedule.route] for each in passes)))
+        found.append(Routes(*(names[each.schedule.route] for each in (call.forward_pass, call.backward_pass))))
     return found
+
+
+def parts(auto: Sequence[Routes], kind: str) -> list[str]:
+    """The routes that "forward" has, or "both" passes; where it is one, its own line is of the same launches."""
+    return sorted({name for routes in auto for name in (routes if kind == "both" else routes[:1])})
 
 
 def seed(problem: Problem) -> Case:

@@ -15,7 +15,7 @@ import sys
 
 import torch
 import torch.distributed as dist
-from peers import Problem, Row, one_gpu, ours, taken
+from peers import Problem, Row, one_gpu, ours, parts, taken
 from timing import interleaved_ranks
 
 from ringattn_core.auto import CANDIDATES, Routes
@@ -61,8 +61,8 @@ def rows(tokens: int, kernel: str, heads: list[int], repeats: int) -> tuple[list
             cells.append(f"{measured:8.3f} ms, predicted {seconds * 1e3:8.3f} ({seconds * 1e3 / measured - 1:+.1%})")
         lines.append(f"{tokens:6} {name:9} forward {cells[0]}; both {cells[1]}")
     for kind in kinds:
-        parts = {auto.forward} if kind == "forward" else set(auto)
-        twins = ["auto", *(parts if len(parts) == 1 else ())]
+        same = parts([auto], kind)
+        twins = ["auto", *(same if len(same) == 1 else ())]
         mean = sum(times[f"{name} {kind}"].gpu for name in twins) / len(twins)
         slower = mean / min(times[f"{name} {kind}"].gpu for name in names) - 1
         good &= slower <= SLOWER
