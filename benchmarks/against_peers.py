@@ -104,7 +104,7 @@ def measure(problems: Mapping[str, Problem], routes: Sequence[str], repeats: int
         refused += [f"  {problem.local} {name}: {each}" for each in why]
     calls = {f"{key} {kind}": getattr(case, kind) for key, case in found.items() for kind in KINDS}
     times = interleaved_ranks({f"whole {kind}": getattr(alone, kind) for kind in KINDS} | calls, repeats)
-    waits, results = exposed(calls), alone.both()
+    waits, results = exposed(calls, times), alone.both()
     whole = Measured(alone, 1, [times[f"whole {kind}"] for kind in KINDS], [0.0, 0.0])
     lines = [line(first, "", "one GPU", whole, whole, results)]
     for key, case in found.items():

@@ -116,12 +116,13 @@ def play(arguments: argparse.Namespace, local: int, packing: str) -> None:
             schedule = plan(layout, route_named(route), borders, borders, rank, size, window=window)
             cases[f"{route} {rank} fwd"], cases[f"{route} {rank} both"] = passes(schedule, arguments.kernel, local)
     times = interleaved(cases, repeats)
-    one = f"{times['one fwd']:.2f} / {times['one both']:.2f} ms"
+    one = f"{times['one fwd'].gpu:.2f} / {times['one both'].gpu:.2f} ms"
     print(f"\n{local} tokens on each of {size} ranks, packing {packing}, window {window}; one GPU: {one}")
     for route in arguments.routes:
         for kind in ("fwd", "both"):
-            ranks = [times["one " + kind] / size / times[f"{route} {rank} {kind}"] * 100 for rank in range(size)]
-            print(f"{route:10} {kind:5} {min(ranks):5.1f} %   by rank: {' '.join(f'{x:.1f}' for x in ranks)}")
+            whole, ranks = times[f"one {kind}"].gpu, [times[f"{route} {rank} {kind}"].gpu for rank in range(size)]
+            shares = [whole / size / own * 100 for own in ranks]
+            print(f"{route:10} {kind:5} {min(shares):5.1f} %   by rank: {' '.join(f'{x:.1f}' for x in shares)}")
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def main() -> None:
             for backward in (False, True)
             for name, make in (("kernels alone", alone), ("ours", ours))
         }
-        times = interleaved_ranks(cases, arguments.repeats, span=8.0, most=20, head_start=1_000_000)
+        times = interleaved_ranks(cases, arguments.repeats, most=20)
         for backward, kind in ((False, "forward"), (True, "both")):
             whole, kernels = (times[f"{name} {backward}"].gpu / calls * 1e3 for name in ("ours", "kernels alone"))
             if rank == 0:
