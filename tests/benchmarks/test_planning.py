@@ -30,13 +30,13 @@ def test_every_case_and_route_has_a_verdict(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(planning, "BUDGETS", {name: budget * factor for name, budget in planning.BUDGETS.items()})
+    cases = [case._replace(budget=case.budget * factor) for case in planning.CASES]
+    monkeypatch.setattr(planning, "CASES", cases)
     assert planning.main(["--repeats", "1"]) == code
     _, *lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[-1] for line in lines] == [verdict] * len(planning.BUDGETS) * len(planning.ROUTES)
+    assert [line.split()[-1] for line in lines] == [verdict] * len(cases) * len(planning.ROUTES)
 
 
 def test_the_cases_are_what_they_say(planning: ModuleType) -> None:
-    counts = [len(planning.borders(name)) - 1 for name in planning.BUDGETS]
-    assert counts == [1, 4, 4]
-    assert all(planning.borders(name)[-1] == 64 for name in planning.BUDGETS)
+    borders = [case.cu_seqlens for case in planning.CASES]
+    assert [len(each) - 1 for each in borders] == [1, 4, 4, 4, 4] and all(each[-1] == 64 for each in borders)

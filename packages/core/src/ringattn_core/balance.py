@@ -1,36 +1,111 @@
 """Which rank gets which block of a packed stream: as much causal work each, and neighbours together where that is free.
 
 Blocks are dealt by their work, the largest first, each to the rank with the least so far, as in MagiAttention
-(arXiv:2505.13211), and then swapped as long as that helps.
+(arXiv:2505.13211). Then they are swapped: first while that takes work from a busy rank, at the end while it saves keys
+that one rank needs of another.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from itertools import combinations, pairwise
+from itertools import pairwise
 
 
-def dealt(cu_seqlens: Sequence[int], blocks: Sequence[range], cp_size: int) -> tuple[list[tuple[range, ...]], float]:
-    """What each rank gets of a packed stream, and how much more work than the mean the busiest gets: 0.1 is a tenth.
+class Deal:
+    """Blocks of a packed stream, which follow each other, dealt to ranks; every rank gets as many."""
 
-    The blocks follow each other, and every rank gets as many.
-    """
-    work = [_work(cu_seqlens, block) for block in blocks]
-    loads, room, owners = [0] * cp_size, [len(blocks) // cp_size] * cp_size, [0] * len(blocks)
-    for block in sorted(range(len(blocks)), key=lambda block: -work[block]):
-        rank = min((rank for rank in range(cp_size) if room[rank]), key=lambda rank: loads[rank])
-        owners[block] = rank
-        loads[rank] += work[block]
-        room[rank] -= 1
-    _swap(owners, loads, work, _shared(cu_seqlens, blocks))
-    return [_joined(blocks, owners, rank) for rank in range(cp_size)], max(loads) * cp_size / max(sum(loads), 1) - 1
+    def __init__(self, cu_seqlens: Sequence[int], blocks: Sequence[range], cp_size: int) -> None:
+        self._blocks, self._shared = blocks, _shared(cu_seqlens, blocks)
+        self._work = [_work(cu_seqlens, block) for block in blocks]
+        self._loads, self._owners = [0] * cp_size, [0] * len(blocks)
+        self._held: list[list[int]] = [[] for _ in range(cp_size)]
+        self._near = [[0] * cp_size for _ in blocks]  # keys that a block shares with those of each rank
+        # A hundredth more than the mean is as good as the mean.
+        self._enough = sum(self._work) * 101 // (100 * cp_size)
+        for block in sorted(range(len(blocks)), key=lambda block: -self._work[block]):
+            free = (rank for rank, held in enumerate(self._held) if len(held) * cp_size < len(blocks))
+            self._give(block, min(free, key=lambda rank: self._loads[rank]))
+        self._level()
+
+    @property
+    def excess(self) -> float:
+        """How much more work than the mean the busiest rank has: 0.1 is a tenth."""
+        return max(self._loads) * len(self._loads) / max(sum(self._loads), 1) - 1
+
+    def settled(self) -> list[tuple[range, ...]]:
+        """What each rank gets, once swaps have saved what keys they can."""
+        while sum(self._move_nearer(block) for block in range(len(self._blocks))):
+            self._level()  # What was stuck may have got loose.
+        return [_joined([self._blocks[block] for block in sorted(held)]) for held in self._held]
+
+    def _give(self, block: int, rank: int) -> None:
+        self._owners[block] = rank
+        self._held[rank].append(block)
+        self._loads[rank] += self._work[block]
+        for other, keys in self._shared[block].items():
+            self._near[other][rank] += keys
+
+    def _take(self, block: int) -> int:
+        """Take a block from its owner."""
+        rank = self._owners[block]
+        self._held[rank].remove(block)
+        self._loads[rank] -= self._work[block]
+        for other, keys in self._shared[block].items():
+            self._near[other][rank] -= keys
+        return rank
+
+    def _swap(self, i: int, j: int) -> None:
+        a, b = self._take(i), self._take(j)
+        self._give(i, b)
+        self._give(j, a)
+
+    def _busier(self, i: int, j: int) -> int:
+        """The work of the busier of two blocks' owners, once they have swapped them."""
+        moved = self._work[i] - self._work[j]
+        return max(self._loads[self._owners[i]] - moved, self._loads[self._owners[j]] + moved)
+
+    def _level(self) -> None:
+        """Take work from ranks that have too much, the busiest first, while others can take some and are less busy."""
+        swaps = -1
+        while swaps:
+            ranks = sorted(range(len(self._loads)), key=lambda rank: self._loads[rank])
+            swaps = sum(self._relieve(busy, free) for busy in reversed(ranks) for free in ranks)
+
+    def _relieve(self, busy: int, free: int) -> bool:
+        """Swap what makes two ranks' work most alike, if the first has too much and the busier then has less."""
+        load, half = self._loads[busy], (self._loads[busy] - self._loads[free]) / 2
+        if load <= self._enough or half <= 0:
+            return False
+        theirs = sorted(self._held[free], key=lambda block: self._work[block])
+        pairs = list[tuple[int, int]]()
+        for mine in self._held[busy]:
+            at = bisect_left(theirs, self._work[mine] - half, key=lambda block: self._work[block])
+            pairs += [(mine, other) for other in theirs[max(at - 1, 0) : at + 1]]
+        pair = min(pairs, key=lambda pair: self._busier(*pair))
+        if helps := self._busier(*pair) < load:
+            self._swap(*pair)
+        return helps
+
+    def _move_nearer(self, block: int) -> bool:
+        """Swap a block for one of a rank that holds more of its sequence, if that saves keys and is no more work."""
+        rank, near, best, most = self._owners[block], self._near, -1, 0
+        for there, keys in enumerate(near[block]):
+            gain = keys - near[block][rank]
+            limit = max(self._enough, self._loads[rank], self._loads[there])
+            for other in self._held[there] if gain > 0 else ():
+                saved = gain + near[other][rank] - near[other][there] - 2 * self._shared[block].get(other, 0)
+                if saved > most and self._busier(block, other) <= limit:
+                    best, most = other, saved
+        if best >= 0:
+            self._swap(block, best)
+        return best >= 0
 
 
-def _joined(blocks: Sequence[range], owners: Sequence[int], rank: int) -> tuple[range, ...]:
-    """A rank's blocks, those in one that follow each other."""
+def _joined(blocks: Sequence[range]) -> tuple[range, ...]:
+    """Blocks in the order of the stream, those in one that follow each other."""
     runs = list[range]()
-    for block in (block for block, owner in zip(blocks, owners, strict=True) if owner == rank and block):
+    for block in filter(len, blocks):
         start = runs.pop().start if runs and runs[-1].stop == block.start else block.start
         runs.append(range(start, block.stop))
     return tuple(runs)
@@ -48,9 +123,9 @@ def _work(cu_seqlens: Sequence[int], block: range) -> int:
     return cells
 
 
-def _shared(cu_seqlens: Sequence[int], blocks: Sequence[range]) -> list[list[int]]:
-    """For two blocks, how many keys of the earlier one rows of the later one see."""
-    shared = [[0] * len(blocks) for _ in blocks]
+def _shared(cu_seqlens: Sequence[int], blocks: Sequence[range]) -> list[dict[int, int]]:
+    """For each block, of which others rows see its keys or it sees theirs, and how many keys those are."""
+    shared = [dict[int, int]() for _ in blocks]
     for later, block in enumerate(blocks):
         start = cu_seqlens[bisect_right(cu_seqlens, block.start) - 1]
         for earlier in range(later - 1, -1, -1):
@@ -59,31 +134,3 @@ def _shared(cu_seqlens: Sequence[int], blocks: Sequence[range]) -> list[list[int
                 break
             shared[earlier][later] = shared[later][earlier] = keys
     return shared
-
-
-def _swap(owners: list[int], loads: list[int], work: list[int], shared: list[list[int]]) -> None:
-    """Swap blocks while that takes work from the busier of two ranks, or else keys that one needs of another.
-
-    A hundredth more work than the mean is as good as the mean.
-    """
-    enough = sum(work) * 101 // (100 * len(loads))
-    near = [[0] * len(loads) for _ in work]  # for each block, what it shares with those of each rank
-    for row, keys in zip(near, shared, strict=True):
-        for owner, count in zip(owners, keys, strict=True):
-            row[owner] += count
-    swapped = True
-    while swapped:
-        swapped = False
-        for i, j in combinations(range(len(work)), 2):
-            a, b = owners[i], owners[j]
-            if a == b:
-                continue
-            moved = work[i] - work[j]
-            before, after = max(loads[a], loads[b], enough), max(loads[a] - moved, loads[b] + moved, enough)
-            saved = near[i][b] - near[i][a] + near[j][a] - near[j][b] - 2 * shared[i][j]
-            if after < before or (after == before and saved > 0):
-                owners[i], owners[j], swapped = b, a, True
-                loads[a], loads[b] = loads[a] - moved, loads[b] + moved
-                for row, with_i, with_j in zip(near, shared[i], shared[j], strict=True):
-                    row[a] += with_j - with_i
-                    row[b] += with_i - with_j

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import pairwise
 
-from ringattn_core.balance import dealt
+from ringattn_core.balance import Deal
 from ringattn_core.errors import lookup
 
 Layout = Callable[[range, int, int], tuple[range, ...]]
@@ -70,17 +70,13 @@ def balanced(extent: range, cp_rank: int, cp_size: int) -> tuple[range, ...]:
 def _blocks(cu_seqlens: tuple[int, ...], cp_size: int) -> list[tuple[range, ...]]:
     """What `balanced` gives every rank of a stream with these borders."""
     extent = range(cu_seqlens[0], cu_seqlens[-1])
-
-    def cut(each: int) -> tuple[list[tuple[range, ...]], float]:
-        count = each * cp_size
-        return dealt(cu_seqlens, [chunk(extent, index, count) for index in range(count)], cp_size)
-
     # Kernels like blocks that are large; where they are too large to share out evenly, halves, and halves of these.
-    found, excess = cut(4)
-    for each in (8, 16):
-        if excess >= 0.05:
-            found, excess = cut(each)
-    return found
+    for each in (4, 8, 16):
+        count = each * cp_size
+        deal = Deal(cu_seqlens, [chunk(extent, index, count) for index in range(count)], cp_size)
+        if deal.excess < 0.05:
+            break
+    return deal.settled()
 
 
 LAYOUTS: dict[str, Layout] = {"contiguous": contiguous, "zigzag": zigzag, "striped": striped, "balanced": balanced}
