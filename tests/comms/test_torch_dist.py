@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 import processes
 from problem import Part, Problem, assert_exact, assert_fair
+from ringattn_comms.backends import torch_dist
 from ringattn_comms.backends.torch_dist import TorchDist
 from ringattn_comms.connect import communicator, connect
 from ringattn_core import gather, plan, ring, zigzag
@@ -133,6 +134,28 @@ def test_no_default_group() -> None:
         ValueError, match=r"no default process group: call torch\.distributed\.init_process_group first"
     ):
         communicator(None)
+
+
+def test_a_default_group_that_comes_later_is_another_one() -> None:
+    made: list[object] = []
+    make = torch_dist._once(lambda group, fact: made.append(fact) or len(made))
+    for life in range(2):
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        try:
+            found = [make(group, fact) for fact in "ab" for group in (None, None, dist.group.WORLD)]
+        finally:
+            dist.destroy_process_group()
+        assert found == [2 * life + 1] * 3 + [2 * life + 2] * 3
+    assert made == ["a", "b"] * 2
+
+
+def agreements() -> list[bool]:
+    comm, odd = communicator(None), communicator(None).rank % 2
+    return [comm.agree("the same"), comm.agree(f"rank {odd}"), comm.agree("the same")]
+
+
+def test_ranks_agree_where_all_say_the_same() -> None:
+    assert processes.run(2, agreements) == [[True, False, True]] * 2
 
 
 def second_groups() -> list[list[int]]:

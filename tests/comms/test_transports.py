@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import accumulate, product
 
 import pytest
@@ -21,11 +22,13 @@ from ringattn_comms.pull import Pull
 from ringattn_comms.ring import Ring
 from ringattn_comms.waves import Waves
 from ringattn_comms.window import Move, Window, copy
+from ringattn_core import execute, lanes
 from ringattn_core.layout import LAYOUTS, layout_named
 from ringattn_core.planner import plan
 from ringattn_core.route import Route, at_once, route_named
 from ringattn_core.schedule import Schedule
 from ringattn_core.transport import KV, Alone, Transport, kv_heads
+from ringattn_core.verify import verify
 
 BORDERS = (0, 7, 7, 9, 31)
 ROUTES = ("ring", "waves(2)", "waves(3)", "gather", "double_ring(2)")
@@ -356,6 +359,87 @@ def test_all_ranks_make_the_same_calls_in_the_same_order() -> None:
             assert sent == asked
         seen.update(name for name, _, _ in ranks[0].calls)
     assert seen > {"send_recv", "all_gather"}
+
+
+class Idle:
+    """A stream of a GPU that is none: what is asked of it is done at once."""
+
+    def wait_stream(self, other: Idle) -> None: ...
+
+    def wait_event(self, event: None) -> None: ...
+
+    def record_event(self) -> None: ...
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launches side by side, with what follows from each asked for as late as on a GPU."""
+    walk, gpu = lanes.walk, torch.device("cuda")
+    monkeypatch.setattr(lanes, "current", lambda device: Idle())
+    monkeypatch.setattr(lanes, "_lanes", lambda main: (Idle(), Idle()))
+    monkeypatch.setattr(lanes, "On", lambda lane, main: nullcontext())
+    monkeypatch.setattr(execute, "walk", lambda schedule, device, *rest: walk(schedule, gpu, *rest))
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize(("layout", "size"), [("contiguous", 2), ("contiguous", 3), ("zigzag", 3)])
+@pytest.mark.parametrize("route", ["ring", "waves", "gather"])
+def test_ranks_with_one_launch_give_in_the_order_of_the_others(layout: str, size: int, route: str) -> None:
+    """In contiguous shards the first rank has one, and others more: keys and gradients must not change places."""
+    problem = Problem((0, 24), window=(-1, 0))
+
+    def main(comm: Communicator) -> tuple[Recorded, Part]:
+        recorded = Recorded(comm)
+        return recorded, problem.solve_on(recorded, layout, route)
+
+    ranks = run(size, main, timeout=10)
+    assert all(recorded.calls == ranks[0][0].calls for recorded, _ in ranks)
+    assert_exact([part for _, part in ranks], problem.solve())
+
+
+def unequal(rank: int, size: int) -> tuple[tuple[int, ...], ...]:
+    """Every second rank begins with the keys of the one before, too."""
+    near = (rank, rank - 1)[: 1 + rank % 2]
+    return near, tuple(other for other in range(size) if other not in near)
+
+
+def early(rank: int, size: int) -> tuple[tuple[int, ...], ...]:
+    """The last rank has everyone's keys at once, and nobody's on the second hop."""
+    others = tuple(other for other in range(size) if other != rank)
+    return ((rank, *others), ()) if rank == size - 1 else ((rank,), others)
+
+
+@pytest.mark.parametrize(("route", "size"), [(unequal, 2), (unequal, 4), (early, 2), (early, 3)])
+@pytest.mark.parametrize("one_sided", [False, True])
+def test_ranks_may_meet_on_different_hops(route: Route, size: int, one_sided: bool) -> None:
+    problem = Problem((0, 24), window=(-1, 0))
+    verify([plan(layout_named("zigzag"), route, (0, 24), (0, 24), rank, size, window=(-1, 0)) for rank in range(size)])
+
+    def main(comm: Communicator) -> Part:
+        assert isinstance(comm, Threads)
+        windows = ThreadWindows(comm)
+        link = (lambda *_: Pull(comm.rank, windows)) if one_sided else connect
+        return problem.solve_on(comm, "zigzag", route, link=link)
+
+    assert_exact(run(size, main, timeout=10), problem.solve())
+
+
+def test_a_pass_that_was_not_taken_to_its_end_leaves_nothing_behind() -> None:
+    plans = schedules(3, "ring")
+
+    def main(comm: Communicator) -> list[KV]:
+        found, kv, transport = [], stored(plans[comm.rank], comm.rank), Ring(comm)
+        for stop in (False, True, False):
+            for step, keys in transport.stream(plans[comm.rank], kv):
+                transport.give(step, KV(torch.ones_like(keys.k), torch.ones_like(keys.v)))
+                if stop:
+                    break
+            if not stop:
+                found.append(transport.collect())
+        return found
+
+    for first, again in run(3, main, timeout=10):
+        assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
 
 
 class Mute(Communicator):

@@ -126,6 +126,13 @@ def test_it_asks_once_for_every_kind_of_call(monkeypatch: pytest.MonkeyPatch) ->
         asked = kernel.asked
 
 
+def test_it_asks_again_where_pytorch_is_told_to_be_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's own FlashAttention is, only where PyTorch is told so."""
+    before = module.question(Q, K, V, PLAIN, None, False)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    assert module.question(Q, K, V, PLAIN, None, False) != before
+
+
 def test_asking_again_costs_microseconds() -> None:
     planned = schedule()
     choose(Q, K, V, planned, PLAIN)

@@ -133,6 +133,12 @@ def test_a_sink_is_one_more_key_with_value_0(sink: float) -> None:
     torch.testing.assert_close(out, part.out * weight, rtol=0, atol=1e-12)
 
 
+def test_a_sink_that_is_off_has_no_gradient() -> None:
+    """-inf: in rows without a live key, whose lse is -inf too, and in others."""
+    lse, delta = torch.tensor([[-torch.inf, 1.0]]), torch.tensor([[0.0, 0.5]])
+    assert sink_gradient(torch.tensor([-torch.inf]), lse, delta).tolist() == [0.0]
+
+
 def test_sinks_weigh_in_float32_what_is_narrow() -> None:
     """Out is rounded once: not the weight, and then its product."""
     part, sinks = block(torch.randn(HEADS, ROWS).double()), torch.randn(HEADS)

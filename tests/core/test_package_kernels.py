@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from launches import launches
 from ringattn_core.errors import UnsupportedError
 from ringattn_core.kernel import Kernel, Options, Queries
 from ringattn_core.kernels import choose as chooser
-from ringattn_core.kernels.choose import choose, refusal
+from ringattn_core.kernels.choose import choose, installed, refusal
 from ringattn_core.kernels.flash_attn_2 import FlashAttn2
 from ringattn_core.kernels.flash_attn_3 import FlashAttn3
 from ringattn_core.layout import contiguous
@@ -259,3 +260,15 @@ def test_a_package_that_is_not_there_is_named(hopper, install, monkeypatch: pyte
         choose(*hopper(), schedule(), Options(SCALE), "flash_attn_2")
     with pytest.raises(UnsupportedError, match=r"cannot be imported: .*flash_attn_interface"):
         choose(*hopper(), schedule(), Options(SCALE), "flash_attn_3")
+
+
+def test_a_flash_attn_that_cannot_be_imported_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlashAttention 4 lives in the same package as FlashAttention 2, whose library may not fit PyTorch."""
+    (tmp_path / "flash_attn").mkdir()
+    broken = "raise ImportError('flash_attn_2_cuda.so: undefined symbol')"
+    (tmp_path / "flash_attn/__init__.py").write_text(broken, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    schedule = plan(contiguous, ring, (0, 8), (0, 8), 0, 1)
+    with pytest.raises(UnsupportedError, match=r"'flash_attn_4' .* cannot be imported: .* undefined symbol"):
+        choose(*[torch.zeros(8, 2, 16)] * 3, schedule, Options(1.0), "flash_attn_4")
+    assert "flash_attn_4" not in installed.__wrapped__()

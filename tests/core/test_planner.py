@@ -337,6 +337,11 @@ def test_bad_borders_are_refused() -> None:
         plan(zigzag, ring, (0, 8, 12), (0, 8), 0, 1)
     with pytest.raises(ValueError, match="cp_rank must be from 0 to cp_size - 1 = 3, got 4"):
         plan(zigzag, ring, (0, 8), (0, 8), 4, 4)
+    with pytest.raises(ValueError, match="head_groups must be 1 or more, got 0"):
+        plan(zigzag, ring, (0, 8), (0, 8), 0, 4, head_groups=0)
+    for batch in (0, 2):
+        with pytest.raises(ValueError, match=f"rows of equal length, got {batch} for 8 queries and 5 keys"):
+            plan(zigzag, ring, (0, 8), (0, 5), 0, 4, batch=batch)
 
 
 @pytest.mark.parametrize(

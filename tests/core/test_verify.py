@@ -59,6 +59,8 @@ WRONG_GROUPS: list[tuple[str, Change]] = [
     ("Schedule 0 of 4 is that of rank 1 of 4", lambda group: [group[1], group[0], *group[2:]]),
     ("Ranks 0 and 3 differ in queries", lambda group: [*group[:3], causal(zigzag, ring, 4, 31)[3]]),
     ("Ranks 0 and 3 differ in window", lambda group: [*group[:3], replace(group[3], window=(-1, -1))]),
+    ("Ranks 0 and 3 differ in route", lambda group: [*group[:3], replace(group[3], route=gather)]),
+    ("which by its route lends", lambda group: [replace(schedule, route=gather) for schedule in group]),
     ("Ranks 0 and 3 differ in shifts", lambda group: [*group[:3], replace(group[3], shifts=False)]),
     ("shard_size is 7", lambda group: [replace(schedule, shard_size=7) for schedule in group]),
     ("Rank 2 takes the steps", on(2, 3, hop=4)),

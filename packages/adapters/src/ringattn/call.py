@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -14,12 +14,13 @@ from torch import Tensor
 from ringattn import checks
 from ringattn.context_parallel import ContextParallel
 from ringattn.lengths import Borders, Lengths, read, repeated
+from ringattn_comms.communicator import Communicator
 from ringattn_comms.connect import connect
 from ringattn_core.auto import CANDIDATES, Routes, auto_routes, typical
 from ringattn_core.errors import UnsupportedError
 from ringattn_core.execute import Gradients, Result, attend, attend_backward
 from ringattn_core.kernel import Kernel, Options
-from ringattn_core.kernels.choose import choose, looks_at_launches, question
+from ringattn_core.kernels.choose import choose, installed, looks_at_launches, question
 from ringattn_core.kernels.reference import Reference
 from ringattn_core.layout import Division
 from ringattn_core.machine import machine_of
@@ -196,7 +197,7 @@ def _plans(
         first, second = cp.route, cp.route
     else:
         division = Division(cp.layout, borders[0], cp.cp_size, cp.per_sequence, max(batch, 1))
-        first, second = (CANDIDATES[name] for name in _auto(division, window, kernels))
+        first, second = (CANDIDATES[name] for name in _auto(cp.communicator, division, window, kernels))
 
     def planned(rank: int, *, route: Route, ahead: int) -> Schedule:
         return plan(
@@ -214,24 +215,32 @@ def _plans(
     return backward if request.dropout_p > 0 else forward, backward
 
 
-def _auto(division: Division, window: tuple[int, int], kernels: Kernels) -> Routes:
-    """The names of the fastest routes, without a word between the ranks: all of them see the same numbers."""
-    if kernels.q.device.type != "cuda":
+def _auto(comm: Communicator, division: Division, window: tuple[int, int], kernels: Kernels) -> Routes:
+    """The names of the fastest routes, the same on all ranks: they agree once that all have the same to go by."""
+    device = kernels.q.device
+    if device.type != "cuda" or not comm.agree(_facts(device)):
         return Routes("waves", "waves")  # Of other devices nothing is known.
     like = typical(division)
-    asked = like, window, question(*kernels)
+    one_sided = comm.windows(device) is not None
+    asked = like, window, one_sided, question(*kernels)
     if asked not in _ROUTES:
         if len(_ROUTES) == 256:
             _ROUTES.clear()
         q, k, v, *_ = kernels
-        one_sided, itemsize = division.cp_size <= torch.cuda.device_count(), q.element_size()
+        itemsize = q.element_size()
         shape = Shape(
             *(q.shape[-2], k.shape[-2], q.shape[-1], v.shape[-1], itemsize),
             grad_itemsize=itemsize if one_sided else ACCUMULATOR,
         )
-        machine = machine_of(torch.cuda.get_device_name(q.device))
+        machine = machine_of(torch.cuda.get_device_name(device))
         _ROUTES[asked] = auto_routes(like, window, shape, machine, one_sided=one_sided, kernel=kernels.able)
     return _ROUTES[asked]
+
+
+@cache
+def _facts(device: torch.device) -> str:
+    """What a choice of routes depends on that ranks may differ in."""
+    return f"{torch.cuda.get_device_name(device)}, {', '.join(installed())}"
 
 
 _ROUTES: dict[Hashable, Routes] = {}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ringattn_core.boxes import boxes
+from ringattn_core.index import kept
 from ringattn_core.schedule import Piece, Schedule, Step
 
 
@@ -16,8 +16,8 @@ class Boxed(NamedTuple):
     """The boxes of a step, and how its key buffer is made of them, side by side, this rank's own last."""
 
     boxes: tuple[Piece, ...]
-    inward: Tensor  # (rows of the key buffer,) int64: where each of them lies in the boxes
-    outward: Tensor  # (rows of the others' boxes,) int64: where each lies in the key buffer; 0 if nowhere
+    inward: Tensor  # (rows of the key buffer,) int32: where each of them lies in the boxes
+    outward: Tensor  # (rows of the others' boxes,) int32: where each lies in the key buffer; 0 if nowhere
 
     @property
     def length(self) -> int:
@@ -30,7 +30,7 @@ def boxed(schedule: Schedule, step: Step, device: torch.device) -> Boxed | None:
     return _boxed(schedule, step.hop, device) if boxes(step, schedule.cp_rank) else None
 
 
-@lru_cache(256)
+@kept(32)
 def _boxed(schedule: Schedule, hop: int, device: torch.device) -> Boxed:
     """The same for all head groups."""
     step = next(step for step in schedule.first_group if step.hop == hop)
@@ -41,7 +41,7 @@ def _boxed(schedule: Schedule, hop: int, device: torch.device) -> Boxed:
     outward = torch.zeros(found[-1].columns.stop, dtype=torch.int64)
     outward[inward] = torch.arange(len(inward))
     others = found[-1].offset if found[-1].source == schedule.cp_rank else len(outward)
-    return Boxed(found, inward.to(device), outward[:others].to(device))
+    return Boxed(found, *(rows.int().to(device) for rows in (inward, outward[:others])))
 
 
 def _places(piece: Piece, box: Piece) -> Tensor:

@@ -55,6 +55,10 @@ class Communicator(ABC):
         """Memory that the ranks' devices can address of each other, where there is any."""
         return None
 
+    def agree(self, fact: str) -> bool:
+        """Do all ranks say the same? All ask together; where nobody can be asked, they are taken to agree."""
+        return True
+
     def twin(self, device: torch.device) -> Communicator:
         """Another end of the same group, whose calls on a device do not queue behind this one's; itself if none do.
 

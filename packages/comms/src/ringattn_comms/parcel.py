@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
+from ringattn_core.index import kept
 from ringattn_core.schedule import Schedule, Step
 from ringattn_core.transport import KV
 
@@ -28,7 +27,7 @@ def unpack(parcel: Tensor, head_dim: int) -> KV:
 def arrange(schedule: Schedule, step: Step, parcels: Tensor) -> Tensor:
     """The step's key buffer from its sources' whole parcels, in their order: (sources, shard_size, heads, dim)."""
     flat = parcels.flatten(0, 1)
-    return flat if len(step.sources) == 1 else flat.index_select(0, _rows(schedule, step, flat.device))
+    return flat if len(step.sources) == 1 else flat.index_select(0, _rows(schedule, step.hop, flat.device))
 
 
 def disarrange(schedule: Schedule, step: Step, buffer: Tensor) -> Tensor:
@@ -36,13 +35,14 @@ def disarrange(schedule: Schedule, step: Step, buffer: Tensor) -> Tensor:
     if len(step.sources) == 1:
         return buffer.unsqueeze(0)
     flat = buffer.new_zeros((len(step.sources) * schedule.shard_size, *buffer.shape[1:]))
-    flat.index_copy_(0, _rows(schedule, step, flat.device), buffer)
+    flat.index_copy_(0, _rows(schedule, step.hop, flat.device), buffer)
     return flat.view(len(step.sources), schedule.shard_size, *buffer.shape[1:])
 
 
-@lru_cache(256)
-def _rows(schedule: Schedule, step: Step, device: torch.device) -> Tensor:
-    """For every row of the step's buffer, where it stands among the sources' parcels laid end to end."""
+@kept(32)
+def _rows(schedule: Schedule, hop: int, device: torch.device) -> Tensor:
+    """For every row of a step's buffer, where it stands among the sources' parcels laid end to end; by its hop."""
+    step = next(step for step in schedule.first_group if step.hop == hop)
     start = {source: place * schedule.shard_size for place, source in enumerate(step.sources)}
     rows = [torch.arange(piece.rows.start, piece.rows.stop) + start[piece.source] for piece in step.pieces]
     return (torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64)).to(device)

@@ -21,7 +21,7 @@ from ringattn_comms.boxed import boxed
 from ringattn_comms.side import Side, side_stream
 from ringattn_comms.window import Move, Place, Region, Windows, copy
 from ringattn_core.gradient import Part
-from ringattn_core.index import places
+from ringattn_core.index import kept, places
 from ringattn_core.planner import lent
 from ringattn_core.schedule import Piece, Schedule, Step
 from ringattn_core.totals import add_parts
@@ -203,7 +203,7 @@ def _lent_rows(schedule: Schedule) -> range:
     return range(min(run.start for run in rows), max(run.stop for run in rows)) if rows else range(0)
 
 
-@lru_cache(32)
+@kept(32)
 def _homes(schedule: Schedule, device: torch.device) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
     """Where the gradients of each row of a rank's keys lie: by hop in its own steps, by slot in its inbox."""
     near, far = defaultdict[int, list[tuple[range, int]]](list), defaultdict[int, list[tuple[range, int]]](list)

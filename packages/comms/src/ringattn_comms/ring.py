@@ -23,7 +23,7 @@ class Ring:
         self._arriving: Work | None = None
 
     def stream(self, schedule: Schedule, kv: KV) -> Iterator[tuple[Step, KV]]:
-        self._schedule, self._home, self._head_dim = schedule, list[KV](), kv.k.shape[2]
+        self._schedule, self._home, self._head_dim, self._arriving = schedule, list[KV](), kv.k.shape[2], None
         for _, group in groupby(schedule.steps, key=lambda step: step.head_group):
             steps = list(group)
             part = kv.heads(kv_heads(schedule, steps[0], kv))

@@ -13,6 +13,7 @@ import torch
 from ringattn_comms.communicator import Communicator
 from ringattn_comms.parcel import arrange, disarrange, pack, unpack
 from ringattn_core.kernel import accumulator_dtype
+from ringattn_core.route import traffic
 from ringattn_core.schedule import Schedule, Step
 from ringattn_core.transport import KV, kv_heads
 
@@ -51,13 +52,18 @@ def _stays(comm: Communicator, step: Step) -> bool:
     return step.sources == step.destinations == (comm.rank,)
 
 
+def _all_meet(comm: Communicator, schedule: Schedule, step: Step) -> bool:
+    """Has every rank, not this one alone, everyone's keys at hand? Then one collective call moves them."""
+    return traffic(schedule.route, comm.size).meets[step.hop]
+
+
 def _fetch(comm: Communicator, schedule: Schedule, step: Step, kv: KV) -> Callable[[], KV]:
     """Send a step's keys on their way; the answer waits for them."""
     own = kv.heads(kv_heads(schedule, step, kv))
     if _stays(comm, step):
         return lambda: own
     parcel = pack(own, schedule.shard_size)
-    if len(step.sources) == comm.size:
+    if _all_meet(comm, schedule, step):
         work, ranks, kept = comm.all_gather(parcel), list(range(comm.size)), None
     else:
         ranks = [rank for rank in step.sources if rank != comm.rank]
@@ -81,12 +87,13 @@ def _give(comm: Communicator, schedule: Schedule, step: Step, grads: KV) -> Call
     # In the accumulator's dtype, whatever this rank's kernel found them in: another's may round, or not.
     parts = disarrange(schedule, step, pack(grads, len(grads.k)).to(accumulator_dtype(grads.k.dtype)))
     place = {rank: index for index, rank in enumerate(step.sources)}
-    if len(step.sources) == comm.size:
+    if _all_meet(comm, schedule, step):
         # Not a reduce-scatter: it would add in the dtype of the message, and in an order of its own.
         work, own = comm.all_to_all(torch.stack([parts[place[rank]] for rank in range(comm.size)])), []
     else:
         sends = [(rank, parts[index]) for rank, index in place.items() if rank != comm.rank]
-        work = comm.send_recv(sends, [rank for rank in step.destinations if rank != comm.rank], parts[0])
+        like = parts.new_empty(parts.shape[1:])
+        work = comm.send_recv(sends, [rank for rank in step.destinations if rank != comm.rank], like)
         own = [parts[place[comm.rank]]] if comm.rank in place else []
     head_dim = grads.k.shape[2]
 

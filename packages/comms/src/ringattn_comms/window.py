@@ -40,7 +40,10 @@ def copy(moves: Sequence[Move]) -> None:
 
 
 class Windows(ABC):
-    """The window of a group: made once, grown when it must be, and used by all layers."""
+    """The window of a group: made once, grown when it must be, and used by all layers, one after the other.
+
+    Passes on two streams of a GPU would write over each other's keys, unless an event keeps them apart.
+    """
 
     def __init__(self) -> None:
         self._window: Window | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 from itertools import repeat
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ringattn_core.errors import UnsupportedError
-from ringattn_core.index import stream_index
+from ringattn_core.index import kept, stream_index
 from ringattn_core.kernel import Block, Grads, Kernel, Options, Places, Positions, Queries, accumulator_dtype
 from ringattn_core.lanes import walk
 from ringattn_core.merge import sink_gradient
@@ -153,7 +153,7 @@ def _at(schedule: Schedule, step: Step, q: Tensor, kv: KV, options: Options) -> 
     return heads, options.at(heads, _positions(schedule, step, q.device) if options.positional else None)
 
 
-@lru_cache(256)
+@kept(64)
 def _positions(schedule: Schedule, step: Step, device: torch.device) -> Positions:
     ends_q, ends_k = (torch.tensor(division.cu_seqlens[1:]) for division in (schedule.queries, schedule.keys))
     cpu = torch.device("cpu")

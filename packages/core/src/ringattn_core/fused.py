@@ -8,7 +8,6 @@ leaves, or in float32 where more is to come.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 import triton
@@ -16,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ringattn_core.gradient import Part
+from ringattn_core.index import kept
 from ringattn_core.kernel import Block
 from ringattn_core.merge import with_sinks
 from ringattn_core.schedule import Launch, Schedule, Step
@@ -178,12 +178,12 @@ class _Fold:
 _TOUCHED, _NARROW, _WIDE, _WIDEN = 1, 2, 4, 8  # a row's code: is it touched, read from where, written to where
 
 
-@lru_cache(2048)
+@kept(512)
 def _row_codes(schedule: Schedule, launch: Launch, device: torch.device) -> Tensor:
     return _codes(row_touches(schedule).of[launch], launch.rows, device)
 
 
-@lru_cache(2048)
+@kept(512)
 def _column_codes(step: Step, length: int, launch: Launch, device: torch.device) -> Tensor:
     return _codes(column_touches(step, length).of[launch], launch.columns, device)
 

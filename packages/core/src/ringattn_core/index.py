@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import lru_cache
+from collections.abc import Callable, Hashable, Iterable
+from functools import lru_cache, wraps
+from typing import TypeVar, TypeVarTuple
 
 import torch
 from torch import Tensor
@@ -11,20 +12,42 @@ from torch import Tensor
 from ringattn_core.layout import Division
 from ringattn_core.schedule import Launch
 
+T = TypeVar("T")
+Key = TypeVarTuple("Key")
 
-@lru_cache(1024)
+
+def kept(count: int) -> Callable[[Callable[[*Key], T]], Callable[[*Key], T]]:
+    """As `lru_cache(count)`, for what lies on a device: what a CUDA graph reads while it is captured stays for good."""
+
+    def keep(make: Callable[[*Key], T]) -> Callable[[*Key], T]:
+        made: Callable[..., T] = lru_cache(count)(make)
+        captured = dict[Hashable, T]()
+
+        @wraps(make)
+        def get(*key: *Key) -> T:
+            found = made(*key)
+            if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():  # type: ignore[no-untyped-call]
+                captured[key] = found
+            return found
+
+        return get
+
+    return keep
+
+
+@kept(256)
 def row_index(launch: Launch, device: torch.device) -> slice | Tensor:
     """The launch's rows: a slice if they have no gap."""
     return _index([tile.q for tile in launch.tiles], launch.rows if launch.dense_rows else None, device)
 
 
-@lru_cache(1024)
+@kept(256)
 def column_index(launch: Launch, device: torch.device) -> slice | Tensor:
     """The launch's columns: a slice if they have no gap."""
     return _index([tile.k for tile in launch.tiles], launch.columns if launch.dense_columns else None, device)
 
 
-@lru_cache(128)
+@kept(128)
 def stream_index(division: Division, cp_rank: int, device: torch.device) -> Tensor:
     """The stream positions of a rank's tokens, in storage order: (tokens,) int64."""
     with torch.inference_mode(False):  # What is kept here may be part of a backward pass later.

@@ -36,7 +36,9 @@ def walk(
 
     `fold` gets what each launch found, in order, and `close` comes when all of a step's are folded.
     """
-    if device.type == "cuda" and sum(len(step.launches) for step in schedule.steps) > 1:
+    # Ranks of a group all go the same way, however few launches one has: gradients are given in another order there.
+    several = schedule.cp_size > 1 or sum(len(step.launches) for step in schedule.steps) > 1
+    if device.type == "cuda" and several:
         _side_by_side(device, steps, work, fold, close)
     else:
         for step, keys in steps:
@@ -60,7 +62,8 @@ def _side_by_side(device: torch.device, steps: Steps, work: Work[T], fold: Fold[
     been asked for. So nothing of a step, keys or results, is used again before its work is done. Of a step with more
     than two launches, no more than two results wait: the third launch comes after what follows from the first.
     """
-    main, lanes, pending = current(device), cycle(_lanes(device)), deque[_Pending]()
+    main = current(device)
+    lanes, pending = cycle(_lanes(main)), deque[_Pending]()
     for step, keys in steps:
         for number, (run, launch, lane) in enumerate(zip(work(step, keys), step.launches, lanes, strict=False)):
             while number >= 2 and len(pending) > 1:
@@ -82,5 +85,6 @@ def _after(main: torch.cuda.Stream, done: torch.cuda.Event, then: Callable[[], N
 
 
 @cache
-def _lanes(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
-    return torch.cuda.Stream(device), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+def _lanes(main: torch.cuda.Stream) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
+    """Two streams beside one, for memory that was used there is used there again."""
+    return torch.cuda.Stream(main.device), torch.cuda.Stream(main.device)  # type: ignore[no-untyped-call]

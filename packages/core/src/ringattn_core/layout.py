@@ -70,12 +70,15 @@ def balanced(extent: range, cp_rank: int, cp_size: int) -> tuple[range, ...]:
 def _blocks(cu_seqlens: tuple[int, ...], cp_size: int) -> list[tuple[range, ...]]:
     """What `balanced` gives every rank of a stream with these borders."""
     extent = range(cu_seqlens[0], cu_seqlens[-1])
+
+    def cut(count: int) -> Deal:
+        return Deal(cu_seqlens, [chunk(extent, index, count) for index in range(count)], cp_size)
+
     # Kernels like blocks that are large; where they are too large to share out evenly, halves, and halves of these.
-    for each in (4, 8, 16):
-        count = each * cp_size
-        deal = Deal(cu_seqlens, [chunk(extent, index, count) for index in range(count)], cp_size)
-        if deal.excess < 0.05:
-            break
+    deal = cut(4 * cp_size)
+    for each in (8, 16):
+        if deal.excess >= 0.05:
+            deal = cut(each * cp_size)
     return deal.settled()
 
 

@@ -59,5 +59,6 @@ def with_sinks(out: Tensor, lse: Tensor, sinks: Tensor) -> tuple[Tensor, Tensor]
 
 def sink_gradient(sinks: Tensor, lse: Tensor, delta: Tensor) -> Tensor:
     """The gradient of `sinks` (num_heads,) from a rank's rows: a sink's probability is exp(sink - lse), its value 0."""
-    weight = torch.exp(sinks.to(lse.dtype)[:, None] - lse)
+    # lse is -inf where there is neither a live key nor a sink.
+    weight = torch.exp(sinks.to(lse.dtype)[:, None] - lse).masked_fill(lse == -torch.inf, 0.0)
     return -(weight * delta).sum(dim=1).to(sinks.dtype)

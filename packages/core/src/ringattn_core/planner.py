@@ -48,7 +48,8 @@ def plan(
     `ahead`: where own keys come again (see `Route`), a rank that has fewer rows than this for hop 0 fills up to it with
     rows that wait for others' keys, which are computed in two parts: the last of its longest sequence, and none if that
     has too few. `settled.early_rows` says how many are worth it in a forward pass; in a backward pass none are.
-    Raises ValueError for borders that are no cumulative lengths, or whose number differs.
+    Raises ValueError for borders that are no cumulative lengths, or whose number differs, and for a rank, a batch or a
+    number of head groups that cannot be.
     """
     check_cu_seqlens(cu_seqlens_q, "cu_seqlens_q")
     check_cu_seqlens(cu_seqlens_k, "cu_seqlens_k")
@@ -59,6 +60,13 @@ def plan(
         )
     if not 0 <= cp_rank < cp_size:
         raise ValueError(f"cp_rank must be from 0 to cp_size - 1 = {cp_size - 1}, got {cp_rank}.")
+    if head_groups < 1:
+        raise ValueError(f"head_groups must be 1 or more, got {head_groups}.")
+    if batch < 1 or cu_seqlens_q[-1] % batch or cu_seqlens_k[-1] % batch:
+        raise ValueError(
+            f"batch must be a number of rows of equal length, got {batch} for {cu_seqlens_q[-1]} queries and "
+            f"{cu_seqlens_k[-1]} keys."
+        )
     queries = Division(layout, cu_seqlens_q, cp_size, per_sequence, batch)
     keys = Division(layout, cu_seqlens_k, cp_size, per_sequence, batch)
     return _planned(queries, keys, route, cp_rank, window, head_groups, ahead)
@@ -203,7 +211,7 @@ def _launches(sequences: Iterable[list[Tile]]) -> list[Launch]:
 def _alive(queries: Division, keys: Division, window: Window, route: Route) -> set[int]:
     """The hops on which any rank has a live cell, and hop 0."""
     mask, rows, columns = Mask(queries, keys, window), shards(queries).held, shards(keys).held
-    sources, _, _, again = traffic(route, queries.cp_size)
+    sources, *_, again = traffic(route, queries.cp_size)
     hop_of = [{source: hop for hop, owners in enumerate(hops) for source in owners} for hops in sources]
     alive = {0}
     for sequence in range(len(mask.shift)):

@@ -95,6 +95,7 @@ class Traffic(NamedTuple):
     sources: list[tuple[tuple[int, ...], ...]]  # of every rank, for every hop: whose keys are at hand
     destinations: list[tuple[tuple[int, ...], ...]]  # of every rank, for every hop: at whose hand its keys are
     shifts: list[bool]  # for every hop: does it bring each rank the keys of the one so many before?
+    meets: list[bool]  # for every hop: has every rank everyone's keys at hand?
     again: list[bool]  # of every rank: do its own keys come again after hop 0?
 
 
@@ -112,8 +113,9 @@ def traffic(route: Route, cp_size: int) -> Traffic:
             shifts[hop] &= owners == ((rank - hop) % cp_size,)
             for owner in owners:
                 destinations[owner][hop].append(rank)
+    meets = [all(len(hops[hop]) == cp_size for hops in sources) for hop in range(len(shifts))]
     again = [_comes_again(rank, hops) for rank, hops in enumerate(sources)]
-    return Traffic(sources, [tuple(map(tuple, hops)) for hops in destinations], shifts, again)
+    return Traffic(sources, [tuple(map(tuple, hops)) for hops in destinations], shifts, meets, again)
 
 
 def _comes_again(rank: int, hops: tuple[tuple[int, ...], ...]) -> bool:

@@ -225,7 +225,7 @@ class _Pass:
     def _link(self, index: int) -> Link:
         if self.one_sided:
             return self.machine.one_sided
-        everyone = len(self.schedules[0].steps[index].sources) == len(self.ranks)
+        everyone = all(len(schedule.steps[index].sources) == len(self.ranks) for schedule in self.schedules)
         return self.machine.collective if everyone else self.machine.two_sided
 
     def _collect(self, gradients: Sequence[_Message], returning: Sequence[float]) -> None:

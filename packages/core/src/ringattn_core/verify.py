@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from ringattn_core.coverage import complaint_about_cells
 from ringattn_core.layout import Division
+from ringattn_core.planner import lent
 from ringattn_core.schedule import Launch, Schedule, Step
 from ringattn_core.tile import Window
 
@@ -20,9 +21,9 @@ def verify(schedules: Sequence[Schedule], window: Window | None = None) -> None:
     """Raise ScheduleError unless the schedules, of all ranks in their order, compute the attention under this window.
 
     Without a window, it is that for which they were planned. What is checked: every position is held by one rank; every
-    live cell of the mask is computed once; the ranks take the same steps and agree on who sends what to whom; keys lie
-    in their buffers where the launches look for them; and a kernel can take every launch: its window is sound, and no
-    row or column is in it twice.
+    live cell of the mask is computed once; the ranks take the same steps and agree on who sends what to whom; what
+    others fetch of a rank's keys is what it finds that it lends (`planner.lent`); keys lie in their buffers where the
+    launches look for them; and a kernel can take every launch: its window is sound, no row or column is in it twice.
     """
     _check_group(schedules)
     for name in ("queries", "keys"):
@@ -39,6 +40,7 @@ def verify(schedules: Sequence[Schedule], window: Window | None = None) -> None:
                 _check_launch(schedule, step, launch)
     if complaint := complaint_about_cells(schedules, window or schedules[0].window, stride):
         raise ScheduleError(complaint)
+    _check_lent(schedules)
 
 
 def _check_group(schedules: Sequence[Schedule]) -> None:
@@ -52,7 +54,7 @@ def _check_group(schedules: Sequence[Schedule]) -> None:
                 f"Schedule {rank} of {len(schedules)} is that of rank {schedule.cp_rank} of {schedule.cp_size}: "
                 "give the schedules of all ranks, in their order."
             )
-        for name in ("queries", "keys", "shard_size", "head_groups", "shifts", "window"):
+        for name in ("queries", "keys", "shard_size", "head_groups", "shifts", "route", "window"):
             if getattr(schedule, name) != getattr(first, name):
                 raise ScheduleError(f"Ranks 0 and {rank} differ in {name}.")
         if (hops := _hops(schedule)) != _hops(first):
@@ -163,6 +165,34 @@ def _check_pieces(schedule: Schedule, step: Step, lengths: Sequence[int]) -> Non
         if len(step.sources) == 1 and piece.offset != piece.rows.start:
             raise ScheduleError(f"{piece} of {where} is not where its only source stores it.")
         end = piece.columns.stop
+
+
+def _check_lent(schedules: Sequence[Schedule]) -> None:
+    """What a rank finds that it lends is what the others' pieces say."""
+    for index, step in enumerate(schedules[0].first_group):
+        fetched, lends = (defaultdict[tuple[int, int], list[range]](list) for _ in range(2))
+        for rank, schedule in enumerate(schedules):
+            for piece in schedule.steps[index].pieces:
+                if piece.source != rank:
+                    fetched[piece.source, rank].append(piece.rows)
+            for piece in lent(schedule, step.hop):
+                lends[rank, piece.source].append(piece.rows)
+        for owner, rank in {*fetched, *lends}:
+            found, theirs = _runs(lends[owner, rank]), _runs(fetched[owner, rank])
+            if found != theirs:
+                raise ScheduleError(
+                    f"On hop {step.hop} rank {rank} fetches the rows {theirs} of rank {owner}, which by its route "
+                    f"lends {found}."
+                )
+
+
+def _runs(rows: Iterable[range]) -> list[range]:
+    """The same in order, those in one that follow each other."""
+    found = list[range]()
+    for run in sorted(rows, key=lambda run: run.start):
+        start = found.pop().start if found and found[-1].stop == run.start else run.start
+        found.append(range(start, run.stop))
+    return found
 
 
 def _check_launch(schedule: Schedule, step: Step, launch: Launch) -> None:

@@ -6,7 +6,6 @@ NVLink multicast is not used.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -73,7 +72,6 @@ class _SymmetricWindow(Window):
             super().exchange(first, then, small=small)
 
 
-@cache
 def unreachable(group: dist.ProcessGroup | None, device: torch.device) -> str | None:
     """Why the ranks of a group cannot address each other's memory; None if they can. All ranks ask, and all agree."""
     if device.type != "cuda":

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from typing import TypeVar, TypeVarTuple
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -76,6 +77,9 @@ class TorchDist(Communicator):
         work = dist.all_to_all_single(arriving, x, group=self.group, async_op=True)
         return _Pending([work], arriving, [x])
 
+    def agree(self, fact: str) -> bool:
+        return _agree(self.group, fact)
+
     def twin(self, device: torch.device) -> Communicator:
         nccl = device.type == "cuda" and "cuda:nccl" in dist.get_backend_config(self.group)
         twin = _twin(self.group) if nccl else None
@@ -85,7 +89,34 @@ class TorchDist(Communicator):
         return _windows(self.group, device) if device.type == "cuda" else None
 
 
-@cache
+T = TypeVar("T")
+Facts = TypeVarTuple("Facts")
+Make = Callable[[dist.ProcessGroup | None, *Facts], T]
+
+
+def _once(make: Make[*Facts, T]) -> Make[*Facts, T]:
+    """Make it once for every group and other facts; None is the default group, of which there may be another later."""
+    made: WeakKeyDictionary[dist.ProcessGroup, dict[tuple[*Facts], T]] = WeakKeyDictionary()
+
+    def get(group: dist.ProcessGroup | None, *facts: *Facts) -> T:
+        lasting = group or dist.group.WORLD
+        assert lasting is not None, "a rank of it has asked"
+        known = made.setdefault(lasting, {})
+        if facts not in known:
+            known[facts] = make(group, *facts)
+        return known[facts]
+
+    return get
+
+
+@_once
+def _agree(group: dist.ProcessGroup | None, fact: str) -> bool:
+    facts: list[str | None] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(facts, fact, group=group)
+    return len(set(facts)) == 1
+
+
+@_once
 def _windows(group: dist.ProcessGroup | None, device: torch.device) -> Windows | None:
     """The group's windows, found once: all ranks ask together, when they first attend on this device."""
     from ringattn_comms.backends.symmetric import SymmetricWindows, unreachable
@@ -93,7 +124,7 @@ def _windows(group: dist.ProcessGroup | None, device: torch.device) -> Windows |
     return None if unreachable(group, device) else SymmetricWindows(group, device)
 
 
-@cache
+@_once
 def _twin(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
     """A second group of the same ranks, made once, where they can agree on one. All ranks ask together.
 

@@ -104,7 +104,7 @@ def question(q: Tensor, k: Tensor, v: Tensor, options: Options, name: str | None
     return (
         *(q.device, q.dtype, k.dtype, v.dtype, q.shape[1:], k.shape[1:], v.shape[1:]),
         *(options.softcap, None if options.alibi_slopes is None else options.alibi_slopes.dim()),
-        *(options.dropout_p, options.deterministic, name, lse_gradient),
+        *(options.dropout_p, options.deterministic, torch.are_deterministic_algorithms_enabled(), name, lse_gradient),
     )
 
 
@@ -121,6 +121,20 @@ def refusal(
         return "it has no gradient of lse"
     launches = (launch for step in schedule.steps for launch in step.launches)
     return next((why for launch in launches if (why := kernel.supports(launch, q, k, v, options))), None)
+
+
+@cache
+def installed() -> tuple[str, ...]:
+    """The names of the kernels whose libraries are here."""
+
+    def here(make: Callable[[], Kernel]) -> bool:
+        try:
+            make()
+        except ImportError:
+            return False
+        return True
+
+    return tuple(name for name, make in KERNELS.items() if here(make))
 
 
 def looks_at_launches(name: str, device: torch.device) -> bool:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from ringattn_core.index import column_index, row_index
+from ringattn_core.index import column_index, kept, row_index
 from ringattn_core.kernel import Block, Grads
 from ringattn_core.kernels.lengths import column_lengths, row_lengths
 from ringattn_core.schedule import Launch
@@ -56,7 +55,7 @@ class Compact:
         return x if self.lengths else x[None]
 
 
-@lru_cache(1024)
+@kept(256)
 def compact(launch: Launch, device: torch.device) -> Compact:
     """The launch on a device, made once."""
     rows, columns = row_lengths(launch, device), column_lengths(launch, device)

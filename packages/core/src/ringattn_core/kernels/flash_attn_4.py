@@ -23,18 +23,21 @@ _ONE_AT_A_TIME = Lock()  # Its compiler, which any call may start, is not safe u
 
 
 class FlashAttn4:
-    """bfloat16 and float16, any window, softcap, grouped heads."""
+    """bfloat16 and float16, any window, softcap, grouped heads; raises ImportError without the package."""
 
     name = "flash_attn_4"
     takes_delta = False
     rounds = True
     fills = True
 
+    def __init__(self) -> None:
+        # Only looked for, and imported by the first call: that takes seconds. A broken flash_attn raises here.
+        if find_spec("flash_attn") is None or find_spec("flash_attn.cute") is None:
+            raise ImportError("the package flash-attn-4 is not installed (pip install flash-attn-4)")
+
     def supports(self, launch: Launch, q: Tensor, k: Tensor, v: Tensor, options: Options) -> str | None:
         if (why := unfit(q, "Hopper")) is not None:
             return why
-        if find_spec("flash_attn") is None or find_spec("flash_attn.cute") is None:
-            return "the package flash-attn-4 is not installed (pip install 'ringattn[fa4]')"
         dims = q.shape[2], v.shape[2]
         if dims not in ((192, 128), (256, 256)) and not (dims[0] == dims[1] <= 128 and dims[0] % 8 == 0):
             return f"it takes head dims up to 128, 256 and 192/128, not {dims[0]}/{dims[1]}"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ringattn_core.index import kept
 from ringattn_core.schedule import Launch
 
 
@@ -39,13 +39,13 @@ def varlen(launch: Launch, device: torch.device) -> Varlen:
     return Varlen(rows.starts, columns.starts, used_q, used_k, rows.longest, columns.longest)
 
 
-@lru_cache(1024)
+@kept(256)
 def row_lengths(launch: Launch, device: torch.device) -> Lengths:
     """Of the launch's rows."""
     return _lengths([tile.q for tile in launch.tiles], launch.rows, device)
 
 
-@lru_cache(1024)
+@kept(256)
 def column_lengths(launch: Launch, device: torch.device) -> Lengths:
     """Of the launch's columns."""
     return _lengths([tile.k for tile in launch.tiles], launch.columns, device)

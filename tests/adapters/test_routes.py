@@ -1,0 +1,55 @@
+"""Which routes "auto" is on GPUs, asked on tensors that are not there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+
+from ringattn import ContextParallel, call
+from ringattn_comms.communicator import Communicator, Work
+from ringattn_core.auto import CANDIDATES
+from ringattn_core.route import Route
+
+
+class Said(Communicator):
+    """The first rank of two, of which nothing is known but whether they agree."""
+
+    rank, size = 0, 2
+
+    def __init__(self, alike: bool) -> None:
+        self.alike, self.facts = alike, list[str]()
+
+    def agree(self, fact: str) -> bool:
+        self.facts.append(fact)
+        return self.alike
+
+    def send_recv(self, *_: object) -> Work:
+        raise AssertionError("a plan moves nothing")
+
+    all_gather = reduce_scatter = all_to_all = send_recv
+
+
+def routes(comm: Said, monkeypatch: pytest.MonkeyPatch) -> tuple[Route, Route]:
+    """Of a forward and a backward pass over 2,048 tokens."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    call._facts.cache_clear()
+    cp = ContextParallel(comm, kernel="torch_flash")
+    with FakeTensorMode():
+        q, k, v = (torch.empty(1, 1024, heads, 128, device="cuda", dtype=torch.bfloat16) for heads in (8, 2, 2))
+        request = call.Request(cp, True, (-1, -1), 0.0, 128**-0.5, 0.0, deterministic=False, return_lse=False)
+        planned = request.plan(q, k, v, None, None, 0)
+    return planned.forward_pass.schedule.route, planned.backward_pass.schedule.route
+
+
+def test_ranks_of_one_kind_take_what_is_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    comm = Said(alike=True)
+    assert routes(comm, monkeypatch) == (CANDIDATES["gather"],) * 2
+    (fact,) = comm.facts
+    assert "NVIDIA H100" in fact and "torch_flash" in fact
+
+
+def test_ranks_of_several_kinds_take_waves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their predictions differ, and ranks on different routes would wait for each other."""
+    assert routes(Said(alike=False), monkeypatch) == (CANDIDATES["waves"],) * 2
