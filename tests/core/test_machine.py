@@ -42,7 +42,7 @@ def test_causal_launches_take_as_long_as_measured(
 
 @pytest.mark.parametrize(
     ("kernel", "forward", "backward"),
-    [("cudnn", 3.40, 9.71), ("torch_flash", 6.23, 17.28), ("flash_attn_4", 3.02, 8.58)],
+    [("cudnn", 3.40, 9.71), ("torch_flash", 6.23, 17.28)],
 )
 def test_other_kernels_take_as_long_as_measured(kernel: str, forward: float, backward: float) -> None:
     """Milliseconds for 16,384 tokens, causal, on an H100."""
@@ -68,8 +68,3 @@ def test_messages_take_as_long_as_measured(link: Link, microseconds: dict[int, f
 
 def test_nothing_takes_no_time() -> None:
     assert H200.two_sided.time(0) == 0.0
-
-
-def test_half_the_launch_takes_more_than_half_the_time() -> None:
-    whole = SHAPE.flop(8192 * 8192, backward=False)
-    assert H200.forward.time(whole / 2) > 0.5 * H200.forward.time(whole)

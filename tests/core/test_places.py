@@ -71,7 +71,7 @@ def test_what_is_not_first_has_no_place(fused: ModuleType) -> None:
 
 
 def test_rows_that_nothing_touches_are_empty(fused: ModuleType) -> None:
-    """A window that lies before every query: the first token sees nothing."""
+    """There are no keys at all."""
     mine, q = schedule(waves(2), window=(3, -1)), torch.ones(TOKENS, HEADS, DIM)
     nothing = plan(zigzag, gather, (0, 2 * TOKENS), (0, 0), 0, 2)
     out, lse = fused.FusedPartial(nothing, q, DIM, fills=True).finish(q.dtype)

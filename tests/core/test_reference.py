@@ -171,11 +171,6 @@ def test_narrow_inputs_are_computed_with_in_float32(dtype: torch.dtype) -> None:
     torch.testing.assert_close(found.out.double(), truth.out, rtol=1e-5, atol=1e-5)
 
 
-def test_it_supports_everything() -> None:
-    options = Options(SCALE, 1.0, torch.ones(4), 0.5, deterministic=True)
-    assert all(Reference().supports(Launch((tile,)), *draw(12, 12)[:3], options) is None for tile in BANDS.values())
-
-
 # Dropout: the mask of a launch whose every probability is 1 / (number of keys), read off values that are unit vectors.
 
 

@@ -20,8 +20,6 @@ from ringattn_core.shape import Shape
 from ringattn_core.simulate import Forecast, fastest, predict
 
 SHAPE = Shape(num_heads=32, num_kv_heads=8, head_dim=128)
-FREE = Link(0.0, inf)
-# Communication and merging cost nothing: what remains are kernels.
 # One operation a second, one byte a second, no overhead: everything can be worked out by hand.
 PLAIN = Machine(Kernels(1.0, 0.0, 0.0), Kernels(1.0, 0.0, 0.0), inf, Link(0.0, 1.0), Link(0.0, 1.0), Link(0.0, 1.0))
 SMALL = Shape(num_heads=1, num_kv_heads=1, head_dim=1, itemsize=1)  # 4 operations a cell, 2 bytes a token
@@ -183,23 +181,14 @@ def routes(tokens: int, cp_size: int = 8) -> dict[str, Sequence[Schedule]]:
     return {name: causal(zigzag, route, cp_size, tokens) for name, route in candidates.items()}
 
 
-def choice(
-    planned: dict[str, Sequence[Schedule]], memory: int | None = None, backward: bool = True, **options: bool
-) -> str:
+def choice(planned: dict[str, Sequence[Schedule]], backward: bool = True, **options: bool) -> str:
     predicted = both if backward else predict
-    return fastest({name: predicted(schedules, SHAPE, H200, **options) for name, schedules in planned.items()}, memory)
+    return fastest({name: predicted(schedules, SHAPE, H200, **options) for name, schedules in planned.items()})
 
 
-def test_waves_are_chosen_where_launches_are_small_and_any_memory_will_do() -> None:
+def test_waves_are_chosen_where_launches_are_small() -> None:
     assert choice(routes(8 * 4096)).startswith("waves")
     assert choice(routes(8 * 4096), backward=False, one_sided=True) == "waves(3)"
-
-
-def test_a_bound_on_memory_leaves_the_ring() -> None:
-    planned = routes(8 * 8192)
-    least = both(planned["ring"], SHAPE, H200).peak_bytes
-    assert choice(planned, memory=least) == "ring"
-    assert choice(planned, memory=0) == "ring", "if none fits, the smallest"
 
 
 def test_equal_routes_go_to_the_first() -> None:

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -70,9 +71,7 @@ class Request:
         first = second if mine is mine_back else Pass(mine, kernels.choose(mine))
         # Where both are one, they may be two on another rank.
         for schedule, planned in ((mine, forward), (mine_back, backward)):
-            if kernels.may_differ(schedule):  # If another rank is refused, this one would wait for it.
-                for rank in range(self.cp.cp_size):
-                    kernels.choose(planned(rank))
+            kernels.choose_for_all(schedule, planned)
         return Call(self.cp, options, first, second)
 
 
@@ -171,9 +170,18 @@ class Kernels(NamedTuple):
             return None
         return None if chosen == "reference" else chosen
 
-    def may_differ(self, schedule: Schedule) -> bool:
-        """May another rank be refused what `choose` finds for this one's schedule?"""
-        return self.name is not None and (not schedule.area or looks_at_launches(self.name, self.q.device))
+    def choose_for_all(self, schedule: Schedule, planned: Callable[[int], Schedule]) -> None:
+        """Raise what `choose` does for any rank's plan, once for this one's: others would wait for the one refused."""
+        if self.name is None or (schedule.area and not looks_at_launches(self.name, self.q.device)):
+            return
+        known, asked = _CHOSEN_FOR_ALL.setdefault(schedule, set()), question(*self)
+        if asked not in known:
+            for rank in range(schedule.cp_size):
+                self.choose(planned(rank))
+            known.add(asked)
+
+
+_CHOSEN_FOR_ALL: WeakKeyDictionary[Schedule, set[Hashable]] = WeakKeyDictionary()
 
 
 def _plans(

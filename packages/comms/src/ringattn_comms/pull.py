@@ -121,22 +121,7 @@ class Pull:
                 here = piece.source == self._rank
                 source = own if here else place.on(self._window, piece.source)
                 (near if here else far).append((x[_slice(piece.columns)], source[_slice(piece.rows)]))
-        lay_out, self._to_lay_out = self._to_lay_out, None
-        if lay_out and not self._small and self._rank in step.sources:
-            # There is little to compute before these keys: what others wait for is not to wait for multiprocessors.
-            with self._side.after_main():
-                copy(lay_out)
-                laid_out = self._side.event()
-            laid_out()
-            lay_out = []
-        with self._side.after_main():
-            if lay_out is None:
-                copy(far)
-            else:
-                self._window.exchange(lay_out, far, small=self._small)
-            arrived = self._side.event()
-        if lay_out is not None and self._small:
-            self._side.goes_first()
+        arrived = self._read(far, urgent=self._rank in step.sources)
 
         def wait() -> KV:
             copy(near)
@@ -144,6 +129,28 @@ class Pull:
             return buffer if packed is None else KV(*(x.index_select(0, packed.inward) for x in buffer))
 
         return wait
+
+    def _read(self, moves: list[Move], *, urgent: bool) -> Callable[[], None]:
+        """Begin to read others' keys, the first time after all ranks have laid out theirs; the answer waits for them.
+
+        `urgent`: there is little to compute meanwhile, so what others wait for is not to wait for multiprocessors.
+        """
+        lay_out, self._to_lay_out = self._to_lay_out, None
+        if lay_out and urgent and not self._small:
+            with self._side.after_main():
+                copy(lay_out)
+                laid_out = self._side.event()
+            laid_out()
+            lay_out = []
+        with self._side.after_main():
+            if lay_out is None:
+                copy(moves)
+            else:
+                self._window.exchange(lay_out, moves, small=self._small)
+            arrived = self._side.event()
+        if lay_out is not None and self._small:
+            self._side.goes_first()
+        return arrived
 
     def _total(self, group: _Group) -> KV:
         """The sum of the gradients of this rank's keys."""

@@ -21,6 +21,7 @@ from ringattn_core.simulate import fastest, predict
 from ringattn_core.tile import Window
 
 CANDIDATES: dict[str, Route] = {"waves": waves(2), "waves(3)": waves(3), "gather": gather, "ring": ring}
+"""The routes that "auto" chooses among, by name."""
 # In order of preference where predictions are equal, and a gather adds less up; or, in a backward pass, nearly: there
 # it holds the gradients of more keys.
 FORWARD, BACKWARD = ("gather", "waves", "waves(3)", "ring"), ("waves", "waves(3)", "gather", "ring")

@@ -52,7 +52,12 @@ def attend(
     options: Options,
     sinks: Tensor | None = None,
 ) -> Result:
-    """This rank's part of the attention: q (tokens, num_heads, head_dim) against the keys of all ranks."""
+    """This rank's part of the attention: q (tokens, num_heads, head_dim) against the keys of all ranks.
+
+    `kv` is what this rank holds of them, (tokens, num_kv_heads, head_dim) and (tokens, num_kv_heads, head_dim_v) in q's
+    dtype; `sinks` (num_heads,) are one more key of value 0 for each head. The kernel must support every launch of the
+    schedule, as one that `choose` finds does. Raises ValueError for more head groups than kv heads.
+    """
     q, options = _signed(q, options.softmax_scale), _unsigned(options)
     total, rng_states = out_total(schedule, kernel, q, kv.v.shape[2]), list[Tensor | None]()
 
@@ -83,7 +88,8 @@ def attend_backward(
 ) -> Gradients:
     """The gradients of `attend`, given those of its out and, if not None, of its lse.
 
-    The schedule may be another than that of `attend`, over the same division, where no launch had a random state.
+    `dout` is shaped as out, in q's dtype, and `dlse` (num_heads, tokens) in the accumulator's. The schedule may be
+    another than that of `attend`, over the same division, where no launch had a random state.
 
     Raises UnsupportedError for a gradient of lse and a kernel that derives delta itself, which leaves it no place.
     """

@@ -83,6 +83,7 @@ def _blocks(cu_seqlens: tuple[int, ...], cp_size: int) -> list[tuple[range, ...]
 
 
 LAYOUTS: dict[str, Layout] = {"contiguous": contiguous, "zigzag": zigzag, "striped": striped, "balanced": balanced}
+"""Layouts by name; "windowed(4096)" is one too."""
 
 
 def layout_named(name: str | Layout) -> Layout:

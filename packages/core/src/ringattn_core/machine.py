@@ -85,6 +85,7 @@ H200 = Machine(
     **_LINKS,
 )
 MACHINES = {"h100": H100, "h200": H200}
+"""Machines by what their devices' names contain."""
 
 
 def machine_of(name: str) -> Machine:

@@ -49,6 +49,7 @@ def waves(count: int) -> Route:
 
 
 gather = waves(1)
+"""Everything at once, behind those rows that need nobody else's keys (llama 3, arXiv:2407.21783)."""
 
 
 def at_once(cp_rank: int, cp_size: int) -> tuple[tuple[int, ...], ...]:
@@ -78,7 +79,9 @@ def double_ring(inner: int) -> Route:
 
 
 ROUTES: dict[str, Route] = {"ring": ring, "waves": waves(2), "gather": gather}
+"""Routes by name."""
 NUMBERED: dict[str, Callable[[int], Route]] = {"waves": waves, "double_ring": double_ring}
+"""What makes a route of a number, by name: "waves(3)" is `waves(3)`."""
 
 
 def route_named(name: str | Route) -> Route:

@@ -67,16 +67,10 @@ def predict(
     )
 
 
-def fastest(forecasts: Mapping[str, Forecast], memory: int | None = None, *, alike: float = 0.0) -> str:
-    """The name of the first that is as fast as any, give or take this share of its time.
-
-    Those that need more than `memory` bytes are out of the question, unless all do: then it is the one that needs the
-    least.
-    """
-    fitting = {name: each.time for name, each in forecasts.items() if memory is None or each.peak_bytes <= memory}
-    if not fitting:
-        return min(forecasts, key=lambda name: forecasts[name].peak_bytes)
-    return next(name for name, time in fitting.items() if time <= (1 + alike) * min(fitting.values()))
+def fastest(forecasts: Mapping[str, Forecast], *, alike: float = 0.0) -> str:
+    """The name of the first that is as fast as any, give or take this share of its time."""
+    least = min(each.time for each in forecasts.values())
+    return next(name for name, each in forecasts.items() if each.time <= (1 + alike) * least)
 
 
 @dataclass(slots=True)
