@@ -53,6 +53,7 @@ def test_a_good_call_communicates() -> None:
             "num_kv_heads must divide num_heads: q has 5 heads and k has 2.*group of query heads",
         ),
         ({"k": tensor(B, T, 0, D), "v": tensor(B, T, 0, D)}, "q has 4 heads and k has 0"),
+        ({"q": tensor(B, T, H, 0), "k": tensor(B, T, HK, 0)}, r"head_dim must be 1 or more, got q \(2, 8, 4, 0\)"),
     ],
     ids=str,
 )
@@ -87,6 +88,9 @@ def test_devices() -> None:
         ({"dropout_p": float("nan")}, ValueError, "got nan"),
         ({"softcap": -1.0}, ValueError, "softcap must be positive, or 0 for none, got -1.0"),
         ({"softcap": float("nan")}, ValueError, "got nan"),
+        ({"softcap": None}, ValueError, "softcap must be a finite number, got None"),
+        ({"softmax_scale": float("nan")}, ValueError, "softmax_scale must be a finite number, got nan"),
+        ({"k": None}, TypeError, "q, k and v must be tensors, got Tensor, NoneType, Tensor"),
         (
             {"causal": True, "window_size": (4, 2)},
             ValueError,
@@ -128,14 +132,14 @@ def test_options(given: dict[str, Any], error: type[Exception], message: str) ->
         (
             {"cu_seqlens": [0, 8, 14]},
             ValueError,
-            r"q has 8 tokens, but of 14 in all \(the end of cu_seqlens, .* rank 0 of 2 holds 7.*global.*cp.shard",
+            r"q has 8 tokens, but rank 0 of 2 holds 7 of the 14 in all, .* the end of cu_seqlens, .*global.*cp.shard",
         ),
-        ({"cu_seqlens": [0, 4, 8]}, ValueError, "q has 8 tokens, but of 8 in all .* holds 4"),
+        ({"cu_seqlens": [0, 4, 8]}, ValueError, "q has 8 tokens, but rank 0 of 2 holds 4 of the 8 in all"),
         ({"cu_seqlens": torch.zeros(3)}, TypeError, "cu_seqlens must be a one-dimensional tensor of whole numbers"),
         (
             {"cu_seqlens": [0, 16], "cu_seqlens_k": [0, 9]},
             ValueError,
-            "k has 8 tokens, but of 9 in all .* cu_seqlens_k or",
+            "k has 8 tokens, but rank 0 of 2 holds 5 of the 9 in all, .* cu_seqlens_k or",
         ),
         ({"cu_seqlens": [0, 16], "cu_seqlens_k": [0, 9, 8]}, ValueError, "cu_seqlens_k must never decrease"),
         (
@@ -147,7 +151,7 @@ def test_options(given: dict[str, Any], error: type[Exception], message: str) ->
         (
             {"cu_seqlens": [0, 16], "k": tensor(B, 6, HK, D), "v": tensor(B, 6, HK, D)},
             ValueError,
-            "k has 6 tokens, but of 16 in all .*the end of cu_seqlens_k or cu_seqlens",
+            "k has 6 tokens, but rank 0 of 2 holds 8 of the 16 in all, .*the end of cu_seqlens_k or cu_seqlens",
         ),
     ],
     ids=str,
@@ -174,13 +178,15 @@ def test_layouts_and_routes() -> None:
 
 
 def test_kernels() -> None:
-    call(ValueError, "There is no kernel 'referense'.*Did you mean 'reference'", parallel={"kernel": "referense"})
+    with pytest.raises(ValueError, match=r"There is no kernel 'referense'.*Did you mean 'reference'"):
+        ContextParallel(Solo(), kernel="referense")
 
 
 def test_head_groups() -> None:
     """They divide the kv heads, for every message has the same size."""
-    with pytest.raises(ValueError, match="head_groups must be 1 or more, got 0"):
-        ContextParallel(Solo(), head_groups=0)
+    for groups in (0, "2"):
+        with pytest.raises(ValueError, match=f"head_groups must be a whole number, 1 or more, got {groups!r}"):
+            ContextParallel(Solo(), head_groups=groups)  # type: ignore[arg-type]
     for groups in (3, 4):
         message = f"head_groups must divide num_kv_heads, got {groups} groups of 2 kv heads"
         call(ValueError, message, parallel={"head_groups": groups})

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from adapters.comms import Mute
+from ringattn import attention
 from ringattn.call import Request
 from ringattn.context_parallel import ContextParallel
 from ringattn.lengths import Borders
 from ringattn_comms.backends.threads import run
 from ringattn_comms.communicator import Communicator, Solo
-from ringattn_core.layout import contiguous, striped, zigzag
+from ringattn_core.layout import Layout, contiguous, striped, zigzag
 from ringattn_core.route import gather, ring, waves
 
 PACKED = [0, 5, 5, 6, 20, 31]
@@ -189,3 +190,28 @@ def test_lengths_that_contradict() -> None:
         ValueError, match="Rank 0 holds 5 of 9 tokens, but the tensor to unshard has 4 along dimension 1"
     ):
         cp.unshard(torch.zeros(1, 4))
+
+
+def test_what_cannot_be_sharded() -> None:
+    cp, x = ContextParallel(Solo()), torch.zeros(2, 8)
+    for call in (cp.shard, cp.unshard):
+        with pytest.raises(TypeError, match=r"one by one, as in cp.shard\(q, k, v\), got list"):
+            call([x, x])
+        with pytest.raises(ValueError, match=r"There is no dimension 9 in a tensor of shape \(2, 8\)"):
+            call(x, dim=9)
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        (lambda extent, rank, size: (extent[rank * 2 : rank * 2 + 3],), "has position 2 twice"),
+        (lambda extent, rank, size: (extent[rank * 2 : rank * 2 + 2],), "leaves out 4 of the 8 positions"),
+    ],
+)
+def test_a_layout_of_ones_own_is_proven_before_it_is_used(layout: Layout, message: str) -> None:
+    """Before the tokens are shared out, and where they are shares already."""
+    cp, x = ContextParallel(Mute(0, 2), layout=layout, cu_seqlens=[0, 8]), torch.zeros(1, 8, 2, 4)
+    with pytest.raises(ValueError, match=message):
+        cp.shard(x)
+    with pytest.raises(ValueError, match=message):
+        attention(x[:, :3], x[:, :3], x[:, :3], cp=cp)

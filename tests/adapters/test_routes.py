@@ -7,7 +7,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 from ringattn import ContextParallel, call
-from ringattn_comms.communicator import Communicator, Work
+from ringattn_comms.communicator import Communicator, T, Work
 from ringattn_core.auto import CANDIDATES
 from ringattn_core.route import Route
 
@@ -18,11 +18,11 @@ class Said(Communicator):
     rank, size = 0, 2
 
     def __init__(self, alike: bool) -> None:
-        self.alike, self.facts = alike, list[str]()
+        self.alike, self.said = alike, list[object]()
 
-    def agree(self, fact: str) -> bool:
-        self.facts.append(fact)
-        return self.alike
+    def facts(self, fact: T, *, again: bool = False) -> tuple[T, ...]:
+        self.said.append(fact)
+        return (fact, fact if self.alike or not isinstance(fact, str) else f"not {fact}")  # type: ignore[return-value]
 
     def send_recv(self, *_: object) -> Work:
         raise AssertionError("a plan moves nothing")
@@ -46,8 +46,8 @@ def routes(comm: Said, monkeypatch: pytest.MonkeyPatch) -> tuple[Route, Route]:
 def test_ranks_of_one_kind_take_what_is_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
     comm = Said(alike=True)
     assert routes(comm, monkeypatch) == (CANDIDATES["gather"],) * 2
-    (fact,) = comm.facts
-    assert "NVIDIA H100" in fact and "torch_flash" in fact
+    _, fact = comm.said
+    assert "NVIDIA H100" in str(fact) and "torch_flash" in str(fact)
 
 
 def test_ranks_of_several_kinds_take_waves(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,13 +149,30 @@ def test_a_default_group_that_comes_later_is_another_one() -> None:
     assert made == ["a", "b"] * 2
 
 
-def agreements() -> list[bool]:
-    comm, odd = communicator(None), communicator(None).rank % 2
-    return [comm.agree("the same"), comm.agree(f"rank {odd}"), comm.agree("the same")]
+def test_devices_that_a_group_has_no_backend_for() -> None:
+    dist.init_process_group("cpu:gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(
+            ValueError, match=r"Tensors on meta cannot travel in this group, whose backends are 'cpu:gloo'"
+        ):
+            communicator(None).twin(torch.device("meta"))
+    finally:
+        dist.destroy_process_group()
 
 
-def test_ranks_agree_where_all_say_the_same() -> None:
-    assert processes.run(2, agreements) == [[True, False, True]] * 2
+def said() -> list[tuple[object, ...]]:
+    """The default group is asked for a fact once, or again."""
+    comm, other = communicator(None), communicator(None)
+    found = [comm.facts("same"), comm.facts(("rank", comm.rank)), other.facts("same"), comm.facts("same", again=True)]
+    if comm.rank == 0:
+        found.append(comm.facts("same"))  # known: nobody has to answer
+    return found
+
+
+def test_ranks_hear_what_each_of_them_says() -> None:
+    first, second = processes.run(2, said)
+    assert second == [("same", "same"), (("rank", 0), ("rank", 1)), ("same", "same"), ("same", "same")]
+    assert first == [*second, ("same", "same")]
 
 
 def second_groups() -> list[list[int]]:
@@ -164,7 +181,7 @@ def second_groups() -> list[list[int]]:
     assert all(comm.twin(torch.device(kind)) is comm for comm in [communicator(None)] for kind in ("cpu", "cuda"))
     pair = dist.new_group([0, 2])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dist, "get_backend_config", lambda group: "cuda:nccl")
+        patch.setattr(dist, "get_backend_config", lambda group: "cpu:gloo,cuda:nccl")
         patch.setattr(dist, "new_group", lambda ranks, backend, **options: real(ranks, backend="gloo", **options))
         if dist.get_rank() == 1:
             return []

@@ -61,7 +61,7 @@ def attention(
     """
     if autocasts(q.device):
         q, k, v = (lowered(x) for x in (q, k, v))
-    scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+    scale = (q.shape[-1] or 1) ** -0.5 if softmax_scale is None else softmax_scale
     request = Request(
         _SOLO if cp is None else cp,
         causal,

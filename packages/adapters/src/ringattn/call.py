@@ -12,8 +12,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from ringattn import checks
-from ringattn.context_parallel import ContextParallel
+from ringattn import agree, checks
+from ringattn.agree import Batch, Terms
+from ringattn.context_parallel import ContextParallel, sound
 from ringattn.lengths import Borders, Lengths, read, repeated
 from ringattn_comms.communicator import Communicator
 from ringattn_comms.connect import connect
@@ -26,7 +27,7 @@ from ringattn_core.kernels.reference import Reference
 from ringattn_core.layout import Division
 from ringattn_core.machine import machine_of
 from ringattn_core.planner import plan
-from ringattn_core.route import Route
+from ringattn_core.route import Route, at_once
 from ringattn_core.schedule import Schedule
 from ringattn_core.settled import early_rows
 from ringattn_core.shape import ACCUMULATOR, Shape
@@ -54,9 +55,11 @@ class Request:
         """Check everything and plan it, for tensors with or without a batch dimension. Raises what `attention` says."""
         checks.shapes(q, k, v)
         checks.dtypes(q, k, v)
-        checks.options(q, sinks, alibi_slopes, self.dropout_p, self.softcap)
+        checks.options(q, sinks, alibi_slopes, self.dropout_p, self.softcap, self.softmax_scale)
         checks.parallel(self.cp, k)
         window = checks.window(self.causal, self.window_size)
+        terms = Terms.of(self.cp, q, k, v, window, self.dropout_p)
+        agree.check(self.cp.communicator, terms)
         batch, tokens = q.shape[:2] if q.dim() == 4 else (1, q.shape[0])
         if alibi_slopes is not None and alibi_slopes.dim() == 2:
             alibi_slopes = alibi_slopes.repeat_interleave(tokens, dim=0)
@@ -66,6 +69,9 @@ class Request:
         kernels = Kernels(flattened(q), flattened(k), flattened(v), options, self.cp.kernel, lse_gradient)
         forward, backward = _plans(self, q, k, batch, window, kernels)
         mine, mine_back = forward(self.cp.cp_rank), backward(self.cp.cp_rank)
+        if self.cp.route is not at_once:  # by which ranks do not know each other's sequences
+            borders = mine_back.queries.cu_seqlens, mine_back.keys.cu_seqlens
+            agree.check_all(self.cp.communicator, terms, Batch(batch, *borders))
         checks.shares(mine_back, q, k, batch)
         second = Pass(mine_back, kernels.choose(mine_back))
         first = second if mine is mine_back else Pass(mine, kernels.choose(mine))
@@ -201,10 +207,10 @@ def _plans(
     assert callable(cp.layout), "the name was looked up when cp was made"
     tokens = borders_q[-1] * batch
     borders = repeated(borders_q, batch), repeated(borders_k, batch)
+    division = sound(Division(cp.layout, borders[0], cp.cp_size, cp.per_sequence, max(batch, 1)))
     if callable(cp.route):
         first, second = cp.route, cp.route
     else:
-        division = Division(cp.layout, borders[0], cp.cp_size, cp.per_sequence, max(batch, 1))
         first, second = (CANDIDATES[name] for name in _auto(cp.communicator, division, window, kernels))
 
     def planned(rank: int, *, route: Route, ahead: int) -> Schedule:
@@ -226,7 +232,7 @@ def _plans(
 def _auto(comm: Communicator, division: Division, window: tuple[int, int], kernels: Kernels) -> Routes:
     """The names of the fastest routes, the same on all ranks: they agree once that all have the same to go by."""
     device = kernels.q.device
-    if device.type != "cuda" or not comm.agree(_facts(device)):
+    if device.type != "cuda" or len(set(comm.facts(_facts(device)))) > 1:
         return Routes("waves", "waves")  # Of other devices nothing is known.
     like = typical(division)
     one_sided = comm.windows(device) is not None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 from operator import index
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +17,10 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Raise unless the shapes of q, k and v are what `attention` takes, one with the other."""
+    """Raise unless q, k and v are tensors whose shapes are what `attention` takes, one with the other."""
+    if not all(isinstance(x, Tensor) for x in (q, k, v)):
+        kinds = ", ".join(type(x).__name__ for x in (q, k, v))
+        raise TypeError(f"q, k and v must be tensors, got {kinds}.")
     if q.dim() not in (3, 4) or k.dim() != q.dim() or v.dim() != q.dim():
         raise ValueError(
             "q, k and v must all be (batch, tokens, heads, head_dim), or all (tokens, heads, head_dim); got "
@@ -29,6 +34,8 @@ def shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise ValueError(
             f"q and k must have the same head_dim, got {q.shape[-1]} and {k.shape[-1]}: {_shapes(q, k, v)}."
         )
+    if 0 in (q.shape[-1], v.shape[-1]):
+        raise ValueError(f"head_dim must be 1 or more, got {_shapes(q, k, v)}.")
     if k.shape[-2] == 0 or q.shape[-2] % k.shape[-2]:
         raise ValueError(
             f"num_kv_heads must divide num_heads: q has {q.shape[-2]} heads and k has {k.shape[-2]}. Each kv head "
@@ -45,7 +52,7 @@ def dtypes(q: Tensor, k: Tensor, v: Tensor) -> None:
     if len({q.dtype, k.dtype, v.dtype}) > 1 or q.dtype not in _DTYPES:
         raise TypeError(
             f"q, k and v must have one dtype out of float16, bfloat16, float32 and float64; got q {q.dtype}, "
-            f"k {k.dtype}, v {v.dtype}. Cast them with .to(q.dtype)."
+            f"k {k.dtype}, v {v.dtype}. Cast them with .to({q.dtype if q.dtype in _DTYPES else torch.bfloat16})."
         )
     if len({q.device, k.device, v.device}) > 1:
         raise ValueError(
@@ -54,9 +61,20 @@ def dtypes(q: Tensor, k: Tensor, v: Tensor) -> None:
         )
 
 
-def options(q: Tensor, sinks: Tensor | None, alibi_slopes: Tensor | None, dropout_p: float, softcap: float) -> None:
+def options(
+    q: Tensor,
+    sinks: Tensor | None,
+    alibi_slopes: Tensor | None,
+    dropout_p: float,
+    softcap: float,
+    softmax_scale: float,
+) -> None:
     """Raise unless the options are possible for these queries."""
     heads = q.shape[-2]
+    numbers: dict[str, Any] = {"dropout_p": dropout_p, "softcap": softcap, "softmax_scale": softmax_scale}
+    for name, number in numbers.items():
+        if not isinstance(number, int | float) or not isfinite(number):
+            raise ValueError(f"{name} must be a finite number, got {number!r}.")
     if not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p}: it is the share of probabilities to drop.")
     if not softcap >= 0.0:
@@ -127,7 +145,7 @@ def shares(schedule: Schedule, q: Tensor, k: Tensor, batch: int) -> None:
         if x.shape[-3] * batch != tokens:
             rank = f"rank {schedule.cp_rank} of {schedule.cp_size}"
             raise ValueError(
-                f"{name} has {x.shape[-3]} tokens, but of {division.cu_seqlens[-1] // batch} in all (the end of "
-                f"{borders}, or else cp_size times what {name} has) {rank} holds {tokens // batch}. Borders are "
-                "global, and q, k, v this rank's shares in the order of the layout: cp.shard makes them."
+                f"{name} has {x.shape[-3]} tokens, but {rank} holds {tokens // batch} of the "
+                f"{division.cu_seqlens[-1] // batch} in all, which are the end of {borders}, or else cp_size times "
+                f"what {name} has. Borders are global, and q, k, v this rank's shares: does cp.shard make them?"
             )

@@ -18,8 +18,10 @@ from ringattn_comms.communicator import Communicator
 from ringattn_comms.connect import Group, communicator
 from ringattn_core.errors import lookup
 from ringattn_core.index import stream_index
+from ringattn_core.kernels.choose import KERNELS
 from ringattn_core.layout import Division, Layout, layout_named
 from ringattn_core.route import NUMBERED, ROUTES, Route
+from ringattn_core.verify import check_division
 
 _numbers = count()
 _by_number: WeakValueDictionary[int, ContextParallel] = WeakValueDictionary()
@@ -41,9 +43,10 @@ class ContextParallel:
     head_groups: keys travel in so many groups of kv heads: less memory, more messages.
     kernel: the name of a kernel; None chooses.
 
-    Raises ValueError for a layout or route that does not exist (with the nearest name) or bad borders, TypeError for
-    what is neither a name nor a function, and, when it is first used, TypeError for what is no group and ValueError for
-    a group that this process is not in, a mesh of several dimensions, or None before torch.distributed has begun.
+    Raises ValueError for a layout, route or kernel that does not exist (with the nearest name) or bad borders, and
+    TypeError for what is neither a name nor a function; when it is first used, TypeError for what is no group, and
+    ValueError for a group that this process is not in, a mesh of several dimensions, None before torch.distributed has
+    begun, or a layout function that does not give every token to one rank.
     """
 
     group: Group = None
@@ -64,8 +67,10 @@ class ContextParallel:
                 raise TypeError(f"{kind} must be a name or a function, got {function!r}.")
         if self.cu_seqlens is not None:
             object.__setattr__(self, "cu_seqlens", read(self.cu_seqlens))
-        if self.head_groups < 1:
-            raise ValueError(f"head_groups must be 1 or more, got {self.head_groups}.")
+        if self.head_groups not in range(1, 1 << 20):  # neither 0 nor "2"
+            raise ValueError(f"head_groups must be a whole number, 1 or more, got {self.head_groups!r}.")
+        if self.kernel is not None:
+            lookup(self.kernel, KERNELS, "kernel")
         object.__setattr__(self, "number", next(_numbers))
         _by_number[self.number] = self
 
@@ -102,7 +107,7 @@ class ContextParallel:
                 "cu_seqlens are global borders, before sharding."
             )
         assert callable(self.layout), "the name was looked up when this was made"
-        division = Division(self.layout, borders, self.cp_size, self.per_sequence)
+        division = sound(Division(self.layout, borders, self.cp_size, self.per_sequence))
         if self.cu_seqlens is None and not _even(division):
             raise ValueError(
                 f"This layout does not give all {self.cp_size} ranks the same number of {length} tokens, so that a "
@@ -117,8 +122,10 @@ class ContextParallel:
 
         Any shapes, dtypes and devices; all ranks have the same whole tensors. Differentiable.
 
-        Raises ValueError for lengths that `cu_seqlens` contradicts, or that do not divide evenly without it.
+        Raises ValueError for lengths that `cu_seqlens` contradicts, or that do not divide evenly without it, and for
+        tensors without that dimension.
         """
+        _check_tensors(tensors, dim)
         index = [stream_index(self.division(x.shape[dim]), self.cp_rank, x.device) for x in tensors]
         shards = tuple(x.index_select(dim, rows) for x, rows in zip(tensors, index, strict=True))
         return shards[0] if len(shards) == 1 else shards
@@ -132,6 +139,7 @@ class ContextParallel:
         the sum of the ranks' losses, and cp_size times too large where each computes the same loss from the whole.
         Raises ValueError where the shares are not as long as those that `shard` hands out.
         """
+        _check_tensors(tensors, dim)
         whole = tuple(self._unshard(x, dim) for x in tensors)
         return whole[0] if len(whole) == 1 else whole
 
@@ -194,6 +202,22 @@ class _Unshard(torch.autograd.Function):
             parts[rank, :length] = grad[stream_index(division, rank, grad.device)]
         own = comm.reduce_scatter(parts).wait() if comm.size > 1 else parts[0]
         return own[: division.length(comm.rank)], None, None
+
+
+@lru_cache(64)
+def sound(division: Division) -> Division:
+    """The same, if every token has one place: ringattn's own layouts need no proof. Raises ValueError otherwise."""
+    if getattr(division.layout, "__module__", "") != layout_named.__module__:
+        check_division(division, "tokens")
+    return division
+
+
+def _check_tensors(tensors: tuple[Tensor, ...], dim: int) -> None:
+    for x in tensors:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"Tensors go in one by one, as in cp.shard(q, k, v), got {type(x).__name__}.")
+        if not -x.dim() <= dim < x.dim():
+            raise ValueError(f"There is no dimension {dim} in a tensor of shape {tuple(x.shape)}: say dim=.")
 
 
 def _lengths(division: Division) -> Sequence[int]:

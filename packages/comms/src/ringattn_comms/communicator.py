@@ -9,12 +9,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from ringattn_comms.window import Windows
+
+T = TypeVar("T")
 
 
 class Work(Protocol):
@@ -55,9 +57,12 @@ class Communicator(ABC):
         """Memory that the ranks' devices can address of each other, where there is any."""
         return None
 
-    def agree(self, fact: str) -> bool:
-        """Do all ranks say the same? All ask together; where nobody can be asked, they are taken to agree."""
-        return True
+    def facts(self, fact: T, *, again: bool = False) -> tuple[T, ...]:
+        """What every rank says, in rank order, asked once for each fact or `again`; pickled. All ranks ask together.
+
+        Where nobody can be asked, it is what this rank says: (fact,).
+        """
+        return (fact,)
 
     def twin(self, device: torch.device) -> Communicator:
         """Another end of the same group, whose calls on a device do not queue behind this one's; itself if none do.

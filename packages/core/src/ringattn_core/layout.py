@@ -51,6 +51,7 @@ def windowed(window: int) -> Layout:
     def layout(extent: range, cp_rank: int, cp_size: int) -> tuple[range, ...]:
         return *zigzag(extent[:window], cp_rank, cp_size), chunk(extent[window:], cp_rank, cp_size)
 
+    layout.__name__ = f"windowed({window})"
     return layout
 
 

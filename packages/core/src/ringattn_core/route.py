@@ -45,6 +45,7 @@ def waves(count: int) -> Route:
         distances = [range(1)] + [chunk(range(1, cp_size), wave, later) for wave in range(later)]
         return tuple(tuple((cp_rank - distance) % cp_size for distance in wave) for wave in distances)
 
+    route.__name__ = f"waves({count})" if count > 1 else "gather"
     return route
 
 
@@ -75,6 +76,7 @@ def double_ring(inner: int) -> Route:
         others = [nodes[(home - hop) % count] for hop in range(1, count)]
         return ((cp_rank,), *([siblings] if siblings else []), *others)
 
+    route.__name__ = f"double_ring({inner})"
     return route
 
 
@@ -106,9 +108,13 @@ class Traffic(NamedTuple):
 def traffic(route: Route, cp_size: int) -> Traffic:
     """Who meets whose keys: what the plans of all ranks have in common.
 
-    Raises ValueError where a rank's own keys come again, but not as a `Route` may have it.
+    Raises ValueError where a rank does not meet everyone's keys, or where its own come again, but not as a `Route` may
+    have it.
     """
     sources = [route(rank, cp_size) for rank in range(cp_size)]
+    for rank, hops in enumerate(sources):
+        if met := {*range(cp_size)} ^ {owner for owners in hops for owner in owners}:
+            raise ValueError(f"A route gives rank {rank} of {cp_size} the sources {hops}, wrong about {sorted(met)}.")
     destinations = [[list[int]() for _ in hops] for hops in sources]
     shifts = [True for _ in sources[0]]
     for rank, hops in enumerate(sources):

@@ -27,7 +27,7 @@ def verify(schedules: Sequence[Schedule], window: Window | None = None) -> None:
     """
     _check_group(schedules)
     for name in ("queries", "keys"):
-        _check_division(getattr(schedules[0], name), name)
+        check_division(getattr(schedules[0], name), name)
     stride = _stride([schedules[0].queries, schedules[0].keys])
     _check_sources(schedules)
     lengths = [schedule.key_length for schedule in schedules]
@@ -84,8 +84,8 @@ def _work(step: Step) -> tuple[object, ...]:
     return step.hop, step.sources, step.destinations, step.pieces, [launch.tiles for launch in step.launches]
 
 
-def _check_division(division: Division, name: str) -> None:
-    """Every position of every sequence is held once."""
+def check_division(division: Division, name: str) -> None:
+    """Raise ScheduleError unless every position of every sequence is held once."""
     held: dict[int, int] = defaultdict(int)
     stride = _stride([division])
     last: dict[int, range] = {}  # of every residue of the stride, the last run so far

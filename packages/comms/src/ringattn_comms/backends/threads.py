@@ -11,7 +11,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from threading import Event, Lock
 from time import monotonic
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -51,20 +51,20 @@ class _Mailbox:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._sent, self._asked = deque[Future[Tensor]](), deque[Future[Tensor]]()
+        self._sent, self._asked = deque[Future[Any]](), deque[Future[Any]]()
 
-    def put(self, x: Tensor) -> None:
+    def put(self, x: object) -> None:
         self._first(self._asked, self._sent).set_result(x)
 
-    def get(self) -> Future[Tensor]:
+    def get(self) -> Future[Any]:
         return self._first(self._sent, self._asked)
 
-    def _first(self, there: deque[Future[Tensor]], otherwise: deque[Future[Tensor]]) -> Future[Tensor]:
+    def _first(self, there: deque[Future[Any]], otherwise: deque[Future[Any]]) -> Future[Any]:
         """The first message that the other side waits for; if there is none, a new one for it to find."""
         with self._lock:
             if there:
                 return there.popleft()
-            message = Future[Tensor]()
+            message = Future[Any]()
             otherwise.append(message)
             return message
 
@@ -76,7 +76,7 @@ class _World:
         self.size, self.timeout, self.stopped = size, timeout, Event()
         self.boxes = [[_Mailbox() for _ in range(size)] for _ in range(size)]
 
-    def wait(self, message: Future[Tensor], source: int, destination: int) -> Tensor:
+    def wait(self, message: Future[T], source: int, destination: int) -> T:
         deadline = monotonic() + self.timeout
         while True:
             try:
@@ -126,6 +126,12 @@ class Threads(Communicator):
 
     def __init__(self, world: _World, rank: int) -> None:
         self.rank, self.size, self._world = rank, world.size, world
+        self._said = dict[object, tuple[Any, ...]]()
+
+    def facts(self, fact: T, *, again: bool = False) -> tuple[T, ...]:
+        if again or fact not in self._said:
+            self._said[fact] = tuple(self.share(fact))
+        return self._said[fact]
 
     def send_recv(self, sends: Sequence[tuple[int, Tensor]], sources: Sequence[int], like: Tensor) -> Work:
         boxes = self._world.boxes
@@ -134,7 +140,7 @@ class Threads(Communicator):
         messages = [(source, boxes[source][self.rank].get()) for source in sources]
         return _Receipt(self._world, messages, self.rank, like)
 
-    def share(self, x: Tensor) -> list[Tensor]:
+    def share(self, x: T) -> list[T]:
         """Every rank's own x, not a copy."""
         boxes, everyone = self._world.boxes, range(self.size)
         for rank in everyone:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar, TypeVarTuple
+from typing import Any, TypeVar, TypeVarTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -19,6 +19,8 @@ if torch.__version__ >= "2.13":  # No comparison of letters: PyTorch compares th
     _all_gather, _reduce_scatter = dist.all_gather_single, dist.reduce_scatter_single
 else:
     _all_gather, _reduce_scatter = dist.all_gather_into_tensor, dist.reduce_scatter_tensor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,19 +79,23 @@ class TorchDist(Communicator):
         work = dist.all_to_all_single(arriving, x, group=self.group, async_op=True)
         return _Pending([work], arriving, [x])
 
-    def agree(self, fact: str) -> bool:
-        return _agree(self.group, fact)
+    def facts(self, fact: T, *, again: bool = False) -> tuple[T, ...]:
+        return (_ask if again else _ask_once)(self.group, fact)
 
     def twin(self, device: torch.device) -> Communicator:
-        nccl = device.type == "cuda" and "cuda:nccl" in dist.get_backend_config(self.group)
-        twin = _twin(self.group) if nccl else None
+        backends = dist.get_backend_config(self.group)
+        if f"{device.type}:" not in backends:
+            raise ValueError(
+                f"Tensors on {device} cannot travel in this group, whose backends are {backends!r}: move them, or name "
+                "a backend for them in init_process_group."
+            )
+        twin = _twin(self.group) if device.type == "cuda" and "cuda:nccl" in backends else None
         return TorchDist(twin) if twin else self
 
     def windows(self, device: torch.device) -> Windows | None:
         return _windows(self.group, device) if device.type == "cuda" else None
 
 
-T = TypeVar("T")
 Facts = TypeVarTuple("Facts")
 Make = Callable[[dist.ProcessGroup | None, *Facts], T]
 
@@ -109,11 +115,13 @@ def _once(make: Make[*Facts, T]) -> Make[*Facts, T]:
     return get
 
 
-@_once
-def _agree(group: dist.ProcessGroup | None, fact: str) -> bool:
-    facts: list[str | None] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(facts, fact, group=group)
-    return len(set(facts)) == 1
+def _ask(group: dist.ProcessGroup | None, fact: Hashable) -> tuple[Any, ...]:
+    said: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(said, fact, group=group)
+    return tuple(said)
+
+
+_ask_once = _once(_ask)
 
 
 @_once
