@@ -44,6 +44,7 @@ class Played(Windows):
 
 class _PlayedWindow(Window):
     def __init__(self, rank: int, size: int) -> None:
+        super().__init__()
         self.rank = rank
         self.own, self.others = _memories(size)
 

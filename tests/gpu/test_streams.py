@@ -36,9 +36,11 @@ def test_no_sync(no_sync: None, kernel: str) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("cu_seqlens", [None, [0, 100, 300, 512]], ids=["one", "packed"])
 @pytest.mark.parametrize("kernel", ["torch_flash", "flash_attn_4"])
-def test_cuda_graph(kernel: str) -> None:
-    cp, parts = ringattn.ContextParallel(_alone(), kernel=kernel), tensors(512)
+def test_cuda_graph(kernel: str, cu_seqlens: list[int] | None) -> None:
+    """It is replayed long after what it was captured with has left all caches."""
+    cp, parts = ringattn.ContextParallel(_alone(), kernel=kernel, cu_seqlens=cu_seqlens), tensors(512)
 
     def both() -> list[torch.Tensor]:
         out = ringattn.attention(*parts, cp=cp, causal=True)
@@ -58,7 +60,11 @@ def test_cuda_graph(kernel: str) -> None:
     with torch.no_grad():
         for x in parts:
             x.copy_(torch.randn_like(x))
+        for border in range(1, 301):
+            ringattn.attention(*parts, cp=cp.with_cu_seqlens([0, border, 512]), causal=True)
+        junk = [torch.full((512,), 7, dtype=torch.int32, device="cuda") for _ in range(1000)]
     graph.replay()
+    assert all(x.eq(7).all() for x in junk)
     for got, want in zip(captured, both(), strict=True):
         torch.testing.assert_close(got, want, rtol=2e-2, atol=2e-2)
 

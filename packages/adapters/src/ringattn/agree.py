@@ -66,6 +66,8 @@ def check_all(comm: Communicator, terms: Terms, batch: Batch) -> None:
 
 def _compare(said: tuple[NamedTuple, ...]) -> None:
     """Raise ValueError unless all ranks say the same, with the first thing that they differ in."""
+    if said.count(said[0]) == len(said):
+        return
     for field in said[0]._fields:
         values = [getattr(each, field) for each in said]
         if len(set(values)) > 1:

@@ -23,7 +23,7 @@ class Work(Protocol):
     """A call under way."""
 
     def wait(self) -> Tensor:
-        """What arrived. On a GPU only the current stream waits, not the host."""
+        """What arrived. On a GPU only the current stream waits, the one that the call was made on; not the host."""
         ...
 
 

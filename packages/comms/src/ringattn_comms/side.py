@@ -26,11 +26,11 @@ class Side:
         return On(self.stream, self._main)
 
     def event(self) -> Callable[[], None]:
-        """Inside `after_main`: what lets the stream that is current then wait for what was asked of the side so far."""
+        """Inside `after_main`: what lets the main stream wait for all that was asked of the side so far."""
         if self.stream is None or self._main is None:
             return _nothing
-        event, device = self.stream.record_event(), self.stream.device
-        return lambda: current(device).wait_event(event)
+        event, main = self.stream.record_event(), self._main
+        return lambda: main.wait_event(event)
 
     def goes_first(self) -> None:
         """What was asked of the side so far begins before what will be asked of the main stream.

@@ -18,6 +18,9 @@ _ALIGNMENT = 256  # bytes: what every GPU kernel and copy engine is content with
 class Window(ABC):
     """As many bytes on every rank."""
 
+    def __init__(self) -> None:
+        self._tensors = dict[tuple[int, int, tuple[int, ...], torch.dtype], Tensor]()
+
     @abstractmethod
     def memory(self, rank: int) -> Tensor:
         """The bytes of a rank, uint8."""
@@ -25,6 +28,17 @@ class Window(ABC):
     @abstractmethod
     def barrier(self) -> None:
         """What any rank does after this, on the stream that is current, comes after what all ranks did before it."""
+
+    def tensor(self, rank: int, start: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A tensor that begins at some byte of a rank's memory."""
+        key = rank, start, shape, dtype
+        if key not in self._tensors:
+            if len(self._tensors) == 1024:
+                self._tensors.clear()
+            end = start + prod(shape) * dtype.itemsize
+            with torch.inference_mode(False):  # It is used again where there is no such mode.
+                self._tensors[key] = self.memory(rank)[start:end].view(dtype).view(shape)
+        return self._tensors[key]
 
     def exchange(self, first: Sequence[Move], then: Sequence[Move], *, small: bool) -> None:
         """Some moves, a barrier, and others: all ranks call this together, each with its own, `small` or not alike."""
@@ -81,5 +95,4 @@ class Place:
 
     def on(self, window: Window, rank: int) -> Tensor:
         """The tensor on a rank."""
-        size = prod(self.shape) * self.dtype.itemsize
-        return window.memory(rank)[self.start : self.start + size].view(self.dtype).view(self.shape)
+        return window.tensor(rank, self.start, self.shape, self.dtype)

@@ -50,6 +50,7 @@ class SymmetricWindows(Windows):
 
 class _SymmetricWindow(Window):
     def __init__(self, own: Tensor, handle: Any) -> None:
+        super().__init__()
         self._handle = handle
         self._memories: list[Tensor] = [
             handle.get_buffer(rank, own.shape, own.dtype) for rank in range(handle.world_size)

@@ -172,6 +172,7 @@ class ThreadWindows(Windows):
 
 class _ThreadWindow(Window):
     def __init__(self, comm: Threads, own: Tensor) -> None:
+        super().__init__()
         self._comm = comm
         self._memories = comm.share(own)
 
