@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isfinite
+from numbers import Real
 from operator import index
 from typing import Any
 
@@ -73,7 +74,7 @@ def options(
     heads = q.shape[-2]
     numbers: dict[str, Any] = {"dropout_p": dropout_p, "softcap": softcap, "softmax_scale": softmax_scale}
     for name, number in numbers.items():
-        if not isinstance(number, int | float) or not isfinite(number):
+        if not isinstance(number, Real) or not isfinite(number):
             raise ValueError(f"{name} must be a finite number, got {number!r}.")
     if not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p}: it is the share of probabilities to drop.")

@@ -54,7 +54,9 @@ def communicator(group: Group) -> Communicator:
 
 
 def connect(group: Group, schedule: Schedule, device: torch.device | None = None) -> Transport:
-    """The transport of a group for a schedule and tensors on a device (None: a CPU). Raises what `communicator` does.
+    """The transport of a group for a schedule and tensors on a device (None: a CPU).
+
+    Raises what `communicator` does, and ValueError for a device that the group has no backend for.
 
     One-sided where the ranks' devices can address each other's memory and the ranks know what the others need; else
     from neighbour to neighbour if every hop is a ring's, and straight from the owners if not.
