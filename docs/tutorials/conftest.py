@@ -3,7 +3,7 @@
 The ```` ```python ```` fences of a page, in order, are the program. It runs under `torchrun` on the CPU, on as many
 processes as `nproc` in the front matter says, 4 by default, and is skipped where a module is missing that `needs` names
 there. Each ```` ```text output ```` fence is what rank 0 has printed since the one before; a page shows all that its
-program prints.
+program prints. `python docs/tutorials/conftest.py PAGE` runs one page for a reader, without the comparison.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 
+HERE = Path(__file__).parent
 TIME_LIMIT = 240  # seconds, less than the limit of a test, so that it is this file that says which page hung
 OUTPUT_ENDS = "@@ the output of a page ends here @@"
 # What comes after the last line of a page is not the page's: gloo now and then aborts a process that ends in order
@@ -45,10 +47,7 @@ class Program(pytest.Item):
         for module in front_matter(page, "needs").split():
             pytest.importorskip(module, reason=f"the page needs {module}, which is not installed")
         program, shown = read(page)
-        # Named after the page and kept, so that a reader of a traceback can open it.
-        script = self.config.rootpath / ".tutorials" / f"{self.path.stem}.py"
-        script.parent.mkdir(exist_ok=True)
-        script.write_text(f"{program}\n{END}", encoding="utf-8")
+        script = written(program, self.config.rootpath / ".tutorials" / f"{self.path.stem}.py")
         printed = torchrun(script, number_of_processes(page)).split(f"{OUTPUT_ENDS}\n")
         for number, (want, got) in enumerate(zip_longest([*shown, ""], printed, fillvalue=""), 1):
             if tidy(want) != tidy(got):
@@ -65,7 +64,8 @@ class Program(pytest.Item):
 def read(page: str) -> tuple[str, list[str]]:
     """The program of a page and the outputs that the page shows.
 
-    The program is the page with everything blanked that is no Python, so that a line has the same number in both.
+    The program is the page with everything blanked that is no Python, so that a line has the same number in both. On
+    its first line, which is never Python, it ends if another number of processes was started.
     """
     program, shown, fence = [], [], ""
     for line in page.splitlines():
@@ -81,7 +81,17 @@ def read(page: str) -> tuple[str, list[str]]:
         elif fence == "```text output":
             shown[-1] += f"{line}\n"
         program.append(kept)
+    count = number_of_processes(page)
+    wrong = f'__import__("os").environ.get("WORLD_SIZE", "1") != "{count}"'
+    program[0] = f'if {wrong}: raise SystemExit("Start this program with torchrun --nproc-per-node {count}")'
     return "\n".join(program), shown
+
+
+def written(program: str, script: Path) -> Path:
+    """The file of a program: named after its page and kept, so that a reader of a page or a traceback can open it."""
+    script.parent.mkdir(exist_ok=True)
+    script.write_text(f"{program}\n{END}", encoding="utf-8")
+    return script
 
 
 def number_of_processes(page: str) -> int:
@@ -126,3 +136,26 @@ def torchrun(script: Path, processes: int) -> str:
 def tidy(text: str) -> str:
     """Without the spaces at the ends of lines and the blank lines around, which no reader sees."""
     return "\n".join(line.rstrip() for line in text.strip("\n").splitlines()).strip("\n")
+
+
+def main(arguments: list[str]) -> str | int:
+    """Run a page, and show what its processes print as they do. Returns what is wrong, or the exit status."""
+    pages = {path.stem: path for path in sorted(HERE.glob("*.md"))}
+    name = Path(arguments[0]).stem if len(arguments) == 1 else ""
+    if name not in pages:
+        return "\n  ".join(["Say which page to run:", *(f"docs/tutorials/{page}.md" for page in pages)])
+    page = pages[name].read_text(encoding="utf-8")
+    missing = [module for module in front_matter(page, "needs").split() if find_spec(module) is None]
+    if missing:
+        return f"The page needs {' and '.join(missing)}, not installed here: python -m pip install {' '.join(missing)}"
+    program, _ = read(page)
+    program = program.replace(f"print({OUTPUT_ENDS!r}, flush=True)", "")
+    script = written(program, HERE.parents[1] / ".tutorials" / f"{name}.py")
+    number = f"--nproc-per-node={number_of_processes(page)}"
+    print(f"torchrun {number} {script.relative_to(HERE.parents[1])}", flush=True)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", number, str(script)]
+    return subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -24,15 +24,42 @@ def run(*arguments: str) -> str:
 def test_plan() -> None:
     output = run("plan", "--seqlen", "1M", "--cp", "8", "--layout", "zigzag", "--window", "4096", "--gpu", "h200")
     assert "1,048,576 tokens on 8 ranks" in output and "waves ← backward" in output and "gather ← forward" in output
-    assert [line.split()[0] for line in output.splitlines() if " ms " in line] == [
-        "ring",
-        "waves",
-        "waves(3)",
-        "gather",
-        "auto",
-    ]
+    assert routes(output) == ["ring", "waves", "waves(3)", "gather", "auto"]
     full = run("plan", "--seqlen", "1M", "--cp", "8")
     assert " s " in full and "12.5%" in full  # of the work: balanced
+
+
+def routes(output: str) -> list[str]:
+    return [line.split()[0] for line in output.splitlines() if " ms " in line]
+
+
+def test_plan_of_named_routes_and_lengths() -> None:
+    output = run("plan", "--seqlen", "50k,3k,1k", "--cp", "4", "--route", "ring", "--route", "double_ring(2)")
+    assert "55,296 tokens in 3 documents on 4 ranks" in output
+    assert routes(output) == ["ring", "double_ring(2)", "auto"]
+    # Another name of a route is the same route.
+    assert routes(run("plan", "--seqlen", "1M", "--route", "waves(1)", "--window", "4096")) == ["waves(1)", "auto"]
+
+
+def test_plan_says_what_auto_was_chosen_for() -> None:
+    def note(*arguments: str) -> str:
+        return next((line for line in run("plan", "--cp", "4", *arguments).splitlines() if "chosen for" in line), "")
+
+    assert note("--seqlen", "60k") == (
+        "auto was chosen for one sequence of 65,536 tokens, not for these lengths: another may be faster here."
+    )
+    assert note("--seqlen", "60k", "--documents", "8").startswith("auto was chosen for one sequence of 65,536 tokens,")
+    assert note("--seqlen", "60k,4k,1k", "--layout", "balanced").startswith("auto was chosen for 4 documents of ")
+    assert note("--seqlen", "60k", "--documents", "8", "--layout", "balanced").startswith(
+        "auto was chosen for 8 documents of 8,192 tokens, not"
+    )
+    assert note("--seqlen", "64k") == ""
+
+
+def test_one_rank_needs_no_route() -> None:
+    output = run("plan", "--cp", "1")
+    assert routes(output) == ["ring"] and "tokens on 1 rank, zigzag" in output and "←" not in output
+    assert "every route is the same" in output
 
 
 def test_plan_says_what_differs() -> None:
@@ -61,6 +88,20 @@ def test_draw(tmp_path: Path) -> None:
     assert picture.read_text().startswith("<svg")
 
 
+@pytest.mark.parametrize("arguments", [(), ("--cp", "8"), ("--layout", "striped"), ("--seqlen", "100k,20k,7")])
+def test_drawings_fit_a_terminal(arguments: tuple[str, ...]) -> None:
+    seqlen = () if "--seqlen" in arguments else ("--seqlen", "1k")
+    output = CliRunner().invoke(app, ["draw", *seqlen, *arguments], env={"COLUMNS": "80"}).output
+    lines = output.splitlines()
+    assert max(map(len, lines)) <= 80 and "| rank of the key" in output
+    assert all(line.endswith(("|", "tokens", "key", "launches")) for line in lines if "|" in line)
+
+
+def test_what_cannot_fit_stays_in_one_line() -> None:
+    output = CliRunner().invoke(app, ["draw", "--seqlen", "1k", "--cp", "20"], env={"COLUMNS": "80"}).output
+    assert len([line for line in output.splitlines() if line.endswith("of the cells in 20 launches")]) == 20
+
+
 def test_doctor() -> None:
     output = run("doctor")
     for line in ("torch", "✓  reference", "✓  torch_flash", "–  flash_attn_4", "✓  threads", "peer access"):
@@ -79,18 +120,29 @@ def test_help_has_examples() -> None:
     ("arguments", "message"),
     [
         (["plan", "--gpu", "h300"], "Did you mean 'h200'"),
+        (["plan", "--route", "rings"], "'--route': There is no route 'rings'"),
+        (["plan", "--route", "double_ring(3)"], "'--route': double_ring(3) needs a cp_size that 3 divides, got 8"),
+        (["plan", "--seqlen", "1k,2k", "--documents", "3"], "'--documents': --seqlen already gives the lengths of 2"),
+        (["demo", "--tokens", "63"], "'--tokens': it must be a whole number, from 64 to 8,192, got 63."),
+        (["demo", "--route", "rings"], "'--route': There is no route 'rings'"),
+        (["draw", "--seqlen", "0"], "'--seqlen': '0' is no number of tokens"),
+        (["draw", "--seqlen", "7,,12"], "'--seqlen': '' in '7,,12' is no number of tokens"),
+        (["draw", "--seqlen", "7,,12"], "a list of documents' lengths such as 7,5,12"),
         (["plan", "--seqlen", "many"], "8192, 64k or 1M"),
         (["plan", "--seqlen", "0"], "--seqlen"),
         (["plan", "--seqlen", "-4k"], "'-4k' is no number of tokens"),
         (["plan", "--seqlen", "1.3"], "8192, 64k or 1M"),
-        (["plan", "--seqlen", "10", "--documents", "11"], "'--documents': 10 tokens are too few for 11"),
+        (
+            ["plan", "--seqlen", "10", "--documents", "11"],
+            "'--documents': 11 documents need as many tokens or more, got 10.",
+        ),
         (["plan", "--window", "0"], "'--window'"),
         (["plan", "--window", "-3"], "'-3' is no number of tokens"),
-        (["plan", "--cp", "0"], "'--cp'"),
-        (["plan", "--cp", "many"], "'--cp'"),
-        (["plan", "--cp", "257"], "256"),
+        (["plan", "--cp", "0"], "'--cp': it must be a whole number, from 1 to 256, got 0."),
+        (["plan", "--cp", "many"], "'--cp': it must be a whole number, from 1 to 256, got many."),
+        (["plan", "--cp", "257"], "got 257"),
         (["plan", "--layout", "spiral"], "'contiguous', 'zigzag', 'striped'"),
-        (["plan", "--heads", "0"], "'--heads'"),
+        (["plan", "--heads", "0"], "'--heads': it must be a whole number, 1 or more, got 0."),
         (["plan", "--kv-heads", "5"], "'--kv-heads': it must divide --heads = 32, got 5"),
         (["plan", "extra"], "extra"),
         (["draw", "--route", "rings"], "'--route': There is no route 'rings'"),
@@ -112,16 +164,11 @@ def test_a_mistake_gets_a_message_and_no_trace(arguments: list[str], message: st
 
 
 def test_sizes() -> None:
-    assert [sizes.tokens(text) for text in ("8192", "64k", "1M", "1.5k", "8,192", "8_192")] == [
-        8192,
-        65536,
-        2**20,
-        1536,
-        8192,
-        8192,
-    ]
-    with pytest.raises(typer.BadParameter, match="'7,5,12' is no number of tokens"):
-        sizes.tokens("7,5,12")
+    assert [sizes.tokens(text) for text in ("8192", "64k", "1M", "1.5k", "8_192")] == [8192, 65536, 2**20, 1536, 8192]
+    with pytest.raises(typer.BadParameter, match="'8,192' is no number of tokens"):
+        sizes.tokens("8,192")  # A comma stands between lengths.
+    assert sizes.lengths("64k") == [65536] and sizes.lengths("7, 5,1k") == [7, 5, 1024]
+    assert sizes.count(1, "token") == "1 token" and sizes.count(8192, "token") == "8,192 tokens"
     assert [sizes.data(size) for size in (512, 1010 * 2**20, 3 * 2**30)] == ["512 B", "0.986 GiB", "3 GiB"]
     assert sizes.data(2**40) == "1 TiB" and sizes.duration(0.0123) == "12.3 ms" and sizes.digits(3941.2) == "3,940"
 
@@ -132,3 +179,20 @@ def test_without_the_extra() -> None:
     assert (
         result.returncode == 1 and "pip install 'ringattn[cli]'" in result.stderr and "Traceback" not in result.stderr
     )
+
+
+def test_the_version() -> None:
+    assert run("--version").startswith("ringattn")
+
+
+def test_names_that_a_shell_would_refuse_are_quoted() -> None:
+    for command in ("plan", "draw", "demo"):
+        text = " ".join(run(command, "--help").split())
+        assert "'windowed(4096)'" in text and "'waves(3)'" in text
+    assert " of ideal: " in run("plan", "--help")
+
+
+@pytest.mark.parametrize("module", ["ringattn", "ringattn.cli"])
+def test_as_a_module(module: str) -> None:
+    command = [sys.executable, "-m", module, "draw", "--seqlen", "4", "--cp", "1"]
+    assert "rank 0 |████| 4 tokens" in subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -54,7 +54,7 @@ def test_every_rank_has_its_colour() -> None:
     [
         (["--layout", "zigzga"], "zigzag"),
         (["--route", "rong"], "gather"),
-        (["--tokens", "9000"], "8192"),
+        (["--tokens", "9000"], "8,192"),
         (["--tokens", "many"], "--tokens"),
         (["--cp", "0"], "1"),
         (["--depth", "3"], "--depth"),

@@ -140,6 +140,7 @@ def arguments() -> Found:
     found["two tokens"] = compare.errors(build("mistral"), {"input_ids": two, "labels": two})
     found["a tuple"] = {"loss": _tuple_loss(ids)}
     found["a loss outside the model"] = _loss_outside(ids)
+    found["the last logits"] = _last_logits(ids)
     return found
 
 
@@ -160,6 +161,19 @@ def _loss_outside(ids: Tensor) -> compare.Errors:
         )
         losses[-1].backward()
     return {"loss": compare.relative(*losses)} | compare.worst(compare.gradients(model, alone))
+
+
+def _last_logits(ids: Tensor) -> compare.Errors:
+    """Those of the last token alone, on every rank; their gradient as from all logits."""
+    model = build("llama")
+    alone = copy.deepcopy(model)
+    ringattn.hf.parallelize(model)
+    logits = [each(ids, logits_to_keep=1, use_cache=False).logits for each in (model, alone)]
+    logits.append(model(ids, logits_to_keep=1, return_dict=False)[0])
+    for each in logits[:2]:
+        torch.nn.functional.cross_entropy(each[:, 0], ids[:, 0]).backward()
+    found = {"logits": compare.relative(*logits[:2]), "a tuple": compare.relative(*logits[2:0:-1])}
+    return found | compare.worst(compare.gradients(model, alone))
 
 
 def _tuple_loss(ids: Tensor) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import multiprocessing
+import warnings
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ import processes
 import ringattn.hf
 from adapters.hf import compare
 from adapters.hf.models import ARCHITECTURES, WINDOW, build
-from ringattn.hf.cache import cache_of
+from ringattn.hf.cache import ARGUMENT, cache_of
 from ringattn_comms.communicator import Solo
 
 multiprocessing.get_context("forkserver").set_forkserver_preload(["torch", "adapters.hf.models", "ringattn.hf"])
@@ -50,13 +51,15 @@ def same(model: PreTrainedModel, prompt: dict[str, Tensor], **how: Any) -> bool:
     """Does a sharded copy generate what the model does?"""
     how = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False} | how
     seed = how.pop("seed", 0)
+    cached = how.pop("use_cache", True)
     torch.manual_seed(seed)
     expected = model.generate(**prompt, **how)
     sharded = ringattn.hf.parallelize(copy.deepcopy(model))
     cache = ringattn.hf.ShardedCache()
     # Only the first rank has the seed: the others take over its random state.
     torch.manual_seed(seed if cache.comm.rank == 0 else 1234)
-    return torch.equal(sharded.generate(**prompt, past_key_values=cache, **how), expected)
+    keep: dict[str, Any] = {ARGUMENT: cache} if cached else {"use_cache": False}
+    return torch.equal(sharded.generate(**prompt, **keep, **how), expected)
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -75,6 +78,9 @@ def ways() -> dict[str, bool]:
         "two answers": same(model, {"input_ids": compare.tokens(1, 11)}, do_sample=True, num_return_sequences=2),
         "one token": same(windowed, {"input_ids": compare.tokens(1, 1)}),
         "in parts": in_parts(windowed),
+        "without a cache": same(windowed, prompt, use_cache=False),
+        "without a cache, sampled": same(model, prompt, use_cache=False, do_sample=True, seed=3, temperature=0.7),
+        "without a cache, beams": same(model, {"input_ids": compare.tokens(1, 1)}, use_cache=False, num_beams=3),
         "kept": kept(),
     }
 
@@ -115,7 +121,7 @@ def test_alone() -> None:
         model(ids[:, :1], past_key_values=cache, attention_mask=torch.ones(2, 4))
     with pytest.raises(ringattn.UnsupportedError, match="labels go with whole texts"):
         model(ids[:, :1], labels=ids[:, :1], past_key_values=cache)
-    with pytest.raises(ringattn.UnsupportedError, match="DynamicCache as its cache"):
+    with pytest.raises(ringattn.UnsupportedError, match=f"DynamicCache as its cache.*pass {ARGUMENT}=.*use_cache=Fal"):
         model.generate(ids, max_new_tokens=2)
     cache.reset()
     torch.testing.assert_close(model(ids, past_key_values=cache).logits, expected[:, -1:])
@@ -125,6 +131,13 @@ def test_alone() -> None:
 def test_either_name_of_the_argument(name: str) -> None:
     cache = ringattn.hf.ShardedCache(Solo())
     assert cache_of({name: cache}) is cache and cache_of({name: None}) is cache_of({}) is None
+
+
+def test_the_name_that_errors_give_is_no_old_one() -> None:
+    model = ringattn.hf.parallelize(build("llama").eval(), Solo())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        model(compare.tokens(1, 4), **{ARGUMENT: ringattn.hf.ShardedCache(Solo())})
 
 
 def test_a_window_cannot_go_back() -> None:

@@ -86,6 +86,10 @@ def test_names_that_do_not_exist() -> None:
         ringattn.hf.parallelize(model, Solo(), route="gathers")
     with pytest.raises(ValueError, match="init_process_group"):
         ringattn.hf.parallelize(model)
+    with pytest.raises(ValueError, match=r"logits must be 'shards', .* got 'full'"):
+        ringattn.hf.parallelize(model, Solo(), logits="full")
+    with pytest.raises(TypeError, match="load 'gpt2' first, with AutoModelForCausalLM"):
+        ringattn.hf.parallelize("gpt2", Solo())
 
 
 @pytest.mark.parametrize(
@@ -97,7 +101,8 @@ def test_names_that_do_not_exist() -> None:
         ({"input_ids": IDS, "cu_seq_lens_q": [0, 12]}, "ends at 12, but the row has 10 tokens"),
         ({"input_ids": IDS.expand(2, -1), "cu_seq_lens_q": [0, 10]}, "the batch has 2 rows"),
         ({"input_ids": IDS, "use_cache": True}, "ShardedCache"),
-        ({"input_ids": IDS, "logits_to_keep": 1}, "logits_to_keep=1"),
+        ({"input_ids": IDS, "logits_to_keep": 2}, "logits_to_keep=2"),
+        ({"input_ids": IDS, "logits_to_keep": 1, "labels": IDS}, "logits_to_keep=1.*Without labels, 1 is supported"),
         ({"input_ids": IDS, "output_attentions": True}, "output_attentions"),
         ({"input_ids": IDS, "position_bias": torch.zeros(1)}, "'position_bias'.*a bias for every pair"),
         ({"input_ids": IDS, "encoder_hidden_states": torch.zeros(1, 4, 32)}, "got encoder_hidden_states: its cross"),
@@ -106,6 +111,25 @@ def test_names_that_do_not_exist() -> None:
 )
 def test_arguments(arguments: dict[str, Any], message: str) -> None:
     model = ringattn.hf.parallelize(build("llama"), Solo())
+    with pytest.raises(ValueError, match=message):
+        model(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"input_ids": IDS[0]}, r"input_ids must be \(rows, tokens\), got \(10,\).*input_ids\[None\]"),
+        ({"inputs_embeds": torch.zeros(10, 32)}, r"inputs_embeds must be \(rows, tokens, hidden\), got \(10, 32\)"),
+        ({"input_ids": IDS, "labels": IDS[:, :5]}, r"labels must be \(rows, tokens\) = \(1, 10\), got \(1, 5\)"),
+        ({"input_ids": IDS[:, :5], "labels": IDS}, r"labels must be \(rows, tokens\) = \(1, 5\), got \(1, 10\)"),
+        ({"input_ids": IDS.expand(2, -1), "labels": IDS}, r"labels must be .* = \(2, 10\), got \(1, 10\)"),
+        ({"input_ids": IDS, "shift_labels": IDS[:, 1:]}, r"shift_labels must be .* = \(1, 10\), got \(1, 9\)"),
+        ({"input_ids": IDS, "position_ids": IDS[:, :5]}, r"position_ids must be .* or \(1, 10\), got \(1, 5\)"),
+    ],
+)
+def test_shapes(arguments: dict[str, Any], message: str) -> None:
+    """Before anything is communicated."""
+    model = ringattn.hf.parallelize(build("llama"), Mute(0, 2))
     with pytest.raises(ValueError, match=message):
         model(**arguments)
 
@@ -126,9 +150,20 @@ def test_a_model_that_was_not_parallelized() -> None:
 
 def test_a_model_whose_attention_goes_elsewhere() -> None:
     model = ringattn.hf.parallelize(build("llama"), Solo())
-    model.set_attn_implementation("eager")
+    for layer in model.model.layers:
+        layer.self_attn.config = build("llama").config
     with pytest.raises(UnsupportedError, match="without calling its registered attention function"):
         model(IDS)
+
+
+def test_another_implementation_was_chosen() -> None:
+    model = build("llama").eval()
+    expected = model(IDS).logits
+    ringattn.hf.parallelize(model, Solo()).set_attn_implementation("sdpa")
+    with pytest.raises(ValueError, match=r"changed to 'sdpa'.*set_attn_implementation\('ringattn'\).*restore"):
+        model(IDS)
+    model.set_attn_implementation(ringattn.hf.NAME)
+    torch.testing.assert_close(model(IDS).logits, expected)
 
 
 def test_parallelize_twice_and_restore() -> None:
@@ -155,6 +190,23 @@ def test_nothing_but_the_model_changes() -> None:
     ringattn.hf.parallelize(one, Solo())
     torch.testing.assert_close(other(IDS).logits, expected)
     assert ringattn.hf.NAME not in one.config.to_json_string()
+
+
+def test_models_that_share_a_config() -> None:
+    """As a policy and the model that it is compared with do."""
+    config = build("gemma2").config
+    one, other = (AutoModelForCausalLM.from_config(config, attn_implementation="eager") for _ in range(2))
+    wrapped = torch.nn.ModuleDict({"model": one})
+    expected = other(IDS).logits
+    ringattn.hf.parallelize(wrapped, Solo())
+    torch.testing.assert_close(other(IDS).logits, expected)
+    assert other.config is config and config._attn_implementation == "eager"
+    own = {id(module.config) for module in one.modules() if "config" in vars(module)}
+    assert own == {id(one.config)} and one.config is not config
+    ringattn.hf.parallelize(one, Solo(), layout="striped")
+    assert own == {id(one.config)}, "one copy is enough"
+    with pytest.raises(UnsupportedError, match="made from the config of a parallelized one"):
+        type(one)(one.config)(IDS)
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])

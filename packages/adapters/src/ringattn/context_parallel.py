@@ -18,7 +18,7 @@ from ringattn_comms.communicator import Communicator
 from ringattn_comms.connect import Group, communicator
 from ringattn_core.errors import lookup
 from ringattn_core.index import stream_index
-from ringattn_core.kernels.choose import KERNELS
+from ringattn_core.kernels import choose
 from ringattn_core.layout import Division, Layout, layout_named
 from ringattn_core.route import NUMBERED, ROUTES, Route
 from ringattn_core.verify import check_division
@@ -70,7 +70,7 @@ class ContextParallel:
         if self.head_groups not in range(1, 1 << 20):  # neither 0 nor "2"
             raise ValueError(f"head_groups must be a whole number, 1 or more, got {self.head_groups!r}.")
         if self.kernel is not None:
-            lookup(self.kernel, KERNELS, "kernel")
+            lookup(self.kernel, choose.KERNELS, "kernel")
         object.__setattr__(self, "number", next(_numbers))
         _by_number[self.number] = self
 

@@ -178,12 +178,12 @@ class _Fold:
 _TOUCHED, _NARROW, _WIDE, _WIDEN = 1, 2, 4, 8  # a row's code: is it touched, read from where, written to where
 
 
-@kept(512)
+@kept(2048)
 def _row_codes(schedule: Schedule, launch: Launch, device: torch.device) -> Tensor:
     return _codes(row_touches(schedule).of[launch], launch.rows, device)
 
 
-@kept(512)
+@kept(2048)
 def _column_codes(step: Step, length: int, launch: Launch, device: torch.device) -> Tensor:
     return _codes(column_touches(step, length).of[launch], launch.columns, device)
 

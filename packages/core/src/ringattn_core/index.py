@@ -35,13 +35,13 @@ def kept(count: int) -> Callable[[Callable[[*Key], T]], Callable[[*Key], T]]:
     return keep
 
 
-@kept(256)
+@kept(1024)
 def row_index(launch: Launch, device: torch.device) -> slice | Tensor:
     """The launch's rows: a slice if they have no gap."""
     return _index([tile.q for tile in launch.tiles], launch.rows if launch.dense_rows else None, device)
 
 
-@kept(256)
+@kept(1024)
 def column_index(launch: Launch, device: torch.device) -> slice | Tensor:
     """The launch's columns: a slice if they have no gap."""
     return _index([tile.k for tile in launch.tiles], launch.columns if launch.dense_columns else None, device)

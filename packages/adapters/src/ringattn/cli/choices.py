@@ -24,15 +24,53 @@ def _layout(name: str) -> str:
     return name
 
 
+def _route(name: str) -> str:
+    try:
+        route_named(name)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    return name
+
+
+def _seqlen(text: str | int) -> str:
+    sizes.lengths(str(text))
+    return str(text)
+
+
 LayoutOption = Annotated[
     str,
     typer.Option(
         parser=_layout,
         metavar="LAYOUT",
-        help="Who holds which tokens: zigzag, balanced, contiguous, striped, windowed(4096).",
+        help="Who holds which tokens: zigzag, balanced, contiguous, striped, 'windowed(4096)'.",
     ),
 ]
-CpOption = Annotated[int, typer.Option(min=1, max=256, help="Ranks that share the sequence.")]
+ROUTES = "ring, waves, gather, 'waves(3)', 'double_ring(2)'"
+RouteOption = Annotated[
+    str,
+    typer.Option(parser=_route, metavar="ROUTE", help=f"Where keys come from, and when: {ROUTES}."),
+]
+RoutesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--route",
+        parser=_route,
+        metavar="ROUTE",
+        help=f"A route to show: {ROUTES}. Repeat it for more. Without it: those that auto chooses from.",
+        show_default=False,
+    ),
+]
+SeqlenOption = Annotated[
+    str,
+    typer.Option(
+        parser=_seqlen,
+        metavar="TOKENS",
+        help="Tokens: 8192, 64k, 1M; or the lengths of packed documents: 7,5,12.",
+    ),
+]
+CpOption = Annotated[
+    int, typer.Option(parser=sizes.whole(1, 256), metavar="RANKS", help="Ranks that share the sequence, up to 256.")
+]
 WindowOption = Annotated[
     int | None,
     typer.Option(parser=sizes.tokens, metavar="TOKENS", help="Sliding window: tokens that a query sees, with itself."),
@@ -49,7 +87,7 @@ def schedules(
     causal: bool = True,
     ahead: int = 0,
 ) -> tuple[Schedule, ...]:
-    """The schedules of all ranks. Raises BadParameter for a route that does not exist or does not fit."""
+    """The schedules of all ranks. Raises BadParameter for a route that does not fit."""
     left = -1 if window is None else window - 1
     borders = tuple(accumulate(lengths, initial=0))
     try:

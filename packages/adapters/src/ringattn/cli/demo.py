@@ -4,40 +4,43 @@ from __future__ import annotations
 
 import os
 import tempfile
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.padding import Padding
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from ringattn.cli import choices, group, pictures, reference, smollm
+from ringattn.cli import choices, group, pictures, reference, sizes, smollm
 from ringattn.cli.reference import Reference
 from ringattn.cli.worker import Job, Result
-from ringattn_core import draw
+from ringattn_core.schedule import Schedule
 
 TOLERANCE = 1e-4  # of a float32 model whose attention is computed in float64 on both sides, see `exact`
 console = Console(highlight=False)
 
 
-class Route(StrEnum):
-    """Where keys come from, and when."""
-
-    RING = "ring"
-    WAVES = "waves"
-    GATHER = "gather"
+TokensOption = Annotated[
+    int,
+    typer.Option(
+        parser=sizes.whole(64, smollm.CONTEXT),
+        metavar="TOKENS",
+        help=f"Tokens of text to read, 64 to {smollm.CONTEXT:,}.",
+    ),
+]
+ProcessesOption = Annotated[
+    int, typer.Option(parser=sizes.whole(1, 16), metavar="PROCESSES", help="Processes to spread them over, up to 16.")
+]
 
 
 def demo(
-    tokens: Annotated[int, typer.Option(min=64, max=smollm.CONTEXT, help="Tokens of text to read.")] = 2048,
-    cp: Annotated[int, typer.Option(min=1, max=16, help="Processes to spread them over.")] = 4,
+    tokens: TokensOption = 2048,
+    cp: ProcessesOption = 4,
     layout: choices.LayoutOption = "zigzag",
-    route: Annotated[Route, typer.Option(help="Where keys come from, and when.")] = Route.WAVES,
+    route: choices.RouteOption = "waves",
 ) -> None:
     """Run SmolLM2-135M-Instruct on source code of Python, in one process and on several that hold a part of it each.
 
@@ -46,15 +49,17 @@ def demo(
 
     Examples: ringattn demo --layout striped --route ring; ringattn demo --tokens 4096 --cp 3
     """
+    schedules = choices.schedules(layout, route, [tokens], cp, window=None)
     try:
-        agreed = _show(tokens, cp, layout, route.value)
+        agreed = _show(schedules, tokens, layout, route)
     except (smollm.MissingError, group.FailedError) as error:
         console.print(Text(str(error), style="red"))
         raise typer.Exit(1) from None
     raise typer.Exit(0 if agreed else 1)
 
 
-def _show(tokens: int, cp: int, layout: str, route: str) -> bool:
+def _show(schedules: tuple[Schedule, ...], tokens: int, layout: str, route: str) -> bool:
+    cp = len(schedules)
     console.print(
         Panel(
             f"[bold]SmolLM2-135M-Instruct[/] reads [bold]{tokens:,}[/] tokens of Python's standard library: in one "
@@ -66,7 +71,7 @@ def _show(tokens: int, cp: int, layout: str, route: str) -> bool:
     )
     with tempfile.TemporaryDirectory(prefix="ringattn-") as folder:
         model, ids = _load(tokens)
-        _explain(tokens, cp, layout, route)
+        _explain(schedules, layout, route)
         threads = max(1, (os.cpu_count() or 1) // cp)
         expected, results = _run(model, ids, Job(model.config, Path(folder), cp, layout, route, threads))
     return _compare(expected, results, tokens)
@@ -99,17 +104,13 @@ def _load(tokens: int) -> tuple[Any, Any]:
     return model, ids
 
 
-def _explain(tokens: int, cp: int, layout: str, route: str) -> None:
-    schedules = choices.schedules(layout, route, [tokens], cp, window=None)
+def _explain(schedules: tuple[Schedule, ...], layout: str, route: str) -> None:
+    width = console.width - 2
     _heading(2, "Who holds which tokens", f"layout {layout}")
-    _draw(draw.ownership(schedules[0].queries, width=48))
+    pictures.show(console, pictures.ownership(schedules[0].queries, width), margin=2)
     _heading(3, "Who computes which part of the attention matrix, and when", f"route {route}")
-    _draw(draw.mask(schedules, size=min(24, max(16, 4 * cp))))
-    _draw(draw.timeline(schedules, width=40))
-
-
-def _draw(drawing: str) -> None:
-    console.print(Padding(pictures.colored(drawing), (0, 2, 0, 2)))
+    pictures.show(console, pictures.mask(schedules, width, most=min(24, max(16, 4 * len(schedules)))), margin=2)
+    pictures.show(console, pictures.timeline(schedules, width), margin=2)
 
 
 def _run(model: Any, ids: Any, job: Job) -> tuple[Reference, list[Result]]:

@@ -9,18 +9,19 @@ import typer
 from rich.console import Console
 
 from ringattn.cli import choices, pictures, sizes
-from ringattn_core import draw as text
 from ringattn_core import svg as vector
 
 
 def draw(
-    seqlen: Annotated[str, typer.Option(help="Tokens, or the lengths of packed documents: 16 or 7,5,12.")] = "16",
+    seqlen: choices.SeqlenOption = "16",
     cp: choices.CpOption = 4,
     layout: choices.LayoutOption = "zigzag",
-    route: Annotated[str, typer.Option(help="ring, waves, gather, waves(3), double_ring(2).")] = "ring",
+    route: choices.RouteOption = "ring",
     window: choices.WindowOption = None,
     causal: Annotated[bool, typer.Option(help="Does a query see no key after it?")] = True,
-    svg: Annotated[Path | None, typer.Option(help="Write the attention matrix to this file instead.")] = None,
+    svg: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the attention matrix to this file instead.")
+    ] = None,
 ) -> None:
     """Draw the tokens of every rank, the attention matrix with the hop of every cell, and the work of every hop.
 
@@ -35,6 +36,11 @@ def draw(
             raise typer.BadParameter(f"{svg} cannot be written: {error.strerror}.", param_hint="'--svg'") from error
         console.print(f"The attention matrix is in {svg}.")
         return
-    for drawing in (text.ownership(schedules[0].queries, width=64), text.mask(schedules), text.timeline(schedules)):
-        console.print(pictures.colored(drawing))
+    width = console.width
+    for drawing in (
+        pictures.ownership(schedules[0].queries, width),
+        pictures.mask(schedules, width),
+        pictures.timeline(schedules, width),
+    ):
+        pictures.show(console, drawing)
         console.print()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def use(model: Any, name: str, attend: Callable[..., tuple[Tensor, Any]]) -> None:
-    """Let a model attend with this function of transformers' contract, in float64, under a name of its own."""
+    """Let a model attend with this function of transformers' contract, in float64, under this name in this process."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     def in_float64(module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:

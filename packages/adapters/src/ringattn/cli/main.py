@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import metadata
+from typing import Annotated
+
 import typer
 
 from ringattn.cli.demo import demo
@@ -11,13 +14,31 @@ from ringattn.cli.plan import plan
 
 app = typer.Typer(
     name="ringattn",
-    help=(
-        "Exact attention over sequences that are sharded across devices.\n\n"
-        "Examples: ringattn doctor; ringattn plan --seqlen 1M --cp 8; ringattn draw --layout striped; ringattn demo"
-    ),
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (demo, plan, draw, doctor):
     app.command()(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        try:
+            typer.echo(f"ringattn {metadata.version('ringattn')}")
+        except metadata.PackageNotFoundError:
+            typer.echo("ringattn, from sources that are not installed")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Exact attention over sequences that are sharded across devices.
+
+    Examples: ringattn doctor; ringattn plan --seqlen 1M --cp 8; ringattn draw --layout striped; ringattn demo
+    """

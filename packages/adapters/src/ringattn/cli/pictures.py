@@ -1,10 +1,17 @@
-"""The drawings of `ringattn_core.draw` in colour: every rank has its own."""
+"""The drawings of `ringattn_core.draw` in colour, as wide as the console: every rank has a colour of its own."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
+from rich.console import Console
+from rich.padding import Padding
 from rich.text import Text
+
+from ringattn_core import draw
+from ringattn_core.layout import Division
+from ringattn_core.schedule import Schedule
 
 COLORS = ("cyan", "magenta", "green", "yellow", "blue", "red", "bright_cyan", "bright_magenta")
 
@@ -14,11 +21,43 @@ def color(rank: int) -> str:
     return COLORS[rank % len(COLORS)]
 
 
+def ownership(division: Division, width: int) -> str:
+    """Who holds which tokens, in lines of so many characters at most, if 8 for the tokens are not too many."""
+    longest = max(division.length(rank) for rank in range(division.cp_size))
+    around = len(f"rank {division.cp_size - 1} || {longest:,} tokens")
+    return draw.ownership(division, width=max(8, min(64, width - around)))
+
+
+def mask(schedules: Sequence[Schedule], width: int, *, most: int = 48) -> str:
+    """The attention matrix in lines of so many characters, if 8 cells are not too many; `most` cells at most."""
+    cp, tokens = len(schedules), max(schedules[0].queries.cu_seqlens[-1], schedules[0].keys.cu_seqlens[-1])
+    around = len(f"{cp - 1} |  | rank of the key")
+    size = max(8, min(most, (width - around + 1) // 2))
+    if tokens > size > 2 * cp:
+        size -= size % (2 * cp)  # so that the chunks of all ranks are as large
+    return draw.mask(schedules, size=size)
+
+
+def timeline(schedules: Sequence[Schedule], width: int) -> str:
+    """What each rank computes on each hop, in lines of so many characters, if its hops are not too many."""
+    around = len(f"rank {len(schedules) - 1} | 100.0 % of the cells in 10 launches")
+    return draw.timeline(schedules, width=min(96, width - around))
+
+
+def show(console: Console, drawing: str, margin: int = 0) -> None:
+    """Print a drawing in the colours of its ranks. What is too wide stays in one line; what explains it is wrapped."""
+    for line in drawing.splitlines():
+        if "|" in line:
+            console.print(colored(" " * margin + line), soft_wrap=True)
+        else:
+            console.print(Padding(colored(line), (0, 0, 0, margin), expand=False))
+
+
 def colored(drawing: str) -> Text:
     """A drawing whose lines are in the colours of the ranks that they begin with; what explains it is dim."""
     lines = []
     for line in drawing.splitlines():
-        rank = re.match(r"(?:rank)? *(\d+) *\|", line)
+        rank = re.match(r" *(?:rank)? *(\d+) *\|", line)
         text = Text(line, style=color(int(rank[1])) if rank else "dim")
         text.highlight_regex("·", "grey35")
         lines.append(text)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+from itertools import pairwise
 from typing import Annotated
 
 import typer
@@ -12,65 +14,82 @@ from rich.text import Text
 
 from ringattn.cli import choices, sizes
 from ringattn.cli.progress import followed
-from ringattn_core.auto import Routes, auto_routes, typical
+from ringattn_core.auto import CANDIDATES, Routes, auto_routes, typical
 from ringattn_core.errors import lookup
+from ringattn_core.layout import Division
 from ringattn_core.machine import MACHINES
+from ringattn_core.route import route_named
+from ringattn_core.schedule import Schedule
 from ringattn_core.settled import early_rows
 from ringattn_core.shape import ACCUMULATOR, Shape
 from ringattn_core.simulate import Forecast, predict
 
+Passes = tuple[tuple[Schedule, ...], tuple[Schedule, ...]]  # all ranks' schedules of a forward and of a backward pass
+
 
 def plan(
-    seqlen: Annotated[int, typer.Option(parser=sizes.tokens, metavar="TOKENS", help="Tokens: 8192, 64k, 1M.")] = 128
-    * 1024,
+    seqlen: choices.SeqlenOption = "128k",
     cp: choices.CpOption = 8,
     layout: choices.LayoutOption = "zigzag",
+    route: choices.RoutesOption = None,
     window: choices.WindowOption = None,
-    documents: Annotated[int, typer.Option(min=1, help="Documents of equal length that are packed in it.")] = 1,
-    heads: Annotated[int, typer.Option(min=1, help="Query heads.")] = 32,
-    kv_heads: Annotated[int, typer.Option(min=1, help="Key and value heads.")] = 8,
-    head_dim: Annotated[int, typer.Option(min=1, help="Dimensions of a head.")] = 128,
-    gpu: Annotated[str, typer.Option(help="The machine to predict for: h100 or h200.")] = "h200",
+    documents: Annotated[
+        int, typer.Option(parser=sizes.whole(1), metavar="NUMBER", help="Documents of equal length in --seqlen tokens.")
+    ] = 1,
+    heads: Annotated[int, typer.Option(parser=sizes.whole(1), metavar="NUMBER", help="Query heads.")] = 32,
+    kv_heads: Annotated[int, typer.Option(parser=sizes.whole(1), metavar="NUMBER", help="Key and value heads.")] = 8,
+    head_dim: Annotated[int, typer.Option(parser=sizes.whole(1), metavar="NUMBER", help="Dimensions of a head.")] = 128,
+    gpu: Annotated[str, typer.Option(metavar="GPU", help="The machine to predict for: h100 or h200.")] = "h200",
     one_sided: Annotated[bool, typer.Option(help="GPUs of one host that copy out of each other's memory.")] = True,
 ) -> None:
-    """Predict time, traffic and memory of one attention layer, forward and backward, for every route.
+    """Predict time, traffic and memory of one attention layer, forward and backward, by route.
 
-    Example: ringattn plan --seqlen 1M --cp 8 --layout zigzag --window 4096
+    The columns, each of the rank that has the most where ranks differ:
+
+    - time: until the last rank has done both passes
+    - of ideal: how much of that time an equal share of the work needs, with nothing lost
+    - waiting: in which a GPU waits for keys, for gradients or for its host
+    - TFLOP: what is computed
+    - received: keys, values and gradients of other ranks
+    - memory: the most that is held beside q, k, v and their gradients
+
+    Examples: ringattn plan --seqlen 1M --window 4096; ringattn plan --route ring --route 'double_ring(4)'
     """
     if heads % kv_heads:
         raise typer.BadParameter(f"it must divide --heads = {heads}, got {kv_heads}.", param_hint="'--kv-heads'")
-    if documents > seqlen:
-        raise typer.BadParameter(f"{seqlen} tokens are too few for {documents} of them.", param_hint="'--documents'")
     try:
         machine = lookup(gpu.lower(), MACHINES, "machine")
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="'--gpu'") from error
-    lengths = [(index + 1) * seqlen // documents - index * seqlen // documents for index in range(documents)]
-    early = early_rows(seqlen // cp), 0  # in a forward pass and in a backward pass
-    planned = {
-        name: [choices.schedules(layout, name, lengths, cp, window, ahead=ahead) for ahead in early]
-        for name in _routes(cp)
-    }
+    lengths = _lengths(sizes.lengths(seqlen), documents)
+    early = early_rows(sum(lengths) // cp)  # of a forward pass
+
+    @cache
+    def planned(name: str) -> Passes:
+        forward, backward = (choices.schedules(layout, name, lengths, cp, window, ahead=ahead) for ahead in (early, 0))
+        return forward, backward
+
+    plans = {name: planned(name) for name in route or _routes(cp)}
     shape = Shape(heads, kv_heads, head_dim, grad_itemsize=2 if one_sided else ACCUMULATOR)
-    mask = (-1 if window is None else window - 1, 0)
-    like = typical(planned["ring"][0][0].queries)
-    auto = auto_routes(like, mask, shape, machine, one_sided=one_sided)
-    if auto.forward != auto.backward:
-        planned["auto"] = [planned[auto.forward][0], planned[auto.backward][1]]
+    some, _ = next(iter(plans.values()))
+    like = typical(some[0].queries)
+    auto = auto_routes(like, some[0].window, shape, machine, one_sided=one_sided)
+    marks = {name: _chosen(name, auto) if cp > 1 else "" for name in plans}
+    if cp > 1 and " ← auto" not in marks.values():
+        plans["auto"] = planned(auto.forward)[0], planned(auto.backward)[1]
     found = {
         name: predict(forward, shape, machine, backward=backward, one_sided=one_sided)
-        for name in followed(list(planned), "predicting")
-        for forward, backward in [planned[name]]
+        for name in followed(list(plans), "predicting")
+        for forward, backward in [plans[name]]
     }
-    work = {name: _flop(shape, max(schedule.area for schedule in each)) for name, (each, _) in planned.items()}
+    work = {name: _flop(shape, max(schedule.area for schedule in each)) for name, (each, _) in plans.items()}
     console = Console(highlight=False)
-    table = _table(found, work, auto)
-    table.title = f"{seqlen:,} tokens on {cp} ranks, {layout}, {heads} heads over {kv_heads}, bf16, one layer"
-    console.print(table)
-    areas = [schedule.area for schedule in planned["ring"][0]]
-    idle = sum(schedule.query_length == 0 for schedule in planned["ring"][0])
-    if idle:
-        console.print(f"[yellow]{idle} of the {cp} ranks hold no token at all: --seqlen is small for --cp.[/]")
+    title = f"{_stream(lengths)} on {sizes.count(cp, 'rank')}, {layout}, {heads} heads over {kv_heads}, bf16, one layer"
+    console.print(title, style="bold")
+    console.print(_table(found, work, marks))
+    for note in _notes(some, like):
+        console.print(f"[yellow]{note}[/]")
+    areas = [schedule.area for schedule in some]
     console.print(
         f"[dim]Work of a layer: {_flop(shape, sum(areas)):.3g} FLOP, of which the busiest rank has "
         f"{max(areas) / (sum(areas) or 1):.1%}. "
@@ -78,14 +97,59 @@ def plan(
     )
 
 
+def _lengths(given: list[int], documents: int) -> list[int]:
+    """The lengths of all documents: those that were given, or equal parts of one length."""
+    if documents == 1:
+        return given
+    if len(given) > 1:
+        raise typer.BadParameter(
+            f"--seqlen already gives the lengths of {len(given)} documents: leave one of the two out.",
+            param_hint="'--documents'",
+        )
+    (seqlen,) = given
+    if documents > seqlen:
+        raise typer.BadParameter(
+            f"{documents} documents need as many tokens or more, got {seqlen}.", param_hint="'--documents'"
+        )
+    return [(index + 1) * seqlen // documents - index * seqlen // documents for index in range(documents)]
+
+
+def _stream(lengths: list[int]) -> str:
+    documents = f" in {len(lengths):,} documents" if len(lengths) > 1 else ""
+    return sizes.count(sum(lengths), "token") + documents
+
+
 def _routes(cp: int) -> list[str]:
+    if cp == 1:
+        return ["ring"]  # All are the same.
     return ["ring", "waves", *(["waves(3)"] if cp > 2 else []), "gather"]
 
 
 def _chosen(name: str, auto: Routes) -> str:
     """For which of the two passes "auto" takes a route."""
-    kinds = [kind for kind, chosen in auto._asdict().items() if chosen == name]
+    kinds = [kind for kind, chosen in auto._asdict().items() if CANDIDATES[chosen] is route_named(name)]
     return f" ← {kinds[0]}" if len(kinds) == 1 else " ← auto" if kinds else ""
+
+
+def _notes(schedules: tuple[Schedule, ...], like: Division) -> list[str]:
+    """What a reader of the table should know; `like` is what "auto" was chosen for."""
+    cp, notes = len(schedules), []
+    idle = sum(schedule.query_length == 0 for schedule in schedules)
+    if idle:
+        notes.append(f"{idle} of the {cp} ranks hold no token at all: --seqlen is small for --cp.")
+    if cp == 1:
+        notes.append("One rank has all the keys, so every route is the same.")
+    elif like.cu_seqlens != schedules[0].queries.cu_seqlens:
+        notes.append(f"auto was chosen for {_described(like)}, not for these lengths: another may be faster here.")
+    return notes
+
+
+def _described(division: Division) -> str:
+    lengths = [stop - start for start, stop in pairwise(division.cu_seqlens)]
+    if len(lengths) == 1:
+        return f"one sequence of {sizes.count(lengths[0], 'token')}"
+    least, most = min(lengths), max(lengths)
+    return f"{len(lengths)} documents of " + (f"{least:,} to " if most - least > 1 else "") + sizes.count(most, "token")
 
 
 def _flop(shape: Shape, area: int) -> int:
@@ -93,14 +157,14 @@ def _flop(shape: Shape, area: int) -> int:
     return sum(shape.flop(area, backward=backward) for backward in (False, True))
 
 
-def _table(found: dict[str, Forecast], work: dict[str, int], auto: Routes) -> Table:
-    table = Table(title_justify="left", title_style="bold", header_style="dim", box=SIMPLE_HEAD)
+def _table(found: dict[str, Forecast], work: dict[str, int], marks: dict[str, str]) -> Table:
+    table = Table(header_style="dim", box=SIMPLE_HEAD)
     table.pad_edge, table.collapse_padding = False, True  # so that it fits a terminal of 80 columns
     for title in ("route", "time", "of ideal", "waiting", "TFLOP", "received", "memory"):
         table.add_column(title, justify="left" if title == "route" else "right", no_wrap=True)
     for name, forecast in found.items():
         table.add_row(
-            Text.assemble(name, (_chosen(name, auto), "bold green")),
+            Text.assemble(name, (marks.get(name, ""), "bold green")),
             sizes.duration(forecast.time),
             f"{forecast.efficiency:.0%}",
             sizes.duration(forecast.waiting),

@@ -62,6 +62,7 @@ def _run(rank: int, job: Job, port: int, events: Queue[Event]) -> Result:
 
     import ringattn.hf
     from ringattn.hf.attention import attention_forward
+    from ringattn.hf.register import NAME
 
     store = dist.TCPStore("127.0.0.1", port)  # type: ignore[attr-defined]
     dist.init_process_group("gloo", store=store, rank=rank, world_size=job.cp)
@@ -70,7 +71,7 @@ def _run(rank: int, job: Job, port: int, events: Queue[Event]) -> Result:
             None, config=job.config, state_dict=weights, dtype=torch.float32
         ).eval()
     ringattn.hf.parallelize(model, layout=job.layout, route=job.route)
-    exact.use(model, "ringattn64", attention_forward)
+    exact.use(model, NAME, attention_forward)
     for layer in model.model.layers:
         layer.register_forward_hook(lambda *_: events.put(Event(rank, "layer")))
     ids = torch.load(job.files / "ids.pt")

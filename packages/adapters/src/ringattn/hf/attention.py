@@ -50,7 +50,9 @@ def attention_forward(
         raise UnsupportedError(
             f"{type(module).__name__} uses the attention implementation 'ringattn', but nobody said over which ranks "
             "its sequences are sharded: call ringattn.hf.parallelize(model, group) before the model runs. If that was "
-            "done, a layer on the way from the model to its attention does not pass keyword arguments on."
+            "done, a layer on the way from the model to its attention does not pass keyword arguments on. A model that "
+            "was made from the config of a parallelized one has this from there: choose another with "
+            "model.set_attn_implementation."
         )
     _check(module, attention_mask, kwargs)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal

@@ -37,6 +37,7 @@ class ShardedBatch:
     ) -> None:
         self.row, self.stream, self.rows, self.tokens = row, stream, rows, tokens
         self.targets, self.cache = targets, cache
+        self.last_only = cache is not None  # are the logits of the last token all that is wanted?
         self.was_used = False  # has any layer's attention found its way here?
 
     @property

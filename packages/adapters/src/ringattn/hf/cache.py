@@ -6,12 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import Cache, DynamicLayer
 
 from ringattn_comms.communicator import Communicator
 from ringattn_comms.connect import Group, communicator
 from ringattn_core.errors import UnsupportedError
+
+# What transformers calls the argument.
+ARGUMENT = "cache" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 24) else "past_key_values"
 
 
 class ShardedCache(Cache):  # type: ignore[misc]
@@ -20,7 +24,8 @@ class ShardedCache(Cache):  # type: ignore[misc]
         cache = ringattn.hf.ShardedCache(mesh["cp"])
         tokens = model.generate(**prompt, past_key_values=cache, max_new_tokens=256)
 
-    From transformers 5.24 on the argument is called `cache`; the old name still works, with a warning.
+    From transformers 5.24 on the argument is called `cache`; the old name still works there, with a warning. Without a
+    cache, with use_cache=False, `generate()` reads the whole text again for every token.
 
     group: the group that the model is parallelized over. Every rank makes the same call with the same prompt. The
     prompt is sharded as in training; every new token's keys go to one rank in turn; layers with a sliding window
@@ -89,7 +94,7 @@ class ShardedCache(Cache):  # type: ignore[misc]
 
 
 def cache_of(arguments: dict[str, Any]) -> Cache | None:
-    """The cache among a model's arguments: `cache` from transformers 5.24 on, before that `past_key_values`."""
+    """The cache among a model's arguments, under the new or the old name."""
     old: Cache | None = arguments.get("past_key_values")
     return arguments.get("cache", old)
 

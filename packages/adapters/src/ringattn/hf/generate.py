@@ -1,7 +1,8 @@
-"""What a call with a `ShardedCache` becomes: a prompt that is read in shards, or new tokens that every rank has."""
+"""What the calls of `generate` become: a prompt that is read in shards, or new tokens that every rank has."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -43,22 +44,30 @@ def _read(
     """The prompt, or its first part."""
     batch = inputs.divided(arguments, cp, cache)
     rope.check(config, batch, arguments.get("position_ids"))
-    device = _tokens_of(arguments).device
+    device = inputs.tokens_of(arguments).device
     positions = batch.shard(torch.arange(batch.length, device=device), dim=0)
     rows = (positions < batch.tokens).nonzero().flatten()
     cache.expect(rows, positions[rows])
-    _share_random_state(cache.comm, device)
-    planned = inputs.planned(arguments, batch)
-    if arguments.get("logits_to_keep") is not None:
+    return keep_last(inputs.planned(arguments, batch), batch)
+
+
+def keep_last(planned: dict[str, Any], batch: ShardedBatch) -> dict[str, Any]:
+    """The planned arguments, with the last token of the text for what logits are to be kept of, if the model asks."""
+    batch.last_only = True
+    device = inputs.tokens_of(planned).device
+    # Every step of `generate` without a cache comes here too. Where there are gradients nobody generates.
+    if batch.cache is not None or not torch.is_grad_enabled():
+        _share_random_state(batch.row.communicator, device)
+    if planned.get("logits_to_keep") is not None:
         owner, index = batch.place(batch.tokens - 1)
         # The other ranks' logits go nowhere, but all have to be of one shape.
-        planned["logits_to_keep"] = torch.tensor([index if owner == cache.comm.rank else 0], device=device)
+        planned["logits_to_keep"] = torch.tensor([index if owner == batch.row.cp_rank else 0], device=device)
     return planned
 
 
 def _go_on(arguments: dict[str, Any], cache: ShardedCache) -> dict[str, Any]:
     """New tokens, which every rank computes; the keys of each are kept by one of them, in turn."""
-    new = _tokens_of(arguments)
+    new = inputs.tokens_of(arguments)
     rows, tokens = new.shape[:2]
     mask = arguments.get("attention_mask")
     if mask is not None and mask.shape != (rows, cache.length + tokens):
@@ -72,19 +81,22 @@ def _go_on(arguments: dict[str, Any], cache: ShardedCache) -> dict[str, Any]:
     return inputs.planned(arguments, Decoding(cache, tokens, None if mask is None else mask.bool()))
 
 
-def _tokens_of(arguments: dict[str, Any]) -> Tensor:
-    """Token ids (rows, tokens) or embeddings (rows, tokens, hidden): whichever the model gets."""
-    embeddings: Tensor | None = arguments.get("inputs_embeds")
-    return arguments["input_ids"] if embeddings is None else embeddings
+def with_last(output: Any, batch: ShardedBatch) -> Any:
+    """The output, a ModelOutput or a tuple, with the logits of the last token, on every rank."""
+    if isinstance(output, tuple):
+        return (_last_logits(output[0], batch), *output[1:])
+    output["logits"] = _last_logits(output["logits"], batch)
+    return output
 
 
-def last_logits(logits: Tensor, batch: ShardedBatch) -> Tensor:
-    """The logits of a prompt's last token, (rows, 1, vocabulary), from the rank that has them."""
+def _last_logits(logits: Tensor, batch: ShardedBatch) -> Tensor:
+    """Those of a text's last token, (rows, 1, vocabulary), from the rank that has them."""
     owner, index = batch.place(batch.tokens - 1)
-    comm = batch.row.communicator
     # A model that knows of logits_to_keep has kept this one already.
-    index = 0 if logits.shape[1] == 1 or owner != comm.rank else index
-    return comm.all_gather(logits[:, index : index + 1]).wait()[owner]
+    index = 0 if logits.shape[1] == 1 or owner != batch.row.cp_rank else index
+    one_each = replace(batch.row, layout="contiguous", cu_seqlens=None)
+    everyone: Tensor = one_each.unshard(logits[:, index : index + 1])
+    return everyone[:, owner : owner + 1]
 
 
 def _share_random_state(comm: Communicator, device: torch.device) -> None:

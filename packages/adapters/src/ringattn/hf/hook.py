@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from ringattn.context_parallel import ContextParallel
 from ringattn.hf import generate, inputs, outputs, refuse, rope
+from ringattn.hf.alike import FirstCalls
 from ringattn.hf.batch import KEYWORD, ShardedBatch
 from ringattn.hf.cache import ShardedCache, cache_of
 from ringattn.hf.decode import Decoding
@@ -32,6 +33,7 @@ class Hooks:
     def __init__(self, model: PreTrainedModel, cp: ContextParallel, whole_logits: bool = False) -> None:
         self.cp, self.config, self.whole_logits = cp, model.config, whole_logits
         self.last: ShardedBatch | None = None
+        self.first_calls = FirstCalls()
         tower = refuse.tower(model)
         self.has_tower = tower is not model
         self._handles = [
@@ -46,6 +48,7 @@ class Hooks:
         copied = memo[id(self)] = Hooks.__new__(Hooks)
         # A copy of the model runs over the same ranks, and a process group cannot be copied.
         copied.cp, copied.has_tower, copied.whole_logits, copied.last = self.cp, self.has_tower, self.whole_logits, None
+        copied.first_calls = FirstCalls()
         copied.config, copied._handles = copy.deepcopy((self.config, self._handles), memo)
         return copied
 
@@ -62,12 +65,16 @@ class Hooks:
         if arguments.get(KEYWORD) is not None:
             return None  # a parallelized model around this one has done it
         refuse.check_call(type(model).__name__, arguments, self.config)
+        inputs.check(arguments)
+        self.first_calls.check(arguments, self.cp.communicator)
         if isinstance(cache_of(arguments), ShardedCache):
             planned = generate.prepare(arguments, self.cp, self.config)
         else:
             self.last = inputs.divided(arguments, self.cp)
             rope.check(self.config, self.last, arguments.get("position_ids"))
             planned = inputs.planned(arguments, self.last)
+            if arguments.get("logits_to_keep"):
+                planned = generate.keep_last(planned, self.last)
         return (), planned if self.has_tower else inputs.local(planned)
 
     @untraced
@@ -89,8 +96,8 @@ class Hooks:
             )
         if batch.cache is not None:
             batch.cache.length += batch.tokens
-            output["logits"] = generate.last_logits(output["logits"], batch)
-            return output
+        if batch.last_only:
+            return generate.with_last(output, batch)
         return outputs.mend(
             output,
             batch,

@@ -19,16 +19,44 @@ _PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "s
 _CONSUMED = ("attention_mask", "cache_position")
 
 
+def tokens_of(arguments: dict[str, Any]) -> Tensor:
+    """Token ids (rows, tokens) or embeddings (rows, tokens, hidden): whichever the model reads.
+
+    Raises ValueError where there is neither, or one without rows.
+    """
+    embedded = arguments.get("inputs_embeds") is not None
+    name, shape = ("inputs_embeds", "(rows, tokens, hidden)") if embedded else ("input_ids", "(rows, tokens)")
+    found: Tensor | None = arguments.get(name)
+    if found is None:
+        raise ValueError("The model got neither input_ids nor inputs_embeds: one of them says what to shard.")
+    if found.dim() < 2 + embedded:
+        raise ValueError(f"{name} must be {shape}, got {tuple(found.shape)}: one text alone is a row, {name}[None].")
+    return found
+
+
+def check(arguments: dict[str, Any]) -> None:
+    """Raise ValueError where labels or positions are not those of the same tokens."""
+    rows, tokens = tokens_of(arguments).shape[:2]
+    whole = "Every rank passes them whole, and the hook of ringattn.hf.parallelize shards them."
+    for name in ("labels", "shift_labels"):
+        given = arguments.get(name)
+        if given is not None and given.shape[:2] != (rows, tokens):
+            raise ValueError(f"{name} must be (rows, tokens) = ({rows}, {tokens}), got {tuple(given.shape)}. {whole}")
+    positions = arguments.get("position_ids")
+    if positions is not None and tuple(positions.shape[-2:]) not in ((rows, tokens), (1, tokens), (tokens,)):
+        raise ValueError(
+            f"position_ids must be (rows, tokens) = ({rows}, {tokens}) or (1, {tokens}), got {tuple(positions.shape)}. "
+            f"{whole}"
+        )
+
+
 def divided(arguments: dict[str, Any], cp: ContextParallel, cache: ShardedCache | None = None) -> ShardedBatch:
     """How the whole batch in a model's arguments is divided, and the cache that keeps its keys.
 
     input_ids or labels: (rows, tokens); inputs_embeds: (rows, tokens, hidden). Raises ValueError for arguments that
     contradict each other, and for those that mean nothing on a shard.
     """
-    tokens_of = arguments.get("input_ids") if arguments.get("inputs_embeds") is None else arguments["inputs_embeds"]
-    if tokens_of is None:
-        raise ValueError("The model got neither input_ids nor inputs_embeds: one of them says what to shard.")
-    rows, tokens = tokens_of.shape[:2]
+    rows, tokens = tokens_of(arguments).shape[:2]
     borders = _borders(arguments, rows, tokens)
     length = max(tokens, cp.cp_size)  # a rank without a token would be a model run on nothing
     if length > tokens:
@@ -50,12 +78,10 @@ def local(arguments: dict[str, Any]) -> dict[str, Any]:
     """The planned arguments of the model that reads the sequence, with this rank's tokens in place of all."""
     batch: ShardedBatch | Decoding = arguments[KEYWORD]
     local = {name: value for name, value in arguments.items() if name not in _CONSUMED}
-    tokens_of = local.get("input_ids") if local.get("inputs_embeds") is None else local["inputs_embeds"]
-    assert tokens_of is not None, "`divided` has found it"
     positions = local.get("position_ids")
     if positions is None:
         start, stop = (batch.start, batch.start + batch.tokens) if isinstance(batch, Decoding) else (0, batch.length)
-        positions = torch.arange(start, stop, device=tokens_of.device)[None]
+        positions = torch.arange(start, stop, device=tokens_of(local).device)[None]
     if isinstance(batch, Decoding):
         return local | {"position_ids": positions}
     for name in ("input_ids", "inputs_embeds"):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+import copy
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import PretrainedConfig, Trainer
 
 from ringattn.context_parallel import ContextParallel
 from ringattn.hf import refuse, trainer
@@ -41,16 +42,25 @@ def parallelize(
 
     From then on every rank of the group calls the model with the same whole batch: input_ids (rows, tokens), labels,
     and what else the collator gives: attention_mask with padding at either side, position_ids that restart or
-    cu_seq_lens_q for packed sequences. The loss is the whole batch's on every rank, as in one process, and outputs of
-    one number for each token or target are whole; hidden states are shards. Gradients are to be averaged over the
-    group, as DDP and FSDP do. A Trainer's loaders give the ranks of a group the same batches. Calling it again changes
-    the settings. Returns what it was given.
+    cu_seq_lens_q for packed sequences. The loss is the whole batch's on every rank, as in one process, but for targets
+    that padding is to predict: the first real token of a row that is padded at the left, and padding that has labels.
+    What padding predicts depends on the attention implementation in one process too: label these targets -100 for
+    equal losses. Outputs of one number for each token or target are whole; hidden states are shards. Gradients are to
+    be averaged over the group, as DDP and FSDP do. A Trainer's loaders give the ranks of a group the same batches.
+    The model gets configs of its own, so that others with the same config object stay as they are. Calling it again
+    changes the settings. Returns what it was given.
 
     Raises UnsupportedError for models that cannot run on a sharded sequence, with the layer type and the reason;
-    ValueError for `cp` with a model, a group with a Trainer, or a cp that does not divide the processes; TypeError for
-    what holds no model of transformers; and what `ringattn.ContextParallel` raises. The attention is that of
+    ValueError for `cp` with a model, a group with a Trainer, a cp that does not divide the processes, or other
+    `logits`; TypeError for what holds no model of transformers; and what `ringattn.ContextParallel` raises. The first
+    calls of the model raise ValueError where ranks have different batches. The attention is that of
     `ringattn.attention`.
     """
+    if logits not in ("shards", "whole"):
+        raise ValueError(
+            f"logits must be 'shards', for each rank its own tokens', or 'whole', all tokens', on every rank, got "
+            f"{logits!r}."
+        )
     if isinstance(model, Trainer):
         if cp is None or group is not None:
             raise ValueError("Say how many processes share a sequence of a Trainer: parallelize(trainer, cp=8).")
@@ -76,8 +86,19 @@ def _hook(model: nn.Module, cp: ContextParallel, whole_logits: bool) -> None:
     hooks = Hooks.of(inner)
     if hooks is not None:
         hooks.remove(inner)
+    else:
+        _own_configs(model)
     refuse.tower(inner).set_attn_implementation(NAME)
     Hooks(inner, cp, whole_logits)
+
+
+def _own_configs(model: nn.Module) -> None:
+    """Give a model copies of its configs: other models may hold the same ones, and are not to be parallelized."""
+    copies: dict[int, Any] = {}  # by which configs within others stay the same objects as those of the modules
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, PretrainedConfig):
+                vars(module)[name] = copy.deepcopy(value, copies)
 
 
 def restore(model: M, attn_implementation: str | None = None) -> M:

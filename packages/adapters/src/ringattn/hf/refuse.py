@@ -10,7 +10,8 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ringattn.hf import layers
-from ringattn.hf.cache import ShardedCache, cache_of
+from ringattn.hf.cache import ARGUMENT, ShardedCache, cache_of
+from ringattn.hf.register import NAME
 from ringattn_core.errors import UnsupportedError
 
 _SUPPORTED = ("full_attention", "sliding_attention")
@@ -122,7 +123,18 @@ def _layer_reasons(config: PretrainedConfig) -> Iterator[str]:
 
 
 def check_call(name: str, arguments: dict[str, Any], config: PretrainedConfig) -> None:
-    """Raise UnsupportedError for arguments of a forward pass that mean something else on a shard than on the whole."""
+    """Raise UnsupportedError for arguments of a forward pass that mean something else on a shard than on the whole.
+
+    ValueError where the model's attention would no longer ask other ranks.
+    """
+    implementation = config.get_text_config()._attn_implementation
+    if implementation != NAME:
+        raise ValueError(
+            f"{name} was parallelized, and then its attention implementation was changed to {implementation!r}, with "
+            "which every rank would attend to its own tokens alone. Change it back with "
+            f"model.set_attn_implementation({NAME!r}), or let the model run in one process again with "
+            f"ringattn.hf.restore(model, {implementation!r})."
+        )
     routers = arguments.get("output_router_logits")
     if getattr(config, "output_router_logits", False) if routers is None else routers:
         raise UnsupportedError(
@@ -150,13 +162,14 @@ def check_call(name: str, arguments: dict[str, Any], config: PretrainedConfig) -
         kind = "a cache of its own" if cache is None else f"a {type(cache).__name__} as its cache"
         raise UnsupportedError(
             f"{name} got {kind}, which would hold this rank's keys alone: pass "
-            "past_key_values=ringattn.hf.ShardedCache(group), or use_cache=False."
+            f"{ARGUMENT}=ringattn.hf.ShardedCache(group), or use_cache=False, with which generate() reads the whole "
+            "text again for every token."
         )
-    keep = arguments.get("logits_to_keep", 0)
-    if not isinstance(keep, int) or keep:
+    keep, most = arguments.get("logits_to_keep", 0), 1 if arguments.get("labels") is None else 0
+    if not isinstance(keep, int) or keep not in range(most + 1):
         raise UnsupportedError(
-            f"{name} got logits_to_keep={keep}, which would keep as many of each rank's tokens: take the last logits "
-            "from ringattn.hf.unshard(model, output.logits)."
+            f"{name} got logits_to_keep={keep}, which would keep as many of each rank's tokens: leave it out, and take "
+            "the last logits from ringattn.hf.unshard(model, output.logits). Without labels, 1 is supported."
         )
 
 
@@ -166,12 +179,17 @@ def tower(model: PreTrainedModel) -> PreTrainedModel:
     return next(part for part in model.modules() if isinstance(part, PreTrainedModel) and part.config is text)
 
 
-def outermost(model: nn.Module) -> PreTrainedModel:
+def outermost(model: object) -> PreTrainedModel:
     """The transformers model in a module: itself, or the first within DDP, PEFT or a compiled module.
 
     Raises TypeError where there is none.
     """
-    for module in model.modules():
+    if isinstance(model, str):
+        raise TypeError(
+            f"ringattn.hf.parallelize takes a model, not the name of one: load {model!r} first, with "
+            "AutoModelForCausalLM.from_pretrained."
+        )
+    for module in model.modules() if isinstance(model, nn.Module) else ():
         if isinstance(module, PreTrainedModel):
             return module
     raise TypeError(

@@ -38,8 +38,8 @@ def mesh_of(trainer: Trainer, cp: int) -> DeviceMesh:
             "launch."
         )
     world = dist.get_world_size()
-    if cp < 1 or world % cp:
-        raise ValueError(f"cp must divide the number of processes, {world}, got {cp}.")
+    if cp not in range(1, world + 1) or world % cp:
+        raise ValueError(f"cp must divide the number of processes, {world}, got {cp!r}.")
     return init_device_mesh(trainer.args.device.type, (world // cp, cp), mesh_dim_names=("dp", "cp"))
 
 

@@ -55,7 +55,7 @@ class Compact:
         return x if self.lengths else x[None]
 
 
-@kept(256)
+@kept(1024)
 def compact(launch: Launch, device: torch.device) -> Compact:
     """The launch on a device, made once."""
     rows, columns = row_lengths(launch, device), column_lengths(launch, device)

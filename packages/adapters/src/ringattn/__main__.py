@@ -1,0 +1,5 @@
+"""`python -m ringattn` is the command `ringattn`."""
+
+from ringattn.cli.entry import main
+
+main()
