@@ -41,7 +41,7 @@ def asked(schedule: Schedule, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     notes: list[str] = []
     streams = [Stream(name, notes) for name in ("main", "left", "right")]
     monkeypatch.setattr(lanes, "current", lambda device: streams[0])
-    monkeypatch.setattr(lanes, "_lanes", lambda device: streams[1:])
+    monkeypatch.setattr(lanes, "_lanes", lambda main, rank: streams[1:])
     monkeypatch.setattr(lanes, "On", lambda lane, main: nullcontext())
     number = {launch: str(n) for n, launch in enumerate(launch for step in schedule.steps for launch in step.launches)}
 

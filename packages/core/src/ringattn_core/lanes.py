@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 import torch
 
 from ringattn_core.schedule import Launch, Schedule, Step
-from ringattn_core.streams import On, current
+from ringattn_core.streams import On, current, rank_of_thread
 from ringattn_core.transport import KV
 
 Steps = Iterable[tuple[Step, KV]]
@@ -63,7 +63,7 @@ def _side_by_side(device: torch.device, steps: Steps, work: Work[T], fold: Fold[
     than two launches, no more than two results wait: the third launch comes after what follows from the first.
     """
     main = current(device)
-    lanes, pending = cycle(_lanes(main)), deque[_Pending]()
+    lanes, pending = cycle(_lanes(main, rank_of_thread())), deque[_Pending]()
     for step, keys in steps:
         for number, (run, launch, lane) in enumerate(zip(work(step, keys), step.launches, lanes, strict=False)):
             while number >= 2 and len(pending) > 1:
@@ -85,6 +85,6 @@ def _after(main: torch.cuda.Stream, done: torch.cuda.Event, then: Callable[[], N
 
 
 @cache
-def _lanes(main: torch.cuda.Stream) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
-    """Two streams beside one, for memory that was used there is used there again."""
+def _lanes(main: torch.cuda.Stream, rank: int) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
+    """Two streams beside one, for one thread: memory that it lets go of is used there again after `wait_stream`."""
     return torch.cuda.Stream(main.device), torch.cuda.Stream(main.device)  # type: ignore[no-untyped-call]

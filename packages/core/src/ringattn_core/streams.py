@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import local
 from types import TracebackType
 
 import torch
@@ -10,6 +11,19 @@ import torch
 def current(device: torch.device) -> torch.cuda.Stream:
     """The stream that is current on a device."""
     return torch.cuda.current_stream(device.index)
+
+
+_THREAD = local()
+
+
+def set_rank(rank: int) -> None:
+    """Say which rank this thread is, where several threads of a process compute at once."""
+    _THREAD.rank = rank
+
+
+def rank_of_thread() -> int:
+    """The rank that this thread is among others, or 0."""
+    return getattr(_THREAD, "rank", 0)
 
 
 class On:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ringattn_comms.communicator import Communicator, Work
 from ringattn_comms.window import Window, Windows
+from ringattn_core.streams import set_rank
 
 T = TypeVar("T")
 
@@ -31,7 +32,7 @@ def run(size: int, main: Callable[[Communicator], T], *, timeout: float = 60.0) 
     """
     world = _World(size, timeout)
     with ThreadPoolExecutor(size) as pool:
-        futures = [pool.submit(main, Threads(world, rank)) for rank in range(size)]
+        futures = [pool.submit(_as_rank, main, Threads(world, rank)) for rank in range(size)]
         try:
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
         finally:
@@ -40,6 +41,11 @@ def run(size: int, main: Callable[[Communicator], T], *, timeout: float = 60.0) 
             if (error := future.exception()) is not None and not isinstance(error, _StoppedError):
                 raise error
         return [future.result() for future in futures]
+
+
+def _as_rank(main: Callable[[Communicator], T], comm: Communicator) -> T:
+    set_rank(comm.rank)
+    return main(comm)
 
 
 class _StoppedError(RuntimeError):
