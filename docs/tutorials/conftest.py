@@ -105,13 +105,17 @@ def front_matter(page: str, key: str) -> str:
     return found[1] if found else ""
 
 
+def launch(processes: int) -> list[str]:
+    """What `torchrun` is, in this interpreter's environment."""
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+
+
 def torchrun(script: Path, processes: int) -> str:
     """Run the script on several processes of this machine and return what rank 0 printed."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     with TemporaryDirectory() as logs:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         # Every process writes to files of its own. A shared pipe would mix them with each other and with the launcher.
-        command += ["--redirects=3", f"--log-dir={logs}", str(script)]
+        command = [*launch(processes), "--redirects=3", f"--log-dir={logs}", str(script)]
         launcher = subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -151,9 +155,9 @@ def main(arguments: list[str]) -> str | int:
     program, _ = read(page)
     program = program.replace(f"print({OUTPUT_ENDS!r}, flush=True)", "")
     script = written(program, HERE.parents[1] / ".tutorials" / f"{name}.py")
-    number = f"--nproc-per-node={number_of_processes(page)}"
-    print(f"torchrun {number} {script.relative_to(HERE.parents[1])}", flush=True)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", number, str(script)]
+    processes = number_of_processes(page)
+    print(f"torchrun --nproc-per-node={processes} {script.relative_to(HERE.parents[1])}", flush=True)
+    command = [*launch(processes), str(script)]
     return subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False).returncode
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from ringattn import ContextParallel, call
+from ringattn import ContextParallel, call, choice
 from ringattn_comms.communicator import Communicator, T, Work
 from ringattn_core.auto import CANDIDATES
 from ringattn_core.route import Route
@@ -34,7 +34,7 @@ def routes(comm: Said, monkeypatch: pytest.MonkeyPatch) -> tuple[Route, Route]:
     """Of a forward and a backward pass over 2,048 tokens."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    call._facts.cache_clear()
+    choice._facts.cache_clear()
     cp = ContextParallel(comm, kernel="torch_flash")
     with FakeTensorMode():
         q, k, v = (torch.empty(1, 1024, heads, 128, device="cuda", dtype=torch.bfloat16) for heads in (8, 2, 2))

@@ -381,13 +381,11 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(execute, "walk", lambda schedule, device, *rest: walk(schedule, gpu, *rest))
 
 
+@pytest.mark.usefixtures("as_on_a_gpu")
 def test_threads_that_compute_at_once_have_lanes_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else one is given memory there that another has let go of, and whose last reader it did not wait for."""
-    walk, asked = lanes.walk, list[int]()
-    monkeypatch.setattr(lanes, "current", lambda device: Idle())
+    asked = list[int]()
     monkeypatch.setattr(lanes, "_lanes", lambda main, rank: asked.append(rank) or (Idle(), Idle()))
-    monkeypatch.setattr(lanes, "On", lambda lane, main: nullcontext())
-    monkeypatch.setattr(execute, "walk", lambda schedule, device, *rest: walk(schedule, torch.device("cuda"), *rest))
     run(3, Problem((0, 24), window=(-1, 0)).solve_on, timeout=10)
     assert sorted(asked) == [0, 0, 1, 1, 2, 2]
 

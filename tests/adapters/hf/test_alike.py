@@ -74,7 +74,7 @@ class Counting(Mute):
 
 def test_only_the_first_calls_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     calls, comm = FirstCalls(), Counting(0, 2)
-    monkeypatch.setattr(alike, "_capturing", lambda: True)
+    monkeypatch.setattr(alike, "capturing", lambda: True)
     calls.check(BATCH, comm)
     assert comm.asked == 0
     monkeypatch.undo()

@@ -10,11 +10,11 @@ import os
 from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from ringattn.context_parallel import ContextParallel
 from ringattn_comms.communicator import Communicator
+from ringattn_core.streams import capturing
 
 
 class Terms(NamedTuple):
@@ -52,8 +52,8 @@ class Batch(NamedTuple):
 
 def check(comm: Communicator, terms: Terms) -> None:
     """Raise ValueError where another rank was told something else; asked once. All ranks ask together."""
-    # Nothing can be asked while a CUDA graph is captured, which comes after a call of the same kind.
-    if comm.size > 1 and not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()):  # type: ignore[no-untyped-call]
+    # A capture comes after a call of the same kind.
+    if comm.size > 1 and not capturing():
         _compare(comm.facts(terms))
 
 

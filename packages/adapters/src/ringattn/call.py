@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from ringattn import agree, checks
 from ringattn.agree import Batch, Terms
+from ringattn.choice import Kernels, auto
 from ringattn.context_parallel import ContextParallel, sound
 from ringattn.lengths import Borders, Lengths, read, repeated
-from ringattn_comms.communicator import Communicator
 from ringattn_comms.connect import connect
-from ringattn_core.auto import CANDIDATES, Routes, auto_routes, typical
-from ringattn_core.errors import UnsupportedError
+from ringattn_core.auto import CANDIDATES
 from ringattn_core.execute import Gradients, Result, attend, attend_backward
 from ringattn_core.kernel import Kernel, Options
-from ringattn_core.kernels.choose import choose, installed, looks_at_launches, question
 from ringattn_core.kernels.reference import Reference
 from ringattn_core.layout import Division
-from ringattn_core.machine import machine_of
 from ringattn_core.planner import plan
 from ringattn_core.route import Route, at_once
 from ringattn_core.schedule import Schedule
 from ringattn_core.settled import early_rows
-from ringattn_core.shape import ACCUMULATOR, Shape
 from ringattn_core.transport import KV
 
 
@@ -154,42 +149,6 @@ def _no_autocast(device: torch.device) -> AbstractContextManager[None]:
     return torch.autocast(device.type, enabled=False) if autocasts(device) else nullcontext()
 
 
-class Kernels(NamedTuple):
-    """All that the choice of a kernel depends on beside the schedule."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    options: Options
-    name: str | None
-    lse_gradient: bool
-
-    def choose(self, schedule: Schedule) -> Kernel:
-        """Raises what `choose` does."""
-        return choose(self.q, self.k, self.v, schedule, self.options, self.name, lse_gradient=self.lse_gradient)
-
-    def able(self, schedule: Schedule) -> str | None:
-        """The name of the kernel that `choose` takes, None where that is the slow one, or where there is none."""
-        try:
-            chosen = self.choose(schedule).name
-        except UnsupportedError:
-            return None
-        return None if chosen == "reference" else chosen
-
-    def choose_for_all(self, schedule: Schedule, planned: Callable[[int], Schedule]) -> None:
-        """Raise what `choose` does for any rank's plan, once for this one's: others would wait for the one refused."""
-        if self.name is None or (schedule.area and not looks_at_launches(self.name, self.q.device)):
-            return
-        known, asked = _CHOSEN_FOR_ALL.setdefault(schedule, set()), question(*self)
-        if asked not in known:
-            for rank in range(schedule.cp_size):
-                self.choose(planned(rank))
-            known.add(asked)
-
-
-_CHOSEN_FOR_ALL: WeakKeyDictionary[Schedule, set[Hashable]] = WeakKeyDictionary()
-
-
 def _plans(
     request: Request, q: Tensor, k: Tensor, batch: int, window: tuple[int, int], kernels: Kernels
 ) -> tuple[Callable[[int], Schedule], Callable[[int], Schedule]]:
@@ -211,7 +170,7 @@ def _plans(
     if callable(cp.route):
         first, second = cp.route, cp.route
     else:
-        first, second = (CANDIDATES[name] for name in _auto(cp.communicator, division, window, kernels))
+        first, second = (CANDIDATES[name] for name in auto(cp.communicator, division, window, kernels))
 
     def planned(rank: int, *, route: Route, ahead: int) -> Schedule:
         return plan(
@@ -227,34 +186,3 @@ def _plans(
     # A backward pass has to find the dropout masks of every launch again.
     forward = partial(planned, route=first, ahead=early_rows(tokens // cp.cp_size))
     return backward if request.dropout_p > 0 else forward, backward
-
-
-def _auto(comm: Communicator, division: Division, window: tuple[int, int], kernels: Kernels) -> Routes:
-    """The names of the fastest routes, the same on all ranks: they agree once that all have the same to go by."""
-    device = kernels.q.device
-    if device.type != "cuda" or len(set(comm.facts(_facts(device)))) > 1:
-        return Routes("waves", "waves")  # Of other devices nothing is known.
-    like = typical(division)
-    one_sided = comm.windows(device) is not None
-    asked = like, window, one_sided, question(*kernels)
-    if asked not in _ROUTES:
-        if len(_ROUTES) == 256:
-            _ROUTES.clear()
-        q, k, v, *_ = kernels
-        itemsize = q.element_size()
-        shape = Shape(
-            *(q.shape[-2], k.shape[-2], q.shape[-1], v.shape[-1], itemsize),
-            grad_itemsize=itemsize if one_sided else ACCUMULATOR,
-        )
-        machine = machine_of(torch.cuda.get_device_name(device))
-        _ROUTES[asked] = auto_routes(like, window, shape, machine, one_sided=one_sided, kernel=kernels.able)
-    return _ROUTES[asked]
-
-
-@cache
-def _facts(device: torch.device) -> str:
-    """What a choice of routes depends on that ranks may differ in."""
-    return f"{torch.cuda.get_device_name(device)}, {', '.join(installed())}"
-
-
-_ROUTES: dict[Hashable, Routes] = {}

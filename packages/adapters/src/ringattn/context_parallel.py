@@ -204,12 +204,16 @@ class _Unshard(torch.autograd.Function):
         return own[: division.length(comm.rank)], None, None
 
 
-@lru_cache(64)
 def sound(division: Division) -> Division:
     """The same, if every token has one place: ringattn's own layouts need no proof. Raises ValueError otherwise."""
     if getattr(division.layout, "__module__", "") != layout_named.__module__:
-        check_division(division, "tokens")
+        _prove(division)
     return division
+
+
+@lru_cache(64)
+def _prove(division: Division) -> None:
+    check_division(division, "tokens")
 
 
 def _check_tensors(tensors: tuple[Tensor, ...], dim: int) -> None:

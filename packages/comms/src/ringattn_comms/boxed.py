@@ -33,7 +33,7 @@ def boxed(schedule: Schedule, step: Step, device: torch.device) -> Boxed | None:
 @kept(256)
 def _boxed(schedule: Schedule, hop: int, device: torch.device) -> Boxed:
     """The same for all head groups."""
-    step = next(step for step in schedule.first_group if step.hop == hop)
+    step = schedule.on_hop(hop)
     found = boxes(step, schedule.cp_rank)
     assert found is not None, "boxed has asked"
     of = {box.source: box for box in found}

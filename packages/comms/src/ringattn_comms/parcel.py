@@ -42,7 +42,7 @@ def disarrange(schedule: Schedule, step: Step, buffer: Tensor) -> Tensor:
 @kept(256)
 def _rows(schedule: Schedule, hop: int, device: torch.device) -> Tensor:
     """For every row of a step's buffer, where it stands among the sources' parcels laid end to end; by its hop."""
-    step = next(step for step in schedule.first_group if step.hop == hop)
+    step = schedule.on_hop(hop)
     start = {source: place * schedule.shard_size for place, source in enumerate(step.sources)}
     rows = [torch.arange(piece.rows.start, piece.rows.stop) + start[piece.source] for piece in step.pieces]
     return (torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64)).to(device)

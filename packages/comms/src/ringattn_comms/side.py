@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from ringattn_core.streams import On, current
+from ringattn_core.streams import On, capturing, current
 
 
 class Side:
@@ -38,7 +38,7 @@ class Side:
         A CUDA graph begins at once all that is ready, and where attention is a moment ahead it takes every
         multiprocessor. So here the main stream does nothing for that moment.
         """
-        if self.stream is not None and torch.cuda.is_current_stream_capturing():
+        if self.stream is not None and capturing():
             torch.cuda._sleep(1)  # type: ignore[no-untyped-call]
 
     def keep(self, *tensors: Tensor) -> None:

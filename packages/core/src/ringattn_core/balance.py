@@ -11,6 +11,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 
+from ringattn_core.tile import joined_runs
+
 
 class Deal:
     """Blocks of a packed stream, which follow each other, dealt to ranks; every rank gets as many."""
@@ -37,7 +39,7 @@ class Deal:
         """What each rank gets, once swaps have saved what keys they can."""
         while sum(self._move_nearer(block) for block in range(len(self._blocks))):
             self._level()  # What was stuck may have got loose.
-        return [_joined([self._blocks[block] for block in sorted(held)]) for held in self._held]
+        return [tuple(joined_runs(self._blocks[block] for block in held)) for held in self._held]
 
     def _give(self, block: int, rank: int) -> None:
         self._owners[block] = rank
@@ -100,15 +102,6 @@ class Deal:
         if best >= 0:
             self._swap(block, best)
         return best >= 0
-
-
-def _joined(blocks: Sequence[range]) -> tuple[range, ...]:
-    """Blocks in the order of the stream, those in one that follow each other."""
-    runs = list[range]()
-    for block in filter(len, blocks):
-        start = runs.pop().start if runs and runs[-1].stop == block.start else block.start
-        runs.append(range(start, block.stop))
-    return tuple(runs)
 
 
 def _work(cu_seqlens: Sequence[int], block: range) -> int:

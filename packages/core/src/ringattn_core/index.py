@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ringattn_core.layout import Division
 from ringattn_core.schedule import Launch
+from ringattn_core.streams import capturing
 
 T = TypeVar("T")
 Key = TypeVarTuple("Key")
@@ -26,7 +27,7 @@ def kept(count: int) -> Callable[[Callable[[*Key], T]], Callable[[*Key], T]]:
         @wraps(make)
         def get(*key: *Key) -> T:
             found = made(*key)
-            if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():  # type: ignore[no-untyped-call]
+            if capturing():
                 captured[key] = found
             return found
 

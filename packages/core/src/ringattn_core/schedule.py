@@ -137,6 +137,10 @@ class Schedule:
         """Key tokens that this rank holds."""
         return self.keys.length(self.cp_rank)
 
+    def on_hop(self, hop: int) -> Step:
+        """The step of a hop in the first head group; those of the others are the same."""
+        return next(step for step in self.first_group if step.hop == hop)
+
     def buffer_length(self, step: Step) -> int:
         """Rows in the key buffer of a step, up to the last that is needed."""
         return step.pieces[-1].columns.stop if step.pieces else 0

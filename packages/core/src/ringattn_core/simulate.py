@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from ringattn_core.boxes import boxes
 from ringattn_core.machine import Link, Machine
+from ringattn_core.route import traffic
 from ringattn_core.schedule import Launch, Schedule, Step
 from ringattn_core.shape import ACCUMULATOR, Shape, peak_bytes
 from ringattn_core.touch import row_touches
@@ -219,7 +220,7 @@ class _Pass:
     def _link(self, index: int) -> Link:
         if self.one_sided:
             return self.machine.one_sided
-        everyone = all(len(schedule.steps[index].sources) == len(self.ranks) for schedule in self.schedules)
+        everyone = traffic(self.schedules[0].route, len(self.ranks)).meets[self.hops[index]]
         return self.machine.collective if everyone else self.machine.two_sided
 
     def _collect(self, gradients: Sequence[_Message], returning: Sequence[float]) -> None:

@@ -13,6 +13,11 @@ def current(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.current_stream(device.index)
 
 
+def capturing() -> bool:
+    """Is a CUDA graph being captured? Nothing can be asked of other ranks then, or allocated for them."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()  # type: ignore[no-untyped-call]
+
+
 _THREAD = local()
 
 

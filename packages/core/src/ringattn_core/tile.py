@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 FAR = 1 << 60  # beyond any token: an open side of a band
@@ -67,3 +68,12 @@ class Tile:
 
 def _triangle(n: int) -> int:
     return n * (n + 1) // 2 if n > 0 else 0
+
+
+def joined_runs(parts: Iterable[range]) -> list[range]:
+    """Ranges in order of their starts, those in one that follow each other; empty ones are left out."""
+    found = list[range]()
+    for part in sorted(filter(len, parts), key=lambda part: part.start):
+        start = found.pop().start if found and found[-1].stop == part.start else part.start
+        found.append(range(start, part.stop))
+    return found

@@ -10,7 +10,7 @@ from ringattn_core.coverage import complaint_about_cells
 from ringattn_core.layout import Division
 from ringattn_core.planner import lent
 from ringattn_core.schedule import Launch, Schedule, Step
-from ringattn_core.tile import Window
+from ringattn_core.tile import Window, joined_runs
 
 
 class ScheduleError(ValueError):
@@ -178,21 +178,12 @@ def _check_lent(schedules: Sequence[Schedule]) -> None:
             for piece in lent(schedule, step.hop):
                 lends[rank, piece.source].append(piece.rows)
         for owner, rank in {*fetched, *lends}:
-            found, theirs = _runs(lends[owner, rank]), _runs(fetched[owner, rank])
+            found, theirs = joined_runs(lends[owner, rank]), joined_runs(fetched[owner, rank])
             if found != theirs:
                 raise ScheduleError(
                     f"On hop {step.hop} rank {rank} fetches the rows {theirs} of rank {owner}, which by its route "
                     f"lends {found}."
                 )
-
-
-def _runs(rows: Iterable[range]) -> list[range]:
-    """The same in order, those in one that follow each other."""
-    found = list[range]()
-    for run in sorted(rows, key=lambda run: run.start):
-        start = found.pop().start if found and found[-1].stop == run.start else run.start
-        found.append(range(start, run.stop))
-    return found
 
 
 def _check_launch(schedule: Schedule, step: Step, launch: Launch) -> None:

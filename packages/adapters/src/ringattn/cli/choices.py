@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Annotated
 
@@ -16,20 +16,17 @@ from ringattn_core.route import route_named
 from ringattn_core.schedule import Schedule
 
 
-def _layout(name: str) -> str:
-    try:
-        layout_named(name)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    return name
+def _known_to(look_up: Callable[[str], object]) -> Callable[[str], str]:
+    """What takes a name that `look_up` finds something by. It raises BadParameter for others."""
 
+    def known(name: str) -> str:
+        try:
+            look_up(name)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+        return name
 
-def _route(name: str) -> str:
-    try:
-        route_named(name)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    return name
+    return known
 
 
 def _seqlen(text: str | int) -> str:
@@ -40,7 +37,7 @@ def _seqlen(text: str | int) -> str:
 LayoutOption = Annotated[
     str,
     typer.Option(
-        parser=_layout,
+        parser=_known_to(layout_named),
         metavar="LAYOUT",
         help="Who holds which tokens: zigzag, balanced, contiguous, striped, 'windowed(4096)'.",
     ),
@@ -48,13 +45,13 @@ LayoutOption = Annotated[
 ROUTES = "ring, waves, gather, 'waves(3)', 'double_ring(2)'"
 RouteOption = Annotated[
     str,
-    typer.Option(parser=_route, metavar="ROUTE", help=f"Where keys come from, and when: {ROUTES}."),
+    typer.Option(parser=_known_to(route_named), metavar="ROUTE", help=f"Where keys come from, and when: {ROUTES}."),
 ]
 RoutesOption = Annotated[
     list[str] | None,
     typer.Option(
         "--route",
-        parser=_route,
+        parser=_known_to(route_named),
         metavar="ROUTE",
         help=f"A route to show: {ROUTES}. Repeat it for more. Without it: those that auto chooses from.",
         show_default=False,

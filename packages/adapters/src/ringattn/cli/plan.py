@@ -16,7 +16,7 @@ from ringattn.cli import choices, sizes
 from ringattn.cli.progress import followed
 from ringattn_core.auto import CANDIDATES, Routes, auto_routes, typical
 from ringattn_core.errors import lookup
-from ringattn_core.layout import Division
+from ringattn_core.layout import Division, chunk
 from ringattn_core.machine import MACHINES
 from ringattn_core.route import route_named
 from ringattn_core.schedule import Schedule
@@ -89,12 +89,16 @@ def plan(
     console.print(_table(found, work, marks))
     for note in _notes(some, like):
         console.print(f"[yellow]{note}[/]")
-    areas = [schedule.area for schedule in some]
     console.print(
-        f"[dim]Work of a layer: {_flop(shape, sum(areas)):.3g} FLOP, of which the busiest rank has "
-        f"{max(areas) / (sum(areas) or 1):.1%}. "
-        f"Predicted for {gpu.upper()}s from measured kernels and links (ringattn_core/machine.py).[/]"
+        f"[dim]{_work(some, shape)} Predicted for {gpu.upper()}s from measured kernels and links "
+        "(ringattn_core/machine.py).[/]"
     )
+
+
+def _work(schedules: tuple[Schedule, ...], shape: Shape) -> str:
+    areas = [schedule.area for schedule in schedules]
+    share = max(areas) / (sum(areas) or 1)
+    return f"Work of a layer: {_flop(shape, sum(areas)):.3g} FLOP, of which the busiest rank has {share:.1%}."
 
 
 def _lengths(given: list[int], documents: int) -> list[int]:
@@ -111,7 +115,7 @@ def _lengths(given: list[int], documents: int) -> list[int]:
         raise typer.BadParameter(
             f"{documents} documents need as many tokens or more, got {seqlen}.", param_hint="'--documents'"
         )
-    return [(index + 1) * seqlen // documents - index * seqlen // documents for index in range(documents)]
+    return [len(chunk(range(seqlen), index, documents)) for index in range(documents)]
 
 
 def _stream(lengths: list[int]) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ringattn_comms.communicator import Communicator
+from ringattn_core.streams import capturing
 
 CALLS = 3  # Every comparison waits for all ranks, and a loader that is set up wrongly shows in the first one.
 _SAMPLES = 64
@@ -25,7 +26,7 @@ class FirstCalls:
 
     def check(self, arguments: dict[str, Any], comm: Communicator) -> None:
         """Raise ValueError where another rank has another batch. All ranks ask together; one alone asks nobody."""
-        if self.left == 0 or comm.size == 1 or _capturing():
+        if self.left == 0 or comm.size == 1 or capturing():
             return
         self.left -= 1
         given = (arguments.get(name) for name in _COMPARED)
@@ -34,11 +35,6 @@ class FirstCalls:
             for name, first, other in zip(_COMPARED, said[0], others, strict=True):
                 if not _alike(first, other):
                     raise ValueError(_lesson(name, first, other, rank, comm.size))
-
-
-def _capturing() -> bool:
-    """Nothing can be asked while a CUDA graph is captured."""
-    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()  # type: ignore[no-untyped-call]
 
 
 def _fingerprint(x: Tensor) -> Fingerprint:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ringattn_comms.window import Move, Window, Windows
+from ringattn_core.streams import capturing
 from ringattn_core.totals import has_triton
 
 
@@ -26,14 +27,14 @@ class SymmetricWindows(Windows):
 
     def at_least(self, size: int) -> Window:
         window = super().at_least(size)
-        if torch.cuda.is_current_stream_capturing():
+        if capturing():
             self._captured.add(window)
         return window
 
     def allocate(self, size: int) -> Window:
         import torch.distributed._symmetric_memory as symmetric
 
-        if torch.cuda.is_current_stream_capturing():
+        if capturing():
             raise RuntimeError(
                 f"A CUDA graph is being captured, and this call needs {size} bytes that all ranks can address, which "
                 "cannot be had meanwhile: run the model once with these shapes before you capture it."

@@ -1,0 +1,88 @@
+"""What a call leaves open: which kernel computes a schedule, and which routes "auto" is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from functools import cache
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from ringattn_comms.communicator import Communicator
+from ringattn_core.auto import Routes, auto_routes, typical
+from ringattn_core.errors import UnsupportedError
+from ringattn_core.kernel import Kernel, Options
+from ringattn_core.kernels.choose import choose, installed, looks_at_launches, question
+from ringattn_core.layout import Division
+from ringattn_core.machine import machine_of
+from ringattn_core.schedule import Schedule
+from ringattn_core.shape import ACCUMULATOR, Shape
+
+
+class Kernels(NamedTuple):
+    """All that the choice of a kernel depends on beside the schedule."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    options: Options
+    name: str | None
+    lse_gradient: bool
+
+    def choose(self, schedule: Schedule) -> Kernel:
+        """Raises what `choose` does."""
+        return choose(self.q, self.k, self.v, schedule, self.options, self.name, lse_gradient=self.lse_gradient)
+
+    def able(self, schedule: Schedule) -> str | None:
+        """The name of the kernel that `choose` takes, None where that is the slow one, or where there is none."""
+        try:
+            chosen = self.choose(schedule).name
+        except UnsupportedError:
+            return None
+        return None if chosen == "reference" else chosen
+
+    def choose_for_all(self, schedule: Schedule, planned: Callable[[int], Schedule]) -> None:
+        """Raise what `choose` does for any rank's plan, once for this one's: others would wait for the one refused."""
+        if self.name is None or (schedule.area and not looks_at_launches(self.name, self.q.device)):
+            return
+        known, asked = _CHOSEN_FOR_ALL.setdefault(schedule, set()), question(*self)
+        if asked not in known:
+            for rank in range(schedule.cp_size):
+                self.choose(planned(rank))
+            known.add(asked)
+
+
+_CHOSEN_FOR_ALL: WeakKeyDictionary[Schedule, set[Hashable]] = WeakKeyDictionary()
+
+
+def auto(comm: Communicator, division: Division, window: tuple[int, int], kernels: Kernels) -> Routes:
+    """The names of the fastest routes, the same on all ranks: they agree once that all have the same to go by."""
+    device = kernels.q.device
+    if device.type != "cuda" or len(set(comm.facts(_facts(device)))) > 1:
+        return Routes("waves", "waves")  # Of other devices nothing is known.
+    like = typical(division)
+    one_sided = comm.windows(device) is not None
+    asked = like, window, one_sided, question(*kernels)
+    if asked not in _ROUTES:
+        if len(_ROUTES) == 256:
+            _ROUTES.clear()
+        q, k, v, *_ = kernels
+        itemsize = q.element_size()
+        shape = Shape(
+            *(q.shape[-2], k.shape[-2], q.shape[-1], v.shape[-1], itemsize),
+            grad_itemsize=itemsize if one_sided else ACCUMULATOR,
+        )
+        machine = machine_of(torch.cuda.get_device_name(device))
+        _ROUTES[asked] = auto_routes(like, window, shape, machine, one_sided=one_sided, kernel=kernels.able)
+    return _ROUTES[asked]
+
+
+@cache
+def _facts(device: torch.device) -> str:
+    """What a choice of routes depends on that ranks may differ in."""
+    return f"{torch.cuda.get_device_name(device)}, {', '.join(installed())}"
+
+
+_ROUTES: dict[Hashable, Routes] = {}
