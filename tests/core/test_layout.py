@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plans import Case, cases
-from ringattn_core.balance import Deal
+from ringattn_core.balance import deal
 from ringattn_core.layout import (
     LAYOUTS,
     Division,
@@ -27,6 +27,7 @@ from ringattn_core.layout import (
 from ringattn_core.planner import plan_all
 from ringattn_core.route import ring
 from ringattn_core.schedule import Schedule
+from ringattn_core.tile import joined_runs
 
 
 def test_contiguous_gives_each_rank_one_chunk() -> None:
@@ -115,14 +116,12 @@ def test_balanced_gives_every_rank_as_many_tokens_and_as_much_work(cp_size: int)
     schedules = plan_all(balanced, ring, DOCUMENTS, cp_size, window=(-1, 0))
     areas = [schedule.area for schedule in schedules]
     assert {schedule.query_length for schedule in schedules} == {DOCUMENTS[-1] // cp_size}
-    assert max(areas) < 1.05 * sum(areas) / cp_size
+    assert max(areas) < 1.002 * sum(areas) / cp_size
 
 
-def test_balanced_cuts_smaller_where_one_document_is_long() -> None:
-    """The last block of the long one would be more than a rank's share of all work, were there eight for a rank."""
-    borders = tuple(accumulate((*[100] * 300, 12000, *[100] * 235, 36), initial=0))
-    areas = [schedule.area for schedule in plan_all(balanced, ring, borders, 8, window=(-1, 0))]
-    assert max(areas) < 1.05 * sum(areas) / 8
+def test_balanced_of_one_sequence_is_zigzag() -> None:
+    for cp_rank in range(4):
+        assert balanced(range(5, 69), cp_rank, 4) == tuple(joined_runs(zigzag(range(5, 69), cp_rank, 4)))
 
 
 def test_balanced_takes_less_apart_than_zigzag_does() -> None:
@@ -153,31 +152,37 @@ def test_balanced_divides_every_row_of_a_batch_by_its_own_sequences() -> None:
     ]
 
 
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=20), st.integers(1, 5))
-def test_a_deal_saves_keys_but_makes_nobody_busier(lengths: list[int], cp_size: int) -> None:
-    borders = tuple(accumulate(lengths, initial=0))
-    count = 4 * cp_size
-    deal = Deal(borders, [chunk(range(borders[-1]), index, count) for index in range(count)], cp_size)
-    before, runs = deal.excess, deal.settled()
-    assert sorted(position for mine in runs for run in mine for position in run) == list(range(borders[-1]))
+@given(st.lists(st.integers(0, 300), max_size=20), st.integers(1, 5), st.integers(0, 9))
+def test_a_deal_is_of_all_tokens_and_even(lengths: list[int], cp_size: int, first: int) -> None:
+    borders = tuple(accumulate(lengths, initial=first))
+    shares = deal(borders, cp_size)
+    assert sorted(position for share in shares for run in share.runs for position in run) == [
+        *range(first, borders[-1])
+    ]
+    tokens = [sum(map(len, share.runs)) for share in shares]
+    assert max(tokens) - min(tokens) <= 1
     start = {position: border for border, stop in pairwise(borders) for position in range(border, stop)}
-    loads = [sum(position - start[position] + 1 for run in mine for position in run) for mine in runs]
-    assert deal.excess == pytest.approx(max(loads) * cp_size / sum(loads) - 1)
-    assert deal.excess <= max(before, 0.01)
+    loads = [sum(position - start[position] + 1 for run in share.runs for position in run) for share in shares]
+    assert loads == [share.work for share in shares]
+    assert max(loads) <= 1.01 * sum(loads) / cp_size + max(lengths, default=0), "a row's work, where rows are few"
 
 
-def test_a_deal_takes_work_from_the_busiest() -> None:
-    """Work of 6, 3, 3, 3, 1 and 1, three blocks for each: by size alone one has 6 + 3 + 1 and the other 3 + 3 + 1."""
-    borders = (0, 3, 5, 7, 9, 10, 11)
-    deal = Deal(borders, [range(start, stop) for start, stop in pairwise(borders)], 2)
-    assert deal.excess == pytest.approx(9 * 2 / 17 - 1)
+@pytest.mark.parametrize("lengths", [(2400, 2400, 3036), (1189, 1525), (1000, 1000, 500, 20)])
+def test_few_long_documents_are_halved_until_ranks_have_as_much(lengths: tuple[int, ...]) -> None:
+    """The busiest of 16 had 1.3 to 1.6 times the mean, were documents lined up as they are."""
+    work = [share.work for share in deal(tuple(accumulate(lengths, initial=0)), 16)]
+    assert max(work) < 1.01 * sum(work) / 16
 
 
-def test_a_deal_puts_sequences_together_where_that_is_no_more_work() -> None:
-    """Eight sequences of two blocks, for four ranks: each gets two whole ones."""
-    borders = tuple(range(0, 33, 4))
-    runs = Deal(borders, [range(start, start + 2) for start in range(0, 32, 2)], 4).settled()
-    assert {(run.start % 4, len(run) % 4) for mine in runs for run in mine} == {(0, 0)}
+def test_a_deal_cuts_no_more_documents_than_its_pieces_have_ends() -> None:
+    """Of a thousand; and none at all where whole ones are as much for each."""
+    lengths = [100 + 37 * (index * index % 101) for index in range(1000)]
+    shares = deal(tuple(accumulate(lengths, initial=0)), 8)
+    borders = {*accumulate(lengths, initial=0)}
+    cuts = {end for share in shares for run in share.runs for end in (run.start, run.stop)} - borders
+    assert 0 < len(cuts) <= 2 * 7
+    equal = deal(tuple(range(0, 33, 4)), 4)
+    assert {(run.start % 4, len(run) % 4) for share in equal for run in share.runs} == {(0, 0)}
 
 
 def test_every_row_of_a_batch_is_divided() -> None:

@@ -23,9 +23,9 @@ from ringattn_core.tile import Window
 CANDIDATES: dict[str, Route] = {"waves": waves(2), "waves(3)": waves(3), "gather": gather, "ring": ring}
 """The routes that "auto" chooses among, by name."""
 # In order of preference where predictions are equal, and a gather adds less up; or, in a backward pass, nearly: there
-# it holds the gradients of more keys.
+# it holds the gradients of more keys, but hardly where most sequences lie whole on a rank.
 FORWARD, BACKWARD = ("gather", "waves", "waves(3)", "ring"), ("waves", "waves(3)", "gather", "ring")
-EQUAL, NEARLY = 0.001, 0.025
+EQUAL, NEARLY = 0.001, 0.015
 # To plan for all of more ranks, or for more sequences, takes longer than the choice is worth.
 _MOST_RANKS, _MOST_SEQUENCES = 16, 32
 
@@ -78,8 +78,8 @@ def auto_routes(
         return fastest(forecasts, alike=alike) if forecasts else "waves"
 
     first = fastest_of({name: (planned(name, ahead=early), ()) for name in FORWARD}, EQUAL)
-    forward = planned(first, ahead=early)
-    return Routes(first, fastest_of({name: (forward, planned(name, ahead=0)) for name in BACKWARD}, NEARLY))
+    forward, order = planned(first, ahead=early), BACKWARD if division.of_sequences else FORWARD
+    return Routes(first, fastest_of({name: (forward, planned(name, ahead=0)) for name in order}, NEARLY))
 
 
 @lru_cache(256)
@@ -88,8 +88,8 @@ def typical(division: Division) -> Division:
 
     Tokens are taken up to the next power of two. Where every rank has a share of each sequence, one sequence stands for
     any number of them. Else there are as many, 32 at most, as long as each other, if they are that; or else to the
-    nearest power of two, and spread as documents are, log-normal with a sigma of 1.1 (`documents` in
-    benchmarks/peers.py).
+    nearest power of two, and log-normal with a sigma of 0.9, at which they have the work of documents that a pack
+    ends (`documents` in benchmarks/peers.py).
     """
     total, batch = division.cu_seqlens[-1], min(division.batch, _MOST_SEQUENCES)
     if division.of_sequences or division.layout is striped:
@@ -101,7 +101,7 @@ def typical(division: Division) -> Division:
         like = [1.0] * min(count, most)
     else:
         count = min(1 << round(log2(count)), most)
-        spread = [exp(1.1 * NormalDist().inv_cdf((index + 0.5) / count)) for index in range(count)]
+        spread = [exp(0.9 * NormalDist().inv_cdf((index + 0.5) / count)) for index in range(count)]
         like = [spread[5 * index % count] for index in range(count)]  # long and short ones mixed
     ends = [round(tokens * end / sum(like)) for end in accumulate(like)]
     return replace(division, cu_seqlens=(0, *(row * tokens + end for row in range(batch) for end in ends)), batch=batch)

@@ -1,129 +1,109 @@
-"""Which rank gets which block of a packed stream: as much causal work each, and neighbours together where that is free.
+"""Which rank gets what of a packed stream: as many tokens and as much causal work each, and few documents cut.
 
-Blocks are dealt by their work, the largest first, each to the rank with the least so far, as in MagiAttention
-(arXiv:2505.13211). Then they are swapped: first while that takes work from a busy rank, at the end while it saves keys
-that one rank needs of another.
+The documents stand in a line, the longest first, each from its last row to its first: rows that see many keys come
+before rows that see few. A rank takes rows from either end, as in zigzag, which this is for one document; how many from
+which decides how much work they are. Only documents at the ends of these pieces are cut, so most lie whole on a rank.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 from ringattn_core.tile import joined_runs
 
-
-class Deal:
-    """Blocks of a packed stream, which follow each other, dealt to ranks; every rank gets as many."""
-
-    def __init__(self, cu_seqlens: Sequence[int], blocks: Sequence[range], cp_size: int) -> None:
-        self._blocks, self._shared = blocks, _shared(cu_seqlens, blocks)
-        self._work = [_work(cu_seqlens, block) for block in blocks]
-        self._loads, self._owners = [0] * cp_size, [0] * len(blocks)
-        self._held: list[list[int]] = [[] for _ in range(cp_size)]
-        self._near = [[0] * cp_size for _ in blocks]  # keys that a block shares with those of each rank
-        # A hundredth more than the mean is as good as the mean.
-        self._enough = sum(self._work) * 101 // (100 * cp_size)
-        for block in sorted(range(len(blocks)), key=lambda block: -self._work[block]):
-            free = (rank for rank, held in enumerate(self._held) if len(held) * cp_size < len(blocks))
-            self._give(block, min(free, key=lambda rank: self._loads[rank]))
-        self._level()
-
-    @property
-    def excess(self) -> float:
-        """How much more work than the mean the busiest rank has: 0.1 is a tenth."""
-        return max(self._loads) * len(self._loads) / max(sum(self._loads), 1) - 1
-
-    def settled(self) -> list[tuple[range, ...]]:
-        """What each rank gets, once swaps have saved what keys they can."""
-        while sum(self._move_nearer(block) for block in range(len(self._blocks))):
-            self._level()  # What was stuck may have got loose.
-        return [tuple(joined_runs(self._blocks[block] for block in held)) for held in self._held]
-
-    def _give(self, block: int, rank: int) -> None:
-        self._owners[block] = rank
-        self._held[rank].append(block)
-        self._loads[rank] += self._work[block]
-        for other, keys in self._shared[block].items():
-            self._near[other][rank] += keys
-
-    def _take(self, block: int) -> int:
-        """Take a block from its owner."""
-        rank = self._owners[block]
-        self._held[rank].remove(block)
-        self._loads[rank] -= self._work[block]
-        for other, keys in self._shared[block].items():
-            self._near[other][rank] -= keys
-        return rank
-
-    def _swap(self, i: int, j: int) -> None:
-        a, b = self._take(i), self._take(j)
-        self._give(i, b)
-        self._give(j, a)
-
-    def _busier(self, i: int, j: int) -> int:
-        """The work of the busier of two blocks' owners, once they have swapped them."""
-        moved = self._work[i] - self._work[j]
-        return max(self._loads[self._owners[i]] - moved, self._loads[self._owners[j]] + moved)
-
-    def _level(self) -> None:
-        """Take work from ranks that have too much, the busiest first, while others can take some and are less busy."""
-        swaps = -1
-        while swaps:
-            ranks = sorted(range(len(self._loads)), key=lambda rank: self._loads[rank])
-            swaps = sum(self._relieve(busy, free) for busy in reversed(ranks) for free in ranks)
-
-    def _relieve(self, busy: int, free: int) -> bool:
-        """Swap what makes two ranks' work most alike, if the first has too much and the busier then has less."""
-        load, half = self._loads[busy], (self._loads[busy] - self._loads[free]) / 2
-        if load <= self._enough or half <= 0:
-            return False
-        theirs = sorted(self._held[free], key=lambda block: self._work[block])
-        pairs = list[tuple[int, int]]()
-        for mine in self._held[busy]:
-            at = bisect_left(theirs, self._work[mine] - half, key=lambda block: self._work[block])
-            pairs += [(mine, other) for other in theirs[max(at - 1, 0) : at + 1]]
-        pair = min(pairs, key=lambda pair: self._busier(*pair))
-        if helps := self._busier(*pair) < load:
-            self._swap(*pair)
-        return helps
-
-    def _move_nearer(self, block: int) -> bool:
-        """Swap a block for one of a rank that holds more of its sequence, if that saves keys and is no more work."""
-        rank, near, best, most = self._owners[block], self._near, -1, 0
-        for there, keys in enumerate(near[block]):
-            gain = keys - near[block][rank]
-            limit = max(self._enough, self._loads[rank], self._loads[there])
-            for other in self._held[there] if gain > 0 else ():
-                saved = gain + near[other][rank] - near[other][there] - 2 * self._shared[block].get(other, 0)
-                if saved > most and self._busier(block, other) <= limit:
-                    best, most = other, saved
-        if best >= 0:
-            self._swap(block, best)
-        return best >= 0
+_EVEN = 1.01  # of the mean is as good as the mean
+_HALVINGS = 7
 
 
-def _work(cu_seqlens: Sequence[int], block: range) -> int:
-    """Cells of a causal mask in the rows of a block."""
-    first = bisect_right(cu_seqlens, block.start) - 1
-    cells = 0
-    for start, stop in pairwise(cu_seqlens[first:]):
-        if start >= block.stop:
+class Share(NamedTuple):
+    """What a rank gets: runs of the stream, in its order, and how many cells of a causal mask are in their rows."""
+
+    runs: tuple[range, ...]
+    work: int
+
+
+def deal(cu_seqlens: Sequence[int], cp_size: int) -> list[Share]:
+    """Every rank's share; they differ by one token at most.
+
+    Where a few documents make up the work, no two pieces of the line may be as much as a share: documents are then cut
+    into halves before they are lined up, or into halves of these.
+    """
+    longest, found = max((stop - start for start, stop in pairwise(cu_seqlens)), default=0), list[list[Share]]()
+    for halvings in range(_HALVINGS):
+        found.append(list(_Line(cu_seqlens, max(longest >> halvings, 1)).shares(cp_size)))
+        if _most(found[-1]) * cp_size <= _EVEN * sum(share.work for share in found[-1]):
             break
-        low, high = max(block.start, start) - start, min(block.stop, stop) - start
-        cells += (high * (high + 1) - low * (low + 1)) // 2
-    return cells
+    return min(found, key=_most)
 
 
-def _shared(cu_seqlens: Sequence[int], blocks: Sequence[range]) -> list[dict[int, int]]:
-    """For each block, of which others rows see its keys or it sees theirs, and how many keys those are."""
-    shared = [dict[int, int]() for _ in blocks]
-    for later, block in enumerate(blocks):
-        start = cu_seqlens[bisect_right(cu_seqlens, block.start) - 1]
-        for earlier in range(later - 1, -1, -1):
-            keys = blocks[earlier].stop - max(start, blocks[earlier].start)
-            if keys <= 0:
-                break
-            shared[earlier][later] = shared[later][earlier] = keys
-    return shared
+def _most(shares: Sequence[Share]) -> int:
+    return max(share.work for share in shares)
+
+
+class _Line:
+    """Parts of documents, no longer than `longest`, those first whose rows see the most keys."""
+
+    def __init__(self, cu_seqlens: Sequence[int], longest: int) -> None:
+        parts = [
+            (start, range(first, min(first + longest, stop)))
+            for start, stop in pairwise(cu_seqlens)
+            for first in range(start, stop, longest)
+        ]
+        # By the keys that a row sees in the mean; of those alike, the last of the stream first.
+        self._parts = sorted(parts, key=lambda part: (2 * part[0] - part[1].start - part[1].stop, -part[1].start))
+        self._borders = [0, *accumulate(len(part) for _, part in self._parts)]
+        self._work = [0, *accumulate(_cells(part, start) for start, part in self._parts)]
+
+    def shares(self, cp_size: int) -> Iterator[Share]:
+        """One rank's after the other's, each of what the ones before have left."""
+        first, last = 0, self._borders[-1]
+        for ranks in range(cp_size, 0, -1):
+            ends = self._ends(first, last, ranks)
+            pieces = (first, ends[0]), (ends[1], last)
+            runs = joined_runs(run for piece in pieces for run in self._runs(*piece))
+            yield Share(tuple(runs), sum(self._between(*piece) for piece in pieces))
+            first, last = ends
+
+    def _ends(self, first: int, last: int, ranks: int) -> tuple[int, int]:
+        """Where the pieces end, or begin, that one of so many ranks takes of the rows from `first` to `last`."""
+        tokens = (last - first) // ranks
+
+        def work(ahead: int) -> int:
+            return self._between(first, first + ahead) + self._between(last - (tokens - ahead), last)
+
+        ahead = _nearest(work, tokens, self._between(first, last) / ranks)
+        return first + ahead, last - (tokens - ahead)
+
+    def _between(self, first: int, last: int) -> int:
+        """The work of these rows of the line."""
+        return self._before(last) - self._before(first)
+
+    def _before(self, row: int) -> int:
+        """The work of all rows before this one of the line."""
+        index = bisect_right(self._borders, row) - 1
+        if index == len(self._parts):
+            return self._work[-1]
+        start, part = self._parts[index]
+        return self._work[index] + _cells(range(part.stop - (row - self._borders[index]), part.stop), start)
+
+    def _runs(self, first: int, last: int) -> Iterator[range]:
+        """The runs of the stream that are these rows of the line."""
+        for index in range(bisect_right(self._borders, first) - 1, bisect_left(self._borders, last)):
+            part, border = self._parts[index][1], self._borders[index]
+            yield part[max(len(part) - (last - border), 0) : len(part) - max(first - border, 0)]
+
+
+def _nearest(work: Callable[[int], int], most: int, wanted: float) -> int:
+    """From 0 to `most`, where `work` is about as much as wanted; by halves, from more to less or from less to more."""
+    sign = 1 if work(0) <= work(most) else -1
+    above = bisect_left(range(most), sign * wanted, key=lambda rows: sign * work(rows))
+    return min(above, max(above - 1, 0), key=lambda rows: abs(work(rows) - wanted))
+
+
+def _cells(rows: range, start: int) -> int:
+    """Of a causal mask, in consecutive rows of a document that starts at `start`."""
+    low, high = rows.start - start, rows.stop - start
+    return (high * (high + 1) - low * (low + 1)) // 2

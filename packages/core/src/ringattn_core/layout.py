@@ -4,7 +4,7 @@ A layout takes an extent (the positions of one sequence, or of a whole packed st
 that one rank holds, in storage order. Three are those of the field: `contiguous` (ring attention, Liu et al. 2023,
 arXiv:2310.01889; llama 3, arXiv:2407.21783), `striped` (Brandon et al. 2023, arXiv:2311.09431) and `zigzag`
 (zhuzilin/ring-flash-attention). `windowed(n)` is zigzag up to where a sliding window is full, and contiguous after it.
-`balanced` deals blocks of a whole packed stream out by their work. Lengths need not divide by anything.
+`balanced` deals a whole packed stream out by its work. Lengths need not divide by anything.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import pairwise
 
-from ringattn_core.balance import Deal
+from ringattn_core.balance import deal
 from ringattn_core.errors import lookup
 
 Layout = Callable[[range, int, int], tuple[range, ...]]
@@ -56,31 +56,18 @@ def windowed(window: int) -> Layout:
 
 
 def balanced(extent: range, cp_rank: int, cp_size: int) -> tuple[range, ...]:
-    """Blocks of a packed stream, dealt so that every rank has as many blocks and as much work under a causal mask.
-
-    Blocks are alike but for a token, so where their number, four for a rank or eight or sixteen, divides the tokens,
-    all ranks hold as many.
+    """Parts of a packed stream: as many tokens and as much work under a causal mask for each rank, few sequences cut.
 
     A `Division` never divides single sequences by it: most of them lie whole on one rank, in tiles as large as they
-    are. The extent alone counts as one sequence.
+    are. The extent alone counts as one sequence, and is divided as by `zigzag`.
     """
-    return _blocks((extent.start, extent.stop), cp_size)[cp_rank]
+    return _dealt((extent.start, extent.stop), cp_size)[cp_rank]
 
 
 @lru_cache(64)
-def _blocks(cu_seqlens: tuple[int, ...], cp_size: int) -> list[tuple[range, ...]]:
+def _dealt(cu_seqlens: tuple[int, ...], cp_size: int) -> list[tuple[range, ...]]:
     """What `balanced` gives every rank of a stream with these borders."""
-    extent = range(cu_seqlens[0], cu_seqlens[-1])
-
-    def cut(count: int) -> Deal:
-        return Deal(cu_seqlens, [chunk(extent, index, count) for index in range(count)], cp_size)
-
-    # Kernels like blocks that are large; where they are too large to share out evenly, halves, and halves of these.
-    deal = cut(4 * cp_size)
-    for each in (8, 16):
-        if deal.excess >= 0.05:
-            deal = cut(each * cp_size)
-    return deal.settled()
+    return [share.runs for share in deal(cu_seqlens, cp_size)]
 
 
 LAYOUTS: dict[str, Layout] = {"contiguous": contiguous, "zigzag": zigzag, "striped": striped, "balanced": balanced}
@@ -153,7 +140,7 @@ class Division:
             return self.layout(extent, cp_rank, self.cp_size)
         start, stop = extent.start, extent.stop
         inside = (border - start for border in self.cu_seqlens if start < border < stop)
-        runs = _blocks((0, *inside, len(extent)), self.cp_size)[cp_rank]  # the same for rows that are alike
+        runs = _dealt((0, *inside, len(extent)), self.cp_size)[cp_rank]  # the same for rows that are alike
         return tuple(range(start + run.start, start + run.stop) for run in runs)
 
     def spans(self, cp_rank: int) -> tuple[Span, ...]:
