@@ -94,13 +94,13 @@ class Problem(NamedTuple):
 
 
 @cache
-def documents(tokens: int) -> list[int]:
+def documents(tokens: int, seed: int = 0) -> list[int]:
     """Borders of documents as long as those of real corpora, the same each time, none longer than a quarter of a pack.
 
     Their lengths are log-normal with a median of 1,150 tokens, close to the frequencies in MagiAttention's benchmark
     (exps/dist_attn/benchmark/utils.py: short sequences), and multiples of 64, for ring-flash-attn shares each out.
     """
-    draw, borders = Random(0), [0]
+    draw, borders = Random(seed), [0]
     while borders[-1] < tokens:
         length = 64 * max(1, round(draw.lognormvariate(7.05, 1.1) / 64))
         borders.append(min(tokens, borders[-1] + min(length, tokens // 4)))

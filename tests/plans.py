@@ -9,11 +9,11 @@ from itertools import accumulate, pairwise
 
 from hypothesis import strategies as st
 
-from ringattn_core.layout import Layout, balanced, chunk, contiguous, striped, zigzag
+from ringattn_core.layout import Layout, balanced, contiguous, striped, zigzag
 from ringattn_core.planner import plan
 from ringattn_core.route import Route, double_ring, ring, waves
 from ringattn_core.schedule import Launch, Schedule, Step
-from ringattn_core.tile import Window
+from ringattn_core.tile import Window, chunk
 
 
 def wound(extent: range, cp_rank: int, cp_size: int) -> tuple[range, ...]:

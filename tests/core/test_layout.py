@@ -17,7 +17,6 @@ from ringattn_core.layout import (
     Layout,
     Span,
     balanced,
-    chunk,
     contiguous,
     layout_named,
     striped,
@@ -27,7 +26,7 @@ from ringattn_core.layout import (
 from ringattn_core.planner import plan_all
 from ringattn_core.route import ring
 from ringattn_core.schedule import Schedule
-from ringattn_core.tile import joined_runs
+from ringattn_core.tile import chunk, joined_runs
 
 
 def test_contiguous_gives_each_rank_one_chunk() -> None:

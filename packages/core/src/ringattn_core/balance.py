@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
-from ringattn_core.tile import joined_runs
+from ringattn_core.tile import chunk, joined_runs
 
 _EVEN = 1.01  # of the mean is as good as the mean
 _HALVINGS = 7
@@ -34,7 +34,8 @@ def deal(cu_seqlens: Sequence[int], cp_size: int) -> list[Share]:
     longest, found = max((stop - start for start, stop in pairwise(cu_seqlens)), default=0), list[list[Share]]()
     for halvings in range(_HALVINGS):
         found.append(list(_Line(cu_seqlens, max(longest >> halvings, 1)).shares(cp_size)))
-        if _most(found[-1]) * cp_size <= _EVEN * sum(share.work for share in found[-1]):
+        mean = sum(share.work for share in found[-1]) / cp_size
+        if _most(found[-1]) <= _EVEN * mean + longest:  # or a row more
             break
     return min(found, key=_most)
 
@@ -47,11 +48,10 @@ class _Line:
     """Parts of documents, no longer than `longest`, those first whose rows see the most keys."""
 
     def __init__(self, cu_seqlens: Sequence[int], longest: int) -> None:
-        parts = [
-            (start, range(first, min(first + longest, stop)))
-            for start, stop in pairwise(cu_seqlens)
-            for first in range(start, stop, longest)
-        ]
+        parts = list[tuple[int, range]]()
+        for start, stop in pairwise(cu_seqlens):
+            count = -((start - stop) // longest)
+            parts += ((start, chunk(range(start, stop), index, count)) for index in range(count))
         # By the keys that a row sees in the mean; of those alike, the last of the stream first.
         self._parts = sorted(parts, key=lambda part: (2 * part[0] - part[1].start - part[1].stop, -part[1].start))
         self._borders = [0, *accumulate(len(part) for _, part in self._parts)]
@@ -61,21 +61,20 @@ class _Line:
         """One rank's after the other's, each of what the ones before have left."""
         first, last = 0, self._borders[-1]
         for ranks in range(cp_size, 0, -1):
-            ends = self._ends(first, last, ranks)
-            pieces = (first, ends[0]), (ends[1], last)
-            runs = joined_runs(run for piece in pieces for run in self._runs(*piece))
-            yield Share(tuple(runs), sum(self._between(*piece) for piece in pieces))
-            first, last = ends
+            front, back = self._pieces(first, last, ranks)
+            runs = joined_runs([*self._runs(*front), *self._runs(*back)])
+            yield Share(tuple(runs), self._between(*front) + self._between(*back))
+            first, last = front[1], back[0]
 
-    def _ends(self, first: int, last: int, ranks: int) -> tuple[int, int]:
-        """Where the pieces end, or begin, that one of so many ranks takes of the rows from `first` to `last`."""
+    def _pieces(self, first: int, last: int, ranks: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """What one of so many ranks takes from either end of the rows from `first` to `last`."""
         tokens = (last - first) // ranks
 
         def work(ahead: int) -> int:
             return self._between(first, first + ahead) + self._between(last - (tokens - ahead), last)
 
         ahead = _nearest(work, tokens, self._between(first, last) / ranks)
-        return first + ahead, last - (tokens - ahead)
+        return (first, first + ahead), (last - (tokens - ahead), last)
 
     def _between(self, first: int, last: int) -> int:
         """The work of these rows of the line."""

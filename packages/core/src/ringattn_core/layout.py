@@ -17,6 +17,7 @@ from itertools import pairwise
 
 from ringattn_core.balance import deal
 from ringattn_core.errors import lookup
+from ringattn_core.tile import chunk
 
 Layout = Callable[[range, int, int], tuple[range, ...]]
 """(extent, cp_rank, cp_size) -> the runs of `extent` that this rank holds, in storage order."""
@@ -80,12 +81,6 @@ def layout_named(name: str | Layout) -> Layout:
     Raises ValueError with the nearest name.
     """
     return lookup(name, LAYOUTS, "layout", {"windowed": windowed}) if isinstance(name, str) else name
-
-
-def chunk(extent: range, index: int, count: int) -> range:
-    """The `index`-th of `count` parts of `extent`, whose lengths differ by one token at most."""
-    size = len(extent)
-    return extent[index * size // count : (index + 1) * size // count]
 
 
 @dataclass(frozen=True, slots=True)

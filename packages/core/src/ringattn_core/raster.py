@@ -6,8 +6,9 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ringattn_core.layout import Division, chunk
+from ringattn_core.layout import Division
 from ringattn_core.schedule import Schedule, Step
+from ringattn_core.tile import chunk
 
 
 @dataclass(frozen=True, slots=True)

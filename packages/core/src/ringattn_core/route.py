@@ -13,7 +13,7 @@ from functools import cache, lru_cache
 from typing import NamedTuple
 
 from ringattn_core.errors import lookup
-from ringattn_core.layout import chunk
+from ringattn_core.tile import chunk
 
 Route = Callable[[int, int], tuple[tuple[int, ...], ...]]
 """(cp_rank, cp_size) -> for every hop, the ranks whose keys are at hand. Each appears once, one's own on hop 0.

@@ -70,6 +70,12 @@ def _triangle(n: int) -> int:
     return n * (n + 1) // 2 if n > 0 else 0
 
 
+def chunk(extent: range, index: int, count: int) -> range:
+    """The `index`-th of `count` parts of `extent`, whose lengths differ by one token at most."""
+    size = len(extent)
+    return extent[index * size // count : (index + 1) * size // count]
+
+
 def joined_runs(parts: Iterable[range]) -> list[range]:
     """Ranges in order of their starts, those in one that follow each other; empty ones are left out."""
     found = list[range]()

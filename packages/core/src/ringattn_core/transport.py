@@ -11,8 +11,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ringattn_core.layout import chunk
 from ringattn_core.schedule import Schedule, Step
+from ringattn_core.tile import chunk
 
 
 class KV(NamedTuple):

@@ -16,13 +16,14 @@ from ringattn.cli import choices, sizes
 from ringattn.cli.progress import followed
 from ringattn_core.auto import CANDIDATES, Routes, auto_routes, typical
 from ringattn_core.errors import lookup
-from ringattn_core.layout import Division, chunk
+from ringattn_core.layout import Division
 from ringattn_core.machine import MACHINES
 from ringattn_core.route import route_named
 from ringattn_core.schedule import Schedule
 from ringattn_core.settled import early_rows
 from ringattn_core.shape import ACCUMULATOR, Shape
 from ringattn_core.simulate import Forecast, predict
+from ringattn_core.tile import chunk
 
 Passes = tuple[tuple[Schedule, ...], tuple[Schedule, ...]]  # all ranks' schedules of a forward and of a backward pass
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ringattn.context_parallel import ContextParallel
 from ringattn.hf.cache import ShardedCache
-from ringattn_core.layout import Division, Layout, chunk
+from ringattn_core.layout import Division, Layout
+from ringattn_core.tile import chunk
 
 KEYWORD = "ringattn_batch"  # under this name the batch travels through the model's keyword arguments
 
