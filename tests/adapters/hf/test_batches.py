@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import multiprocessing
+from inspect import signature
 from itertools import product
 from typing import Any
 
@@ -14,8 +15,10 @@ from transformers import DataCollatorWithFlattening
 
 import processes
 import ringattn.hf
+from adapters.comms import Mute
 from adapters.hf import compare
 from adapters.hf.models import build
+from ringattn.hf.batch import divide
 
 multiprocessing.get_context("forkserver").set_forkserver_preload(["torch", "adapters.hf.models", "ringattn.hf"])
 
@@ -40,9 +43,22 @@ def layouts_and_routes() -> Found:
             build("mistral"), {"input_ids": ids, "labels": ids}, layout=layout, route=route, head_groups=groups
         )
         for (layout, route), groups in zip(
-            product(["contiguous", "zigzag", "striped"], ["ring", "waves", "gather"]), [1, 2, 1] * 3, strict=True
+            product(["contiguous", "zigzag", "striped", "balanced"], ["ring", "waves", "gather"]),
+            [1, 2, 1] * 4,
+            strict=True,
         )
     }
+
+
+def test_documents_are_dealt_and_one_alone_is_divided_as_in_zigzag() -> None:
+    assert signature(ringattn.hf.parallelize).parameters["layout"].default == "balanced"
+    for rank in range(4):
+        cp, zigzag = (ringattn.ContextParallel(Mute(rank, 4), layout) for layout in ("balanced", "zigzag"))
+        documents = divide(cp, [tuple(range(0, 97, 12))], 96, 96).row.division(96).spans(rank)
+        assert [len(span.positions) for span in documents] == [12, 12], "two whole ones"
+        for borders in ([(0, 96)], [(0, 96), (0, 48, 96)]):  # a batch of several rows is divided alike
+            dealt, wanted = (divide(each, borders, 96, 96).row.division(96).positions(rank) for each in (cp, zigzag))
+            assert dealt == wanted
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -62,7 +78,8 @@ def packed() -> Found:
             found[f"{kind} {name} by position_ids"] = compare.errors(build(name), told)
         lengths_alone = {name: value for name, value in batch.items() if name not in ("max_length_q", "seq_idx")}
         mask = {**told, "attention_mask": torch.ones_like(batch["input_ids"])}
-        found[f"{kind} striped"] = compare.errors(build("llama"), lengths_alone, told, layout="striped")
+        for layout in ("striped", "zigzag"):
+            found[f"{kind} {layout}"] = compare.errors(build("llama"), lengths_alone, told, layout=layout)
         found[f"{kind} with a mask of ones"] = compare.errors(build("llama"), mask, told)
     ids = compare.tokens(2, 12)
     positions = torch.tensor([[*range(7), *range(5)], [*range(2), *range(10)]])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import accumulate, pairwise
@@ -23,7 +23,7 @@ from ringattn_core.tile import Window
 CANDIDATES: dict[str, Route] = {"waves": waves(2), "waves(3)": waves(3), "gather": gather, "ring": ring}
 """The routes that "auto" chooses among, by name."""
 # In order of preference where predictions are equal, and a gather adds less up; or, in a backward pass, nearly: there
-# it holds the gradients of more keys, but hardly where most sequences lie whole on a rank.
+# it holds the gradients of more keys, unless it needs few, as where most sequences lie whole on a rank.
 FORWARD, BACKWARD = ("gather", "waves", "waves(3)", "ring"), ("waves", "waves(3)", "gather", "ring")
 EQUAL, NEARLY = 0.001, 0.015
 # To plan for all of more ranks, or for more sequences, takes longer than the choice is worth.
@@ -78,8 +78,15 @@ def auto_routes(
         return fastest(forecasts, alike=alike) if forecasts else "waves"
 
     first = fastest_of({name: (planned(name, ahead=early), ()) for name in FORWARD}, EQUAL)
-    forward, order = planned(first, ahead=early), BACKWARD if division.of_sequences else FORWARD
-    return Routes(first, fastest_of({name: (forward, planned(name, ahead=0)) for name in order}, NEARLY))
+    forward, backward = planned(first, ahead=early), {name: planned(name, ahead=0) for name in BACKWARD}
+    order = FORWARD if _fetches_little(backward["gather"]) else BACKWARD
+    return Routes(first, fastest_of({name: (forward, backward[name]) for name in order}, NEARLY))
+
+
+def _fetches_little(schedules: Sequence[Schedule]) -> bool:
+    """Do ranks need less than a quarter of the others' keys, in the mean?"""
+    fetched = sum(step.fetched for schedule in schedules for step in schedule.steps if step.hop)
+    return 4 * fetched < len(schedules) * (len(schedules) - 1) * schedules[0].shard_size
 
 
 @lru_cache(256)

@@ -88,8 +88,8 @@ def divide(
 ) -> ShardedBatch:
     """The division of rows with these borders of sequences.
 
-    Every packed sequence is divided by itself, which balances the work of each, where that also balances the tokens;
-    else the row is divided as a whole. Neither needs lengths that divide by anything.
+    A packed row is dealt ("balanced"), or else each of its sequences is divided by itself, which balances the work,
+    where that also balances the tokens; and where not, the row as a whole. No length has to divide by anything.
     """
     length = borders[0][-1]
     whole = replace(cp, cu_seqlens=(0, length))

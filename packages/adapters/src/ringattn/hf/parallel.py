@@ -24,7 +24,7 @@ def parallelize(
     group: Group = None,
     *,
     cp: int | None = None,
-    layout: str | Layout = "zigzag",
+    layout: str | Layout = "balanced",
     route: str | Route = "auto",
     head_groups: int = 1,
     kernel: str | None = None,
@@ -36,7 +36,9 @@ def parallelize(
         model the text tower is sharded, and images are seen by every rank.
     group: a ProcessGroup, a one-dimensional DeviceMesh (`mesh["cp"]`), or None for all processes.
     cp: for a Trainer, instead of a group: so many neighbouring processes share each sequence.
-    layout, route, head_groups, kernel: as for `ringattn.ContextParallel`.
+    layout: as for `ringattn.ContextParallel`; "balanced" deals the documents of a packed row, most of them whole, and
+        divides a row of one document as "zigzag" does.
+    route, head_groups, kernel: as for `ringattn.ContextParallel`.
     logits: "shards" are this rank's tokens' alone, see `unshard`; "whole" are all tokens', on every rank, for losses
         that are computed outside the model.
 
