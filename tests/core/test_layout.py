@@ -121,6 +121,11 @@ def test_balanced_gives_every_rank_as_many_tokens_and_as_much_work(cp_size: int)
 def test_balanced_of_one_sequence_is_zigzag() -> None:
     for cp_rank in range(4):
         assert balanced(range(5, 69), cp_rank, 4) == tuple(joined_runs(zigzag(range(5, 69), cp_rank, 4)))
+    odd = [balanced(range(100003), cp_rank, 16) for cp_rank in range(16)]
+    for cp_rank, runs in enumerate(odd):
+        (_, near), (far, _) = ((run.start, run.stop) for run in zigzag(range(100003), cp_rank, 16))
+        assert len(runs) == 1 + (cp_rank < 15) and 6250 <= sum(map(len, runs)) <= 6251
+        assert cp_rank == 15 or (abs(runs[0].stop - near) < 8 and abs(runs[1].start - far) < 8)
 
 
 def test_balanced_takes_less_apart_than_zigzag_does() -> None:

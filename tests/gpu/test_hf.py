@@ -34,9 +34,9 @@ def tokens(rows: int, length: int, seed: int = 0) -> Tensor:
 
 
 def step(model: Any) -> tuple[float, Tensor]:
-    """The loss of two rows of two documents each, and the gradient once ranks have averaged theirs."""
-    documents = torch.cat([torch.arange(length, device="cuda") for length in (400, 625)]).expand(2, -1)
-    ids = tokens(2, 1025)
+    """The loss of a row of documents, and the gradient once ranks have averaged theirs."""
+    documents = torch.cat([torch.arange(length, device="cuda") for length in (400, 625, 300, 1026)])[None]
+    ids = tokens(1, 2351)
     loss = model(input_ids=ids, labels=ids, position_ids=documents, use_cache=False).loss  # One GPU's cache unpacks.
     loss.backward()
     gradient = torch.cat([weight.grad.flatten().float() for weight in model.parameters()])

@@ -37,10 +37,13 @@ def test_layouts_and_routes(size: int) -> None:
 
 
 def layouts_and_routes() -> Found:
-    ids = compare.tokens(2, 23)
+    ids, packed = compare.tokens(2, 23), compare.tokens(1, 46)
+    rows = {"input_ids": ids, "labels": ids}
+    documents = torch.cat([torch.arange(length) for length in (9, 16, 5, 3, 13)])[None]
+    row = {"input_ids": packed, "labels": packed, "position_ids": documents}
     return {
         f"{layout} {route}": compare.errors(
-            build("mistral"), {"input_ids": ids, "labels": ids}, layout=layout, route=route, head_groups=groups
+            *(build("mistral"), row if layout == "balanced" else rows), layout=layout, route=route, head_groups=groups
         )
         for (layout, route), groups in zip(
             product(["contiguous", "zigzag", "striped", "balanced"], ["ring", "waves", "gather"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from importlib.metadata import version
 from typing import Any
 
@@ -217,6 +218,11 @@ def test_rotary_embeddings_that_depend_on_the_length(kind: str) -> None:
     name = "rope_parameters" if version("transformers") >= "5" else "rope_scaling"
     config = AutoConfig.for_model("llama", **(COMMON | {name: scaling, "max_position_embeddings": 32}))
     cp = ringattn.ContextParallel(Mute(0, 2), "contiguous")
+    packed = torch.cat([torch.arange(length) for length in (10, 3, 3, 3, 3, 2)])[None]
+    for layout, fits in (("balanced", False), ("striped", kind == "longrope")):  # a rank has short texts only
+        batch = divide(ringattn.ContextParallel(Mute(0, 2), layout), [(0, 10, 13, 16, 19, 22, 24)], 24, 24)
+        with nullcontext() if fits else pytest.raises(UnsupportedError, match="for packed texts 'zigzag' may do"):
+            rope.check(config, batch, packed)
     for tokens, agreed in ((8, True), (12, False), (24, kind == "longrope")):
         batch = divide(cp, [(0, tokens)], tokens, tokens)
         positions = torch.arange(tokens)[None]

@@ -22,9 +22,9 @@ from ringattn_core.tile import Window
 
 CANDIDATES: dict[str, Route] = {"waves": waves(2), "waves(3)": waves(3), "gather": gather, "ring": ring}
 """The routes that "auto" chooses among, by name."""
-# In order of preference where predictions are equal, and a gather adds less up; or, in a backward pass, nearly: there
-# it holds the gradients of more keys, unless it needs few, as where most sequences lie whole on a rank.
-FORWARD, BACKWARD = ("gather", "waves", "waves(3)", "ring"), ("waves", "waves(3)", "gather", "ring")
+# In order of preference: gather first where predictions are equal, for it adds less up; or, in a backward pass, nearly,
+# but only where it needs few keys, as where most sequences lie whole on a rank: it holds the gradients of all of them.
+GATHER_FIRST, WAVES_FIRST = ("gather", "waves", "waves(3)", "ring"), ("waves", "waves(3)", "gather", "ring")
 EQUAL, NEARLY = 0.001, 0.015
 # To plan for all of more ranks, or for more sequences, takes longer than the choice is worth.
 _MOST_RANKS, _MOST_SEQUENCES = 16, 32
@@ -77,9 +77,9 @@ def auto_routes(
                 forecasts[name] = max(found, key=lambda forecast: forecast.time)
         return fastest(forecasts, alike=alike) if forecasts else "waves"
 
-    first = fastest_of({name: (planned(name, ahead=early), ()) for name in FORWARD}, EQUAL)
-    forward, backward = planned(first, ahead=early), {name: planned(name, ahead=0) for name in BACKWARD}
-    order = FORWARD if _fetches_little(backward["gather"]) else BACKWARD
+    first = fastest_of({name: (planned(name, ahead=early), ()) for name in GATHER_FIRST}, EQUAL)
+    forward, backward = planned(first, ahead=early), {name: planned(name, ahead=0) for name in WAVES_FIRST}
+    order = GATHER_FIRST if _fetches_little(backward["gather"]) else WAVES_FIRST
     return Routes(first, fastest_of({name: (forward, backward[name]) for name in order}, NEARLY))
 
 
@@ -95,8 +95,8 @@ def typical(division: Division) -> Division:
 
     Tokens are taken up to the next power of two. Where every rank has a share of each sequence, one sequence stands for
     any number of them. Else there are as many, 32 at most, as long as each other, if they are that; or else to the
-    nearest power of two, and log-normal with a sigma of 0.9, at which they have the work of documents that a pack
-    ends (`documents` in benchmarks/peers.py).
+    nearest power of two, and log-normal with a sigma of 0.9, at which they have the work of documents that are
+    cut at the end of a pack (`documents` in benchmarks/peers.py).
     """
     total, batch = division.cu_seqlens[-1], min(division.batch, _MOST_SEQUENCES)
     if division.of_sequences or division.layout is striped:

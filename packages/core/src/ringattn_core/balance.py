@@ -1,8 +1,9 @@
 """Which rank gets what of a packed stream: as many tokens and as much causal work each, and few documents cut.
 
 The documents stand in a line, the longest first, each from its last row to its first: rows that see many keys come
-before rows that see few. A rank takes rows from either end, as in zigzag, which this is for one document; how many from
-which decides how much work they are. Only documents at the ends of these pieces are cut, so most lie whole on a rank.
+before rows that see few. A rank takes rows from either end, as in zigzag, which this is for one document, but for a few
+rows; how many from which decides how much work they are. Only documents at the ends of these pieces are cut, so of many
+most lie whole on a rank.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import NamedTuple
 from ringattn_core.tile import chunk, joined_runs
 
 _EVEN = 1.01  # of the mean is as good as the mean
-_HALVINGS = 7
+_HALVINGS = 6
 
 
 class Share(NamedTuple):
@@ -32,7 +33,7 @@ def deal(cu_seqlens: Sequence[int], cp_size: int) -> list[Share]:
     into halves before they are lined up, or into halves of these.
     """
     longest, found = max((stop - start for start, stop in pairwise(cu_seqlens)), default=0), list[list[Share]]()
-    for halvings in range(_HALVINGS):
+    for halvings in range(_HALVINGS + 1):
         found.append(list(_Line(cu_seqlens, max(longest >> halvings, 1)).shares(cp_size)))
         mean = sum(share.work for share in found[-1]) / cp_size
         if _most(found[-1]) <= _EVEN * mean + longest:  # or a row more
@@ -96,7 +97,10 @@ class _Line:
 
 
 def _nearest(work: Callable[[int], int], most: int, wanted: float) -> int:
-    """From 0 to `most`, where `work` is about as much as wanted; by halves, from more to less or from less to more."""
+    """From 0 to `most`, where `work` is about as much as wanted; by halves, from more to less or from less to more.
+
+    Within a document it may go the other way; what is found is then off by so much, and the next ranks share it.
+    """
     sign = 1 if work(0) <= work(most) else -1
     above = bisect_left(range(most), sign * wanted, key=lambda rows: sign * work(rows))
     return min(above, max(above - 1, 0), key=lambda rows: abs(work(rows) - wanted))

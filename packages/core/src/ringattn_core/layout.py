@@ -10,7 +10,7 @@ arXiv:2310.01889; llama 3, arXiv:2407.21783), `striped` (Brandon et al. 2023, ar
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import pairwise
@@ -60,14 +60,21 @@ def balanced(extent: range, cp_rank: int, cp_size: int) -> tuple[range, ...]:
     """Parts of a packed stream: as many tokens and as much work under a causal mask for each rank, few sequences cut.
 
     A `Division` never divides single sequences by it: most of them lie whole on one rank, in tiles as large as they
-    are. The extent alone counts as one sequence, and is divided as by `zigzag`.
+    are. The extent alone counts as one sequence, and is divided as by `zigzag`, to a few rows.
     """
-    return _dealt((extent.start, extent.stop), cp_size)[cp_rank]
+    return _share((extent.start, extent.stop), cp_rank, cp_size)
+
+
+def _share(cu_seqlens: Sequence[int], cp_rank: int, cp_size: int) -> tuple[range, ...]:
+    """What `balanced` gives a rank of a stream with these borders, which need not begin at 0."""
+    start = cu_seqlens[0]  # Rows of a batch that are alike are dealt once.
+    runs = _dealt(tuple(border - start for border in cu_seqlens), cp_size)[cp_rank]
+    return tuple(range(start + run.start, start + run.stop) for run in runs)
 
 
 @lru_cache(64)
 def _dealt(cu_seqlens: tuple[int, ...], cp_size: int) -> list[tuple[range, ...]]:
-    """What `balanced` gives every rank of a stream with these borders."""
+    """What `balanced` gives every rank."""
     return [share.runs for share in deal(cu_seqlens, cp_size)]
 
 
@@ -133,10 +140,8 @@ class Division:
         """What a rank holds of a row of the batch."""
         if self.layout is not balanced:
             return self.layout(extent, cp_rank, self.cp_size)
-        start, stop = extent.start, extent.stop
-        inside = (border - start for border in self.cu_seqlens if start < border < stop)
-        runs = _dealt((0, *inside, len(extent)), self.cp_size)[cp_rank]  # the same for rows that are alike
-        return tuple(range(start + run.start, start + run.stop) for run in runs)
+        inside = (border for border in self.cu_seqlens if extent.start < border < extent.stop)
+        return _share((extent.start, *inside, extent.stop), cp_rank, self.cp_size)
 
     def spans(self, cp_rank: int) -> tuple[Span, ...]:
         """What a rank holds, in storage order."""

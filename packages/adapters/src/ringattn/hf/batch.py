@@ -88,14 +88,15 @@ def divide(
 ) -> ShardedBatch:
     """The division of rows with these borders of sequences.
 
-    A packed row is dealt ("balanced"), or else each of its sequences is divided by itself, which balances the work,
-    where that also balances the tokens; and where not, the row as a whole. No length has to divide by anything.
+    In layout "balanced" a packed row is dealt. In others each of its sequences is divided by itself, which balances the
+    work of each, where that also balances the tokens; else the row is divided as a whole. No length has to divide by
+    anything.
     """
     length = borders[0][-1]
     whole = replace(cp, cu_seqlens=(0, length))
     if len(borders) == 1:
         row = replace(cp, cu_seqlens=borders[0])
-        if not _balanced(row, length):
+        if not _even(row, length):
             row = replace(row, per_sequence=False)
         return ShardedBatch(row, row, 1, tokens, targets, cache)
     ends = [place * length + border for place, row in enumerate(borders) for border in row[1:]]
@@ -104,7 +105,7 @@ def divide(
     return ShardedBatch(whole, stream, len(borders), tokens, targets, cache)
 
 
-def _balanced(row: ContextParallel, length: int) -> bool:
+def _even(row: ContextParallel, length: int) -> bool:
     """Does no rank hold much more than its share? Many short sequences would all leave their odd tokens to a few."""
     division = row.division(length)
     most = max(division.length(rank) for rank in range(row.cp_size))

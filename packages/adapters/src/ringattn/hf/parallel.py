@@ -37,7 +37,7 @@ def parallelize(
     group: a ProcessGroup, a one-dimensional DeviceMesh (`mesh["cp"]`), or None for all processes.
     cp: for a Trainer, instead of a group: so many neighbouring processes share each sequence.
     layout: as for `ringattn.ContextParallel`; "balanced" deals the documents of a packed row, most of them whole, and
-        divides a row of one document as "zigzag" does.
+        divides a row of one document, and every row of a batch of several, as "zigzag" does.
     route, head_groups, kernel: as for `ringattn.ContextParallel`.
     logits: "shards" are this rank's tokens' alone, see `unshard`; "whole" are all tokens', on every rank, for losses
         that are computed outside the model.

@@ -26,7 +26,8 @@ def check(config: PretrainedConfig, batch: ShardedBatch, position_ids: Tensor | 
             raise UnsupportedError(
                 f"Rotary embeddings of type {kind!r} change with the longest position that a rank has, from {limit:,} "
                 f"tokens on; here the ranks' are {', '.join(f'{length:,}' for length in longest)}. Keep the texts "
-                "shorter, make them longer, choose layout='striped', or a type such as 'yarn' that does not change."
+                "shorter, make them longer, choose layout='striped' (for packed texts 'zigzag' may do, too), or a type "
+                "such as 'yarn' that does not change."
             )
 
 
