@@ -12,39 +12,27 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from functools import partial
+from itertools import product
 from statistics import fmean
 
 from peers import documents
 
-from ringattn_core.auto import CANDIDATES, auto_routes, typical
+from ringattn_core.auto import CANDIDATES, auto_routes, candidates, typical
 from ringattn_core.layout import Division, layout_named
 from ringattn_core.machine import MACHINES
-from ringattn_core.planner import plan_all
-from ringattn_core.schedule import Schedule
-from ringattn_core.settled import early_rows
 from ringattn_core.shape import Shape
 from ringattn_core.simulate import predict
-
-CAUSAL = (-1, 0)
-
-
-def planned(division: Division, name: str, *, ahead: int) -> tuple[Schedule, ...]:
-    return plan_all(
-        *(division.layout, CANDIDATES[name], division.cu_seqlens, division.cp_size),
-        window=CAUSAL,
-        per_sequence=division.per_sequence,
-        ahead=ahead,
-    )
+from ringattn_core.tile import CAUSAL
 
 
 def seconds(division: Division, shape: Shape, gpu: str) -> tuple[dict[str, float], dict[tuple[str, str], float]]:
     """Of a forward pass, by its route, and with backward, by both."""
-    early = early_rows(division.cu_seqlens[-1] // division.cp_size)
-    forward, backward = ({name: planned(division, name, ahead=ahead) for name in CANDIDATES} for ahead in (early, 0))
-    time = partial(predict, shape=shape, machine=MACHINES[gpu], one_sided=True)
-    first = {name: time(forward[name]).time for name in CANDIDATES}
+    forward, backward = candidates(division, CAUSAL)
+    forecast = partial(predict, shape=shape, machine=MACHINES[gpu], one_sided=True)
+    first = {name: forecast(plans).time for name, plans in forward.items()}
     both = {
-        (name, then): time(forward[name], backward=backward[then]).time for name in CANDIDATES for then in CANDIDATES
+        (name, then): forecast(forward[name], backward=backward[then]).time
+        for name, then in product(CANDIDATES, repeat=2)
     }
     return first, both
 

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import sys
+from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import documents
 
-from ringattn_core.auto import CANDIDATES
+from ringattn_core.auto import CANDIDATES, typical
+from ringattn_core.layout import Division, balanced
+
+
+def concentration(cu_seqlens: tuple[int, ...]) -> float:
+    """Work in shares of what as many documents of one length would be."""
+    lengths = [stop - start for start, stop in pairwise(cu_seqlens)]
+    return len(lengths) * sum(length**2 for length in lengths) / sum(lengths) ** 2
+
+
+def test_typical_documents_have_the_work_of_those_that_are_drawn() -> None:
+    packs = [tuple(documents.documents(32768, seed)) for seed in range(40)]
+    wanted = fmean(concentration(pack) for pack in packs)
+    found = typical(Division(balanced, packs[0], 4)).cu_seqlens
+    assert len(found) - 1 == 16 and concentration(found) == pytest.approx(wanted, rel=0.1)
 
 
 def test_a_line_for_every_size_and_layout(capsys: pytest.CaptureFixture[str]) -> None:
@@ -21,6 +37,6 @@ def test_a_line_for_every_size_and_layout(capsys: pytest.CaptureFixture[str]) ->
     ]
     shares = [[[float(share) for share in cell.split("/")] for cell in line[3 : 3 + len(CANDIDATES)]] for line in lines]
     assert all(0 < share <= 100 for line in shares for cell in line for share in cell)
-    for contiguous, balanced in (shares[:2], shares[2:]):
-        assert all(ours > theirs for ours, theirs in zip(max(balanced), max(contiguous), strict=True))
+    for whole, dealt in (shares[:2], shares[2:]):
+        assert all(ours > theirs for ours, theirs in zip(max(dealt), max(whole), strict=True))
     assert all(line[-1].startswith("0.0") for line in lines), "forward, auto is the best here"

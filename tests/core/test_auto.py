@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import accumulate, pairwise
-from random import Random
-from statistics import fmean
 
 import pytest
 
@@ -64,19 +62,6 @@ def lengths(division: Division) -> list[int]:
 DRAWN = [100 + 37 * (index * index % 101) for index in range(19)]  # of lengths that differ
 
 
-def pack(draw: Random) -> list[int]:
-    """Documents as of a corpus, until they are 32,768 tokens; none is longer than a quarter of that."""
-    found = [0]
-    while found[-1] < 32768:
-        found.append(min(found[-1] + min(round(draw.lognormvariate(7.05, 1.1)), 8192), 32768))
-    return [stop - start for start, stop in pairwise(found)]
-
-
-def concentration(lengths: list[int]) -> float:
-    """Work in shares of what as many documents of one length would be."""
-    return len(lengths) * sum(length**2 for length in lengths) / sum(lengths) ** 2
-
-
 def test_divisions_of_one_magnitude_share_a_choice() -> None:
     for tokens in (33_000, 50_001, 65_536):
         assert typical(documents(zigzag, tokens)) == documents(zigzag, 1 << 16)
@@ -92,9 +77,7 @@ def test_one_sequence_stands_for_those_of_which_every_rank_has_a_share() -> None
 def test_documents_are_spread_where_they_lie_whole_on_a_rank(layout: Layout, per_sequence: bool) -> None:
     found = sorted(lengths(typical(documents(layout, *DRAWN, per_sequence=per_sequence))))
     assert (len(found), sum(found)) == (16, 1 << 15)
-    assert concentration(found) == pytest.approx(
-        fmean(concentration(pack(Random(seed))) for seed in range(40)), rel=0.1
-    )
+    assert found[8] == pytest.approx(1531, rel=0.2) and found[-1] > 4 * found[8], "a few hold most tokens"
     assert len(lengths(typical(documents(layout, *DRAWN * 20, per_sequence=per_sequence)))) == 32, "or it takes long"
 
 
@@ -133,10 +116,8 @@ def test_a_gather_of_documents_holds_hardly_more_and_goes_first() -> None:
     gather, waves = (
         predict(forward, SHAPE, H100, backward=planned(name), one_sided=True) for name in ("gather", "waves")
     )
-    assert (
-        gather.time < waves.time <= (1 + NEARLY) * gather.time
-        and waves.peak_bytes < gather.peak_bytes <= 1.05 * waves.peak_bytes
-    )
+    assert gather.time < waves.time <= (1 + NEARLY) * gather.time
+    assert waves.peak_bytes < gather.peak_bytes <= 1.05 * waves.peak_bytes
     assert auto_routes(dealt, CAUSAL, SHAPE, H100, one_sided=True) == ("gather", "gather")
 
 

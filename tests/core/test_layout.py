@@ -118,6 +118,12 @@ def test_balanced_gives_every_rank_as_many_tokens_and_as_much_work(cp_size: int)
     assert max(areas) < 1.002 * sum(areas) / cp_size
 
 
+def test_balanced_is_even_where_one_document_is_long() -> None:
+    borders = tuple(accumulate((*[100] * 300, 12000, *[100] * 235, 36), initial=0))
+    areas = [schedule.area for schedule in plan_all(balanced, ring, borders, 8, window=(-1, 0))]
+    assert max(areas) < 1.01 * sum(areas) / 8
+
+
 def test_balanced_of_one_sequence_is_zigzag() -> None:
     for cp_rank in range(4):
         assert balanced(range(5, 69), cp_rank, 4) == tuple(joined_runs(zigzag(range(5, 69), cp_rank, 4)))

@@ -30,6 +30,9 @@ EQUAL, NEARLY = 0.001, 0.015
 _MOST_RANKS, _MOST_SEQUENCES = 16, 32
 
 
+Plans = dict[str, tuple[Schedule, ...]]  # all ranks' schedules, by the name of their route
+
+
 class Routes(NamedTuple):
     """The names of two routes, which may be one: results do not depend on it."""
 
@@ -51,20 +54,8 @@ def auto_routes(
     `kernel` names the kernel that computes a schedule, or None where there is none that should: not every kernel can do
     what every route asks of it. All else is as of `plan` and `predict`.
     """
-    tokens, cp_size = division.cu_seqlens[-1], division.cp_size
-    if cp_size > _MOST_RANKS or tokens == 0:
+    if division.cp_size > _MOST_RANKS or division.cu_seqlens[-1] == 0:
         return Routes("waves", "waves")
-
-    early = early_rows(tokens // cp_size)
-
-    def planned(name: str, *, ahead: int) -> tuple[Schedule, ...]:
-        return plan_all(
-            *(division.layout, CANDIDATES[name], division.cu_seqlens, cp_size),
-            window=window,
-            per_sequence=division.per_sequence,
-            batch=division.batch,
-            ahead=ahead,
-        )
 
     def fastest_of(passes: dict[str, tuple[tuple[Schedule, ...], tuple[Schedule, ...]]], alike: float) -> str:
         """By the schedules of a forward pass and, if there are any, of a backward pass, in order of preference."""
@@ -77,10 +68,28 @@ def auto_routes(
                 forecasts[name] = max(found, key=lambda forecast: forecast.time)
         return fastest(forecasts, alike=alike) if forecasts else "waves"
 
-    first = fastest_of({name: (planned(name, ahead=early), ()) for name in GATHER_FIRST}, EQUAL)
-    forward, backward = planned(first, ahead=early), {name: planned(name, ahead=0) for name in WAVES_FIRST}
+    forward, backward = candidates(division, window)
+    first = fastest_of({name: (forward[name], ()) for name in GATHER_FIRST}, EQUAL)
     order = GATHER_FIRST if _fetches_little(backward["gather"]) else WAVES_FIRST
-    return Routes(first, fastest_of({name: (forward, backward[name]) for name in order}, NEARLY))
+    return Routes(first, fastest_of({name: (forward[first], backward[name]) for name in order}, NEARLY))
+
+
+def candidates(division: Division, window: Window) -> tuple[Plans, Plans]:
+    """What each of `CANDIDATES` plans for a forward pass, and for a backward pass."""
+    forward, backward = (
+        {
+            name: plan_all(
+                *(division.layout, route, division.cu_seqlens, division.cp_size),
+                window=window,
+                per_sequence=division.per_sequence,
+                batch=division.batch,
+                ahead=ahead,
+            )
+            for name, route in CANDIDATES.items()
+        }
+        for ahead in (early_rows(division.cu_seqlens[-1] // division.cp_size), 0)
+    )
+    return forward, backward
 
 
 def _fetches_little(schedules: Sequence[Schedule]) -> bool:
@@ -95,8 +104,8 @@ def typical(division: Division) -> Division:
 
     Tokens are taken up to the next power of two. Where every rank has a share of each sequence, one sequence stands for
     any number of them. Else there are as many, 32 at most, as long as each other, if they are that; or else to the
-    nearest power of two, and log-normal with a sigma of 0.9, at which they have the work of documents that are
-    cut at the end of a pack (`documents` in benchmarks/peers.py).
+    nearest power of two, and log-normal with a sigma of 0.9, at which they have the work of documents that are cut at
+    the end of a pack (`documents` in benchmarks/peers.py).
     """
     total, batch = division.cu_seqlens[-1], min(division.batch, _MOST_SEQUENCES)
     if division.of_sequences or division.layout is striped:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
-from ringattn_core.tile import chunk, joined_runs
+from ringattn_core.tile import chunk, joined_runs, triangle
 
 _EVEN = 1.01  # of the mean is as good as the mean
 _HALVINGS = 6
@@ -108,5 +108,4 @@ def _nearest(work: Callable[[int], int], most: int, wanted: float) -> int:
 
 def _cells(rows: range, start: int) -> int:
     """Of a causal mask, in consecutive rows of a document that starts at `start`."""
-    low, high = rows.start - start, rows.stop - start
-    return (high * (high + 1) - low * (low + 1)) // 2
+    return triangle(rows.stop - start) - triangle(rows.start - start)

@@ -48,7 +48,7 @@ class Tile:
         """How many cells have column - row <= high: a triangle less what sticks out of the rectangle."""
         rows, columns = len(self.q), len(self.k)
         d = high + self.q.start - self.k.start
-        return _triangle(rows + d) - _triangle(d) - _triangle(rows + d - columns) + _triangle(d - columns)
+        return triangle(rows + d) - triangle(d) - triangle(rows + d - columns) + triangle(d - columns)
 
     def trim(self) -> Tile | None:
         """Drop the rows and columns without a live cell around the others; None if no cell lives.
@@ -66,7 +66,8 @@ class Tile:
         return Tile(q, k, low, high)
 
 
-def _triangle(n: int) -> int:
+def triangle(n: int) -> int:
+    """Cells of a causal mask of n rows; none of fewer than one."""
     return n * (n + 1) // 2 if n > 0 else 0
 
 
