@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ringattn_comms.backends.objects import gather_objects
 from ringattn_comms.window import Move, Window, Windows
 from ringattn_core.streams import capturing
 from ringattn_core.totals import has_triton
@@ -78,14 +79,11 @@ def unreachable(group: dist.ProcessGroup | None, device: torch.device) -> str | 
     """Why the ranks of a group cannot address each other's memory; None if they can. All ranks ask, and all agree."""
     if device.type != "cuda":
         return f"symmetric memory is for GPUs, and the tensors are on {device.type}"
-    places: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(places, (_host(), device.index), group=group)
+    places = gather_objects(group, (_host(), device.index))
     if len({host for host, _ in places}) > 1:
         return "the ranks are on several hosts"
     far = [index for _, index in places if index != device.index and not _reaches(device.index, index)]
-    found: list[Any] = [None] * len(places)
-    dist.all_gather_object(found, far, group=group)
-    for (_, index), others in zip(places, found, strict=True):
+    for (_, index), others in zip(places, gather_objects(group, far), strict=True):
         if others:
             return f"GPU {index} has no peer access to GPUs {others}"
     return None

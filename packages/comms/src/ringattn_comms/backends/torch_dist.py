@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ringattn_comms.backends.objects import gather_objects
 from ringattn_comms.communicator import Communicator, Work
 from ringattn_comms.window import Windows
 
@@ -116,9 +117,7 @@ def _once(make: Make[*Facts, T]) -> Make[*Facts, T]:
 
 
 def _ask(group: dist.ProcessGroup | None, fact: Hashable) -> tuple[Any, ...]:
-    said: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(said, fact, group=group)
-    return tuple(said)
+    return tuple(gather_objects(group, fact))
 
 
 _ask_once = _once(_ask)
@@ -147,6 +146,5 @@ def _twin(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
     if default is not None and default.bound_device_id is not None:
         return dist.split_group(group, [list(range(len(ranks)))])
     twin = dist.new_group(ranks, backend="nccl", use_local_synchronization=True)
-    names: list[str | None] = [None] * len(ranks)
-    dist.all_gather_object(names, twin.group_name, group=group)
-    return twin if len(set(names)) == 1 and dist.get_process_group_ranks(twin) == ranks else None
+    names = set(gather_objects(group, twin.group_name))
+    return twin if len(names) == 1 and dist.get_process_group_ranks(twin) == ranks else None
