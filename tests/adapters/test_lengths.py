@@ -5,11 +5,12 @@ from __future__ import annotations
 import gc
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from ringattn import lengths
+from ringattn import attention, lengths
 from ringattn.lengths import Borders, read, repeated, scaled, sequence_positions, written
 
 
@@ -23,6 +24,29 @@ def test_a_tensor_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert first == (0, 3, 8) and read(x) is first and len(read_from) == 1
     x[1] = 5
     assert read(x) == (0, 5, 8) and len(read_from) == 2
+
+
+def test_borders_that_change_without_a_trace_are_read_again() -> None:
+    """NumPy and `.data` change a tensor, and PyTorch does not count it."""
+    buffer = np.array([0, 8, 32])
+    shared, written_to = torch.from_numpy(buffer), torch.tensor([0, 8, 32])
+    assert read(shared) == read(written_to) == (0, 8, 32)
+    buffer[1] = written_to.data[1] = 24
+    assert read(shared) == read(written_to) == (0, 24, 32)
+    prepared = written([0, 8, 32], shared)
+    prepared.data[1] = 24
+    assert read(prepared) == (0, 24, 32)
+    shared.set_(torch.tensor([0, 5]))  # fewer of them, in other memory
+    assert read(shared) == (0, 5)
+
+
+def test_changed_borders_change_the_attention() -> None:
+    buffer = np.array([0, 8, 32])
+    borders, (q, k, v) = torch.from_numpy(buffer), torch.randn(3, 1, 32, 2, 16)
+    for middle in (8, 24, 3):
+        buffer[1] = middle
+        out, wanted = (attention(q, k, v, causal=True, cu_seqlens=given) for given in (borders, [0, middle, 32]))
+        assert torch.equal(out, wanted)
 
 
 def test_nothing_is_kept_of_tensors_that_are_gone() -> None:

@@ -52,7 +52,7 @@ def attention(
     dropout_p: probabilities dropped, in [0, 1). The seed is drawn from torch's CPU generator: seed all ranks alike.
     deterministic: gradients are bitwise the same from run to run.
     cu_seqlens, cu_seqlens_k: global borders of packed sequences, instead of cp's; those of the keys only where they
-        differ (cross attention). A list, or a tensor that is read once.
+        differ (cross attention). A list, or a tensor, which is read when it changes (`lengths.read`).
 
     Returns out, shaped like q with head_dim_v, in q's dtype; with `return_lse` (out, lse), lse being the natural
     logarithm of each query's sum of exponentiated scores, differentiable, (batch, num_heads, tokens) in float32

@@ -1,4 +1,4 @@
-"""Cumulative sequence lengths as plain tuples, read from a tensor once and not once a layer."""
+"""Cumulative sequence lengths as plain tuples, read from a tensor when it changes and not once a layer."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from operator import index
+from typing import NamedTuple
 from weakref import ref
 
 import torch
@@ -29,11 +30,29 @@ class Borders(tuple[int, ...]):
         return self._hash
 
 
-_read: dict[int, tuple[ref[Tensor], int, Borders]] = {}  # by id, for as long as the tensor lives unchanged
+class _Seen(NamedTuple):
+    """A tensor that was read, and how to tell whether it still holds the same borders."""
+
+    tensor: ref[Tensor]
+    state: Tensor | tuple[int, int]  # on a CPU a copy, elsewhere where it lies and how often it was changed
+    borders: Borders
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Does this tensor still hold the same borders?"""
+        if self.tensor() is not tensor:
+            return False
+        return torch.equal(self.state, tensor) if isinstance(self.state, Tensor) else self.state == _version(tensor)
+
+
+_read: dict[int, _Seen] = {}  # by id, for as long as the tensor lives
 
 
 def read(cu_seqlens: Lengths, name: str = "cu_seqlens") -> Borders:
-    """The borders as a tuple. A tensor on a GPU is waited for the first time that it is seen, and not again.
+    """The borders as a tuple, again whenever a tensor has changed.
+
+    On a CPU contents are compared, because NumPy and `.data` change a tensor without a trace. To read a tensor on a GPU
+    the host waits for the device, so it is read once for each version that PyTorch counts: what changes it there behind
+    PyTorch's back (`.data`, DLPack, a kernel that is not PyTorch's) goes unnoticed. Pass a new tensor, or a list.
 
     Raises TypeError for what is no one-dimensional sequence of whole numbers, ValueError for what is not cumulative.
     """
@@ -46,12 +65,11 @@ def read(cu_seqlens: Lengths, name: str = "cu_seqlens") -> Borders:
             f"{name} must be a one-dimensional tensor of whole numbers, got {cu_seqlens.dtype} of shape "
             f"{tuple(cu_seqlens.shape)}."
         )
-    if cu_seqlens.is_inference():
-        # It does not count its changes, so that one could go unnoticed.
-        return _checked(cu_seqlens.tolist(), name)
+    if cu_seqlens.is_inference() and not cu_seqlens.is_cpu:
+        return _checked(cu_seqlens.tolist(), name)  # It does not count its changes.
     seen = _read.get(id(cu_seqlens))
-    if seen and seen[0]() is cu_seqlens and seen[1] == cu_seqlens._version:
-        return seen[2]
+    if seen and seen.holds(cu_seqlens):
+        return seen.borders
     borders = _checked(cu_seqlens.tolist(), name)
     _remember(cu_seqlens, borders)
     return borders
@@ -98,8 +116,12 @@ def _checked(values: Iterable[int], name: str) -> Borders:
 
 
 def _remember(tensor: Tensor, borders: Borders) -> None:
-    key = id(tensor)
-    _read[key] = ref(tensor, lambda _: _read.pop(key, None)), tensor._version, borders
+    key, state = id(tensor), tensor.detach().clone() if tensor.is_cpu else _version(tensor)
+    _read[key] = _Seen(ref(tensor, lambda _: _read.pop(key, None)), state, borders)
+
+
+def _version(tensor: Tensor) -> tuple[int, int]:
+    return tensor.data_ptr(), tensor._version
 
 
 def _short(value: object) -> str:
