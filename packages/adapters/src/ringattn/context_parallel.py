@@ -58,6 +58,7 @@ class ContextParallel:
     kernel: str | None = None
     number: int = field(init=False, repr=False)
 
+    @untraced
     def __post_init__(self) -> None:
         object.__setattr__(self, "layout", layout_named(self.layout))
         if isinstance(self.route, str):
@@ -98,6 +99,7 @@ class ContextParallel:
         """The same for sequences of other lengths: make one for each batch, and use it in all layers."""
         return replace(self, cu_seqlens=cu_seqlens)
 
+    @untraced
     def division(self, length: int) -> Division:
         """Who holds which of `length` tokens. Raises ValueError where that contradicts `cu_seqlens`."""
         borders = Borders((0, length)) if self.cu_seqlens is None else read(self.cu_seqlens)

@@ -12,6 +12,7 @@ from weakref import ref
 import torch
 from torch import Tensor
 
+from ringattn.untraced import untraced
 from ringattn_core.errors import check_cu_seqlens
 
 Lengths = Sequence[int] | Tensor
@@ -47,6 +48,7 @@ class _Seen(NamedTuple):
 _read: dict[int, _Seen] = {}  # by id, for as long as the tensor lives
 
 
+@untraced
 def read(cu_seqlens: Lengths, name: str = "cu_seqlens") -> Borders:
     """The borders as a tuple, again whenever a tensor has changed.
 
@@ -75,6 +77,7 @@ def read(cu_seqlens: Lengths, name: str = "cu_seqlens") -> Borders:
     return borders
 
 
+@untraced
 def written(borders: Iterable[int], like: Tensor) -> Tensor:
     """The borders as a tensor of the dtype and on the device of `like`; `read` need not wait for it."""
     checked = _checked(borders, "cu_seqlens")

@@ -10,12 +10,14 @@ from itertools import pairwise
 from torch import Tensor
 
 from ringattn.lengths import Borders, read, written
+from ringattn.untraced import untraced
 
 
 class ContractError(ValueError, AssertionError):
     """A ValueError that ring-flash-attention raises as an AssertionError; callers may rely on either."""
 
 
+@untraced
 def llama3_flash_attn_prepare_cu_seqlens(
     cu_seqlens: Tensor, causal: bool, rank: int, world_size: int
 ) -> tuple[Tensor, Tensor, int, int, slice]:

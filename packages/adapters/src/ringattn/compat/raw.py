@@ -17,6 +17,7 @@ from ringattn.call import Request, batched, flattened
 from ringattn.context_parallel import ContextParallel
 from ringattn.lengths import Borders, read, scaled
 from ringattn.llama3 import head_groups, stream_borders
+from ringattn.untraced import untraced
 from ringattn_comms.connect import Group
 from ringattn_core.execute import Result
 from ringattn_core.layout import Layout
@@ -74,6 +75,7 @@ def _pair(prefix: str, lengths: tuple[str, ...], divide: Divide) -> tuple[Functi
     saved = "process_group", "dout", "q", "k", "v", "out", "softmax_lse"
     backward_signature = _signature((*saved, *lengths, "softmax_scale"))
 
+    @untraced
     def forward(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         given = _bound(forward_signature, args, kwargs)
         q, k, v = given["q"], given["k"], given["v"]
@@ -83,6 +85,7 @@ def _pair(prefix: str, lengths: tuple[str, ...], divide: Divide) -> tuple[Functi
             result = call.forward(flattened(q), flattened(k), flattened(v), None)
         return result.out.view(*q.shape[:-1], v.shape[-1]), batched(result.lse, q)
 
+    @untraced
     def backward(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
         given = _bound(backward_signature, args, kwargs)
         if given["dropout_p"]:

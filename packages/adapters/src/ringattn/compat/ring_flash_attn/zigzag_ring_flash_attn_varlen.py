@@ -14,6 +14,7 @@ from ringattn import (
 )
 from ringattn.compat.raw import zigzag_varlen
 from ringattn.lengths import read
+from ringattn.untraced import untraced
 from ringattn_core.layout import zigzag
 from ringattn_core.route import ring
 
@@ -22,6 +23,7 @@ zigzag_ring_flash_attn_varlen_forward, zigzag_ring_flash_attn_varlen_backward = 
 )
 
 
+@untraced
 def get_half_index(cu_seqlens: Tensor, *, front: bool) -> slice | Tensor:
     """Where in the packed tokens the first or second halves of all sequences lie: a slice for one, else a mask.
 

@@ -38,6 +38,7 @@ def check_params(f1: Forward, f2: Forward) -> bool:
     return len(inspect.signature(f1).parameters) == len(inspect.signature(f2).parameters)
 
 
+@untraced
 def update_ring_flash_attn_params(cu_seqlens: Tensor, process_group: dist.ProcessGroup) -> None:
     """State the packing of the next batch: the *global* borders, whose total the group's size divides."""
     values = llama3_flash_attn_prepare_cu_seqlens(
