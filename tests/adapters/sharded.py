@@ -155,7 +155,8 @@ def truth(
     slopes, kept = options.pop("alibi_slopes", None), options.pop("kept", None)
 
     def row(at: int, *x: Tensor) -> tuple[Tensor, Tensor]:
-        own_slopes = slopes[at] if slopes is not None and slopes.dim() == 2 else slopes
+        of_rows = q.dim() == 4 and slopes is not None and slopes.dim() > 1
+        own_slopes = slopes[at] if of_rows else slopes  # (heads,) or (tokens, heads)
         own_kept = kept[at] if kept is not None and kept.dim() == 4 else kept
         return oracle.attention(*x, borders, borders_k, alibi_slopes=own_slopes, kept=own_kept, **options)
 

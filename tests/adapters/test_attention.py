@@ -120,6 +120,22 @@ def test_alibi_of_one_packed_row() -> None:
 
 
 @layouts
+@pytest.mark.parametrize("per_sequence", [True, False])
+@pytest.mark.parametrize("rows", [(), (2,)], ids=str)
+def test_alibi_of_every_sequence(layout: str, per_sequence: bool, rows: tuple[int, ...]) -> None:
+    """As flash_attn_varlen_func takes it; of a batch the sequences of all rows."""
+    whole, sequences = draw(31, rows), len(PACKED) - 1
+    slopes = torch.rand(sequences * (2 if rows else 1), 4, dtype=torch.float64)
+    lengths = torch.tensor(PACKED).diff()
+    by_token = [each.repeat_interleave(lengths, dim=0) for each in slopes.split(sequences)]
+    found = solve_native(
+        *(3, whole), layout=layout, per_sequence=per_sequence, cu_seqlens=PACKED, causal=True, alibi_slopes=slopes
+    )
+    expected = truth(whole, PACKED, causal=True, alibi_slopes=torch.stack(by_token) if rows else by_token[0])
+    assert_exact(found, expected)
+
+
+@layouts
 @sizes
 @pytest.mark.parametrize("options", [{}, {"causal": True}, {"window_size": (4, 0), "softcap": 3.0}], ids=str)
 def test_dropout(size: int, layout: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,9 +112,9 @@ def test_devices() -> None:
         (
             {"alibi_slopes": tensor(HK)},
             ValueError,
-            r"\(num_heads,\) = \(4,\) or \(batch, num_heads\) = \(2, 4\), got \(2,\)",
+            r"\(num_heads,\) = \(4,\), \(batch, num_heads\) = \(2, 4\) or .*, got \(2,\)",
         ),
-        ({"alibi_slopes": tensor(3, H)}, ValueError, r"\(batch, num_heads\) = \(2, 4\), got \(3, 4\)"),
+        ({"alibi_slopes": tensor(3, H)}, ValueError, r"\(batch, num_heads\) = \(2, 4\) or .*, got \(3, 4\)"),
         ({"alibi_slopes": torch.zeros(H, dtype=torch.int32)}, TypeError, "alibi_slopes must be floating point"),
         ({"alibi_slopes": torch.zeros(H, requires_grad=True)}, ValueError, r"get no gradient.*alibi_slopes.detach\(\)"),
     ],
@@ -263,8 +263,8 @@ def test_families_check_as_attention_does(family: Family) -> None:
     between, function = family.between(Mute(0, 2), cu_seqlens, False, 1), getattr(ringattn, f"{family.prefix}_func")
     for given, message in (
         ({"dropout_p": 1.5}, r"dropout_p must be in \[0, 1\), got 1.5"),
-        ({"causal": True, "window_size": (1, 1)}, "contradict each other"),
+        ({"causal": True, "window_size": (1,)}, "window_size must be"),
         ({"alibi_slopes": torch.zeros(7)}, "alibi_slopes must be"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises((TypeError, ValueError), match=message):
             function(*own, *between, group=Mute(0, 2), **given)

@@ -359,6 +359,33 @@ def test_23_inference_and_checkpointing(family: Family) -> None:
     run(2, main)
 
 
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+def test_20_causal_wins_over_a_right_side(family: Family) -> None:
+    """20: as in FlashAttention, where `attention` says that the two contradict each other."""
+    whole, cu_seqlens = problem(family, 3)
+    expected = truth(whole, borders_of(family, cu_seqlens), window_size=(4, 0))
+    for right in (3, -1):
+        assert_exact(solve_family(family, 3, whole, cu_seqlens, window_size=(4, right), causal=True), expected)
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family.packed], ids=str)
+def test_alibi_of_every_sequence(family: Family) -> None:
+    """As flash_attn_varlen_func takes it: a row of slopes for each sequence that the rank was told of."""
+    whole, cu_seqlens = problem(family, 3)
+    if family.layout == "stream":
+        whole, cu_seqlens = draw(24, ()), [0, 5, 19, 24]
+    slopes = torch.rand(len(cu_seqlens) - 1, 4, dtype=torch.float64)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, comm: Communicator) -> tuple[Tensor, Tensor]:
+        # Of a stream a rank is told of the sequences that its slice has tokens of: 0 and 1, 1, 1 and 2.
+        told = [slice(2), slice(1, 2), slice(1, 3)][comm.rank] if family.layout == "stream" else slice(None)
+        return family.attend(cu_seqlens, causal=True, alibi_slopes=slopes[told])(q, k, v, comm)
+
+    found = solve(3, attend, whole, family.rows(cu_seqlens, 3))
+    by_token = slopes.repeat_interleave(torch.tensor(cu_seqlens).diff(), dim=0)
+    assert_exact(found, truth(whole, borders_of(family, cu_seqlens), causal=True, alibi_slopes=by_token))
+
+
 @pytest.mark.parametrize("window", [(-1, -1), (2, 0)], ids=str)
 @every_family
 def test_24_the_same_calls_on_every_rank(family: Family, window: tuple[int, int]) -> None:

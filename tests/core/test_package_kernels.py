@@ -9,6 +9,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -29,6 +32,7 @@ from ringattn_core.planner import plan
 from ringattn_core.route import ring
 from ringattn_core.schedule import Launch, Schedule
 from ringattn_core.tile import Tile
+from ringattn_core.totals import has_triton
 
 SCALE = 0.3
 Make = Callable[[packages.Math], dict]
@@ -260,6 +264,17 @@ def test_a_package_that_is_not_there_is_named(hopper, install, monkeypatch: pyte
         choose(*hopper(), schedule(), Options(SCALE), "flash_attn_2")
     with pytest.raises(UnsupportedError, match=r"cannot be imported: .*flash_attn_interface"):
         choose(*hopper(), schedule(), Options(SCALE), "flash_attn_3")
+
+
+@pytest.mark.parametrize("stub", [ModuleType("stub"), MagicMock()], ids=["module", "mock"])
+def test_a_stub_in_place_of_a_package_is_passed_over(stub: Any, install, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As test suites put one there for machines without GPUs; it has no __spec__."""
+    install({"flash_attn": stub, "flash_attn_interface": stub, "triton": stub})
+    monkeypatch.setattr(chooser, "KERNELS", chooser.KERNELS | {"flash_attn_4": chooser._flash_attn_4.__wrapped__})
+    assert choose(*[torch.zeros(8, 2, 16)] * 3, schedule(), Options(1.0)).name == "torch_flash"
+    with pytest.raises(UnsupportedError, match=r"'flash_attn_4' .* cannot be imported: .* is not installed"):
+        choose(*[torch.zeros(8, 2, 16)] * 3, schedule(), Options(1.0), "flash_attn_4")
+    assert not has_triton.__wrapped__()
 
 
 def test_a_flash_attn_that_cannot_be_imported_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

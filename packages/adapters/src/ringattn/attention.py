@@ -47,7 +47,8 @@ def attention(
     softcap: scores become softcap * tanh(score / softcap); 0 is none.
     sinks: (num_heads,) logits of one more key per head whose value is 0; their gradient is this rank's share, as that
         of any replicated weight is.
-    alibi_slopes: (num_heads,) or (batch, num_heads) float32; subtracts slope * distance from the scores.
+    alibi_slopes: (num_heads,), (batch, num_heads) or, packed, (sequences, num_heads) of all rows, float32; subtracts
+        slope * distance from the scores.
     softmax_scale: what scores are multiplied with; None is head_dim ** -0.5.
     dropout_p: probabilities dropped, in [0, 1). The seed is drawn from torch's CPU generator: seed all ranks alike.
     deterministic: gradients are bitwise the same from run to run.

@@ -19,6 +19,7 @@ from ringattn.lengths import Borders, Lengths, read, repeated
 from ringattn_comms.connect import connect
 from ringattn_core.auto import CANDIDATES
 from ringattn_core.execute import Gradients, Result, attend, attend_backward
+from ringattn_core.index import sequence_index
 from ringattn_core.kernel import Kernel, Options
 from ringattn_core.kernels.reference import Reference
 from ringattn_core.layout import Division
@@ -50,22 +51,25 @@ class Request:
         """Check everything and plan it, for tensors with or without a batch dimension. Raises what `attention` says."""
         checks.shapes(q, k, v)
         checks.dtypes(q, k, v)
-        checks.options(q, sinks, alibi_slopes, self.dropout_p, self.softcap, self.softmax_scale)
         checks.parallel(self.cp, k)
+        batch, borders = q.shape[0] if q.dim() == 4 else 1, _borders(self, q, k)
+        sequences = batch * (len(borders[0]) - 1)
+        checks.options(q, sinks, alibi_slopes, sequences, self.dropout_p, self.softcap, self.softmax_scale)
         window = checks.window(self.causal, self.window_size)
         terms = Terms.of(self.cp, q, k, v, window, self.dropout_p)
         agree.check(self.cp.communicator, terms)
-        batch, tokens = q.shape[:2] if q.dim() == 4 else (1, q.shape[0])
+        borders = repeated(borders[0], batch), repeated(borders[1], batch)
+        assert callable(self.cp.layout), "the name was looked up when cp was made"
+        division = sound(Division(self.cp.layout, borders[0], self.cp.cp_size, self.cp.per_sequence, max(batch, 1)))
         if alibi_slopes is not None and alibi_slopes.dim() == 2:
-            alibi_slopes = alibi_slopes.repeat_interleave(tokens, dim=0)
+            alibi_slopes = _by_token(alibi_slopes, division, self.cp.cp_rank)
         options = Options(self.softmax_scale, self.softcap, alibi_slopes, self.dropout_p, seed, self.deterministic)
         # A dropout mask of a kernel's own could not be had again from another one: see `Call.backward`.
         lse_gradient = self.return_lse and self.dropout_p > 0
         kernels = Kernels(flattened(q), flattened(k), flattened(v), options, self.cp.kernel, lse_gradient)
-        forward, backward = _plans(self, q, k, batch, window, kernels)
+        forward, backward = _plans(self, division, borders[1], window, kernels)
         mine, mine_back = forward(self.cp.cp_rank), backward(self.cp.cp_rank)
         if self.cp.route is not at_once:  # by which ranks do not know each other's sequences
-            borders = mine_back.queries.cu_seqlens, mine_back.keys.cu_seqlens
             agree.check_all(self.cp.communicator, terms, Batch(batch, *borders))
         checks.shares(mine_back, q, k, batch)
         second = Pass(mine_back, kernels.choose(mine_back))
@@ -149,24 +153,31 @@ def _no_autocast(device: torch.device) -> AbstractContextManager[None]:
     return torch.autocast(device.type, enabled=False) if autocasts(device) else nullcontext()
 
 
-def _plans(
-    request: Request, q: Tensor, k: Tensor, batch: int, window: tuple[int, int], kernels: Kernels
-) -> tuple[Callable[[int], Schedule], Callable[[int], Schedule]]:
-    """The plan of a rank for each pass, for rows of these lengths, `batch` of them laid end to end."""
+def _borders(request: Request, q: Tensor, k: Tensor) -> tuple[Borders, Borders]:
+    """The borders of the queries' and the keys' sequences in one row."""
     cp, cu_seqlens_k = request.cp, request.cu_seqlens_k
     stated = cp.cu_seqlens if request.cu_seqlens is None else request.cu_seqlens
     if stated is not None:
         borders_q = read(stated)
         borders_k = borders_q if cu_seqlens_k is None else read(cu_seqlens_k, "cu_seqlens_k")
         checks.sequences(borders_q, borders_k)
-    elif cu_seqlens_k is None:
-        borders_q, borders_k = (Borders((0, x.shape[-3] * cp.cp_size)) for x in (q, k))
-    else:
+        return borders_q, borders_k
+    if cu_seqlens_k is not None:
         raise ValueError("cu_seqlens_k was given without cu_seqlens: say the borders of the queries' sequences too.")
-    assert callable(cp.layout), "the name was looked up when cp was made"
-    tokens = borders_q[-1] * batch
-    borders = repeated(borders_q, batch), repeated(borders_k, batch)
-    division = sound(Division(cp.layout, borders[0], cp.cp_size, cp.per_sequence, max(batch, 1)))
+    return Borders((0, q.shape[-3] * cp.cp_size)), Borders((0, k.shape[-3] * cp.cp_size))
+
+
+def _by_token(slopes: Tensor, division: Division, cp_rank: int) -> Tensor:
+    """ALiBi's slopes of a rank's tokens, (tokens, num_heads), from those of rows or of sequences."""
+    in_each = (len(division.cu_seqlens) - 1) // max(len(slopes), 1)
+    return slopes.repeat_interleave(in_each, dim=0)[sequence_index(division, cp_rank, slopes.device)]
+
+
+def _plans(
+    request: Request, division: Division, borders_k: Borders, window: tuple[int, int], kernels: Kernels
+) -> tuple[Callable[[int], Schedule], Callable[[int], Schedule]]:
+    """The plan of a rank for each pass, for queries that are divided so and the keys of their sequences."""
+    cp, borders_q = request.cp, division.cu_seqlens
     if callable(cp.route):
         first, second = cp.route, cp.route
     else:
@@ -174,15 +185,15 @@ def _plans(
 
     def planned(rank: int, *, route: Route, ahead: int) -> Schedule:
         return plan(
-            *(cp.layout, route, *borders, rank, cp.cp_size),
+            *(division.layout, route, borders_q, borders_k, rank, cp.cp_size),
             window=window,
             per_sequence=cp.per_sequence,
-            batch=max(batch, 1),
+            batch=division.batch,
             head_groups=cp.head_groups,
             ahead=ahead,
         )
 
     backward = partial(planned, route=second, ahead=0)
     # A backward pass has to find the dropout masks of every launch again.
-    forward = partial(planned, route=first, ahead=early_rows(tokens // cp.cp_size))
+    forward = partial(planned, route=first, ahead=early_rows(borders_q[-1] // cp.cp_size))
     return backward if request.dropout_p > 0 else forward, backward

@@ -66,11 +66,12 @@ def options(
     q: Tensor,
     sinks: Tensor | None,
     alibi_slopes: Tensor | None,
+    sequences: int,
     dropout_p: float,
     softcap: float,
     softmax_scale: float,
 ) -> None:
-    """Raise unless the options are possible for these queries."""
+    """Raise unless the options are possible for these queries, of so many packed sequences in all rows."""
     heads = q.shape[-2]
     numbers: dict[str, Any] = {"dropout_p": dropout_p, "softcap": softcap, "softmax_scale": softmax_scale}
     for name, number in numbers.items():
@@ -85,11 +86,11 @@ def options(
             raise ValueError(f"sinks must be one logit for each of the {heads} query heads, got {tuple(sinks.shape)}.")
         _beside(q, sinks, "sinks")
     if alibi_slopes is not None:
-        per_row = (q.shape[0] if q.dim() == 4 else 1, heads)
-        if alibi_slopes.shape not in ((heads,), per_row):
+        per_row, per_sequence = (q.shape[0] if q.dim() == 4 else 1, heads), (sequences, heads)
+        if alibi_slopes.shape not in ((heads,), per_row, per_sequence):
             raise ValueError(
-                f"alibi_slopes must be (num_heads,) = ({heads},) or (batch, num_heads) = {per_row}, got "
-                f"{tuple(alibi_slopes.shape)}."
+                f"alibi_slopes must be (num_heads,) = ({heads},), (batch, num_heads) = {per_row} or (sequences, "
+                f"num_heads) = {per_sequence}, those of all rows, got {tuple(alibi_slopes.shape)}."
             )
         _beside(q, alibi_slopes, "alibi_slopes")
         if alibi_slopes.requires_grad and torch.is_grad_enabled():
@@ -101,19 +102,31 @@ def _beside(q: Tensor, x: Tensor, name: str) -> None:
         raise TypeError(f"{name} must be floating point and on {q.device}, as q is; got {x.dtype} on {x.device}.")
 
 
-def window(causal: bool, window_size: tuple[int, int]) -> tuple[int, int]:
-    """The mask as one pair (left, right), with -1 for an open side. Raises where causal and window_size contradict."""
+def sides(window_size: tuple[int, int]) -> tuple[int, int]:
+    """(left, right), with -1 for an open side. Raises TypeError for what is no pair of whole numbers."""
     try:
         left, right = (max(index(side), -1) for side in window_size)
     except (TypeError, ValueError):
         raise TypeError(
             f"window_size must be (left, right), two whole numbers, -1 for an open side; got {window_size!r}."
         ) from None
+    return left, right
+
+
+def window(causal: bool, window_size: tuple[int, int]) -> tuple[int, int]:
+    """The mask as one pair (left, right), with -1 for an open side. Raises where causal and window_size contradict."""
+    left, right = sides(window_size)
     if causal and right > 0:
         raise ValueError(
             f"causal=True and window_size={tuple(window_size)} contradict each other: causal sees no key after the "
             f"query, the window {right}. Say window_size=({left}, 0), or causal=False."
         )
+    return left, 0 if causal else right
+
+
+def causal_window(causal: bool, window_size: tuple[int, int]) -> tuple[int, int]:
+    """The same where causal wins over a right side, as in FlashAttention's functions."""
+    left, right = sides(window_size)
     return left, 0 if causal else right
 
 

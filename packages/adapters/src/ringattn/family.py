@@ -17,7 +17,7 @@ from ringattn import checks
 from ringattn.attention import attention
 from ringattn.context_parallel import ContextParallel
 from ringattn.lengths import Borders, read, scaled
-from ringattn.llama3 import head_groups, stream_borders
+from ringattn.llama3 import head_groups, stream_borders, stream_slopes
 from ringattn.untraced import untraced
 from ringattn_comms.connect import Group
 from ringattn_core.layout import Layout, contiguous
@@ -32,8 +32,8 @@ _DOC = """{summary}, exact, over the keys of all ranks of a group.
     {lengths}dropout_p: share of attention probabilities dropped, in [0, 1).
     softmax_scale: what scores are multiplied with; None is head_dim ** -0.5.
     causal, window_size: query i sees key j of its sequence if -left <= j - i <= right; -1 is an open side, causal means
-        right = 0. Positions are global, so a window reaches over the borders of ranks.
-    alibi_slopes: (num_heads,) or (batch, num_heads) floats.
+        right = 0 whatever window_size says. Positions are global, so a window reaches over the borders of ranks.
+    alibi_slopes: (num_heads,), (batch, num_heads), or (sequences, num_heads) for those that cu_seqlens tell of; floats.
     deterministic: gradients are bitwise the same from run to run.
     return_attn_probs: also return (softmax_lse, None); lse is {lse} float32, the natural logarithm.
     group: a ProcessGroup, a one-dimensional DeviceMesh, or None for all processes.
@@ -162,6 +162,8 @@ def llama3(prefix: str) -> tuple[Function, Function, Function]:
         groups = head_groups(k, heads_k_stride)
         cp = ContextParallel(group, contiguous, at_once, per_sequence=False, head_groups=groups)
         borders = stream_borders(cu_seqlens_q, cu_seqlens_k, local_k_slice, cp.cp_rank, cp.cp_size, q.shape[-3])
+        if alibi_slopes is not None and alibi_slopes.shape[:-1] == (len(cu_seqlens_q) - 1,):
+            alibi_slopes = stream_slopes(alibi_slopes, local_k_slice, borders)
         tail = dropout_p, softmax_scale, causal, window_size, alibi_slopes, deterministic, return_attn_probs
         return _attend(q, k, v, cp, borders, *tail)
 
@@ -199,7 +201,7 @@ def _attend(
         v,
         cp=cp,
         causal=causal,
-        window_size=window_size,
+        window_size=checks.causal_window(causal, window_size),
         alibi_slopes=alibi_slopes,
         softmax_scale=softmax_scale,
         dropout_p=dropout_p,

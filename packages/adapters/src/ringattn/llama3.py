@@ -8,6 +8,7 @@ from functools import lru_cache
 from itertools import pairwise
 
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ringattn.lengths import Borders, read, written
 from ringattn.untraced import untraced
@@ -88,6 +89,12 @@ def _stream_borders(q: Borders, k: Borders, keys: range, tokens: range, total: i
     if inside[-1] != keys.stop or held != list(q) or q[-1] != len(tokens):
         return None
     return Borders(([0] if keys.start > 0 else []) + inside + ([total] if keys.stop < total else []))
+
+
+def stream_slopes(slopes: Tensor, local_k_slice: slice, borders: Borders) -> Tensor:
+    """ALiBi's slopes of all sequences that `stream_borders` tells of, from those of this rank's sequences."""
+    before = int(range(borders[-1])[local_k_slice].start > 0)
+    return pad(slopes, (0, 0, before, len(borders) - 1 - len(slopes) - before))
 
 
 def head_groups(k: Tensor, heads_k_stride: int) -> int:

@@ -56,6 +56,14 @@ def stream_index(division: Division, cp_rank: int, device: torch.device) -> Tens
         return torch.cat(runs).to(device) if runs else torch.empty(0, dtype=torch.int64, device=device)
 
 
+@kept(128)
+def sequence_index(division: Division, cp_rank: int, device: torch.device) -> Tensor:
+    """The sequence of each of a rank's tokens, in storage order: (tokens,) int64."""
+    with torch.inference_mode(False):
+        runs = [torch.full((len(run),), sequence) for sequence, run in division.runs(cp_rank)]
+        return torch.cat(runs).to(device) if runs else torch.empty(0, dtype=torch.int64, device=device)
+
+
 def places(runs: Iterable[tuple[range, int]], rows: int, device: torch.device) -> Tensor:
     """Where each row lies elsewhere: (rows,) int32, -1 for nowhere, from runs of rows and the place of their first."""
     found = torch.full((rows,), -1, dtype=torch.int32)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from importlib.util import find_spec
 from typing import Protocol
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from ringattn_core.gradient import ColumnSum, Part, RowSum, part_sum
 from ringattn_core.kernel import Block, Kernel
 from ringattn_core.merge import Partial
+from ringattn_core.optional import is_installed
 from ringattn_core.schedule import Launch, Schedule, Step
 
 
@@ -101,4 +101,4 @@ def _fuses(kernel: Kernel, x: Tensor) -> bool:
 @cache
 def has_triton() -> bool:
     """Can fused kernels be compiled here? CPU builds of PyTorch come without Triton."""
-    return find_spec("triton") is not None
+    return is_installed("triton")

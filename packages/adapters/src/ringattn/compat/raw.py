@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ringattn import checks
 from ringattn.call import Request, batched, flattened
 from ringattn.context_parallel import ContextParallel
 from ringattn.lengths import Borders, read, scaled
@@ -126,7 +127,7 @@ def _request(given: dict[str, Any], divide: Divide, lengths: tuple[str, ...]) ->
     return Request(
         cp,
         given["causal"],
-        given["window_size"],
+        checks.causal_window(given["causal"], given["window_size"]),
         softcap=0.0,
         softmax_scale=q.shape[-1] ** -0.5 if scale is None else scale,
         dropout_p=given["dropout_p"],

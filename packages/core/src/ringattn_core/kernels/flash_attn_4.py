@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from importlib.util import find_spec
 from threading import Lock
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from ringattn_core.kernel import NOWHERE, Block, Grads, Options, Places, Queries
 from ringattn_core.kernels.gpu import unfit
 from ringattn_core.kernels.lengths import varlen
+from ringattn_core.optional import is_installed
 from ringattn_core.schedule import Launch
 
 _ONE_AT_A_TIME = Lock()  # Its compiler, which any call may start, is not safe under threads.
@@ -32,7 +32,7 @@ class FlashAttn4:
 
     def __init__(self) -> None:
         # Only looked for, and imported by the first call: that takes seconds. A broken flash_attn raises here.
-        if find_spec("flash_attn") is None or find_spec("flash_attn.cute") is None:
+        if not (is_installed("flash_attn") and is_installed("flash_attn.cute")):
             raise ImportError("the package flash-attn-4 is not installed (pip install flash-attn-4)")
 
     def supports(self, launch: Launch, q: Tensor, k: Tensor, v: Tensor, options: Options) -> str | None:
