@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ringattn_core.index import column_index, places, row_index, stream_index
+from ringattn_core.index import column_index, places, row_index, sequence_index, stream_index
 from ringattn_core.layout import LAYOUTS, Division
 from ringattn_core.schedule import Launch
 from ringattn_core.tile import Tile
@@ -26,6 +26,15 @@ def test_the_stream_positions_of_every_rank(layout: str) -> None:
     for rank in range(3):
         index = stream_index(division, rank, CPU)
         assert index.dtype == torch.int64 and index.tolist() == division.positions(rank)
+
+
+@pytest.mark.parametrize("per_sequence", [True, False])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_sequence_of_every_token(layout: str, per_sequence: bool) -> None:
+    division = Division(LAYOUTS[layout], (0, 7, 7, 8), 3, per_sequence)
+    for rank in range(3):
+        found = sequence_index(division, rank, CPU).tolist()
+        assert found == [2 if position == 7 else 0 for position in division.positions(rank)]
 
 
 def test_where_rows_lie_elsewhere() -> None:
