@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
 
 from ringattn.context_parallel import ContextParallel
 from ringattn.hf.cache import ShardedCache
+from ringattn.hf.texts import Texts
 from ringattn_core.layout import Division, Layout
 from ringattn_core.tile import chunk
 
@@ -24,6 +25,7 @@ class ShardedBatch:
     tokens: how many of a row's tokens are the user's; more are padding, where there are fewer than ranks.
     targets: how many targets a row has for the caller: one less than tokens, if the model was to shift the labels.
     cache: where the keys are to be kept, if the batch is a prompt.
+    mask, position_ids: as the model got them, (rows, tokens) or None; what mixes tokens outside attention reads them.
     """
 
     # No dataclass: with mixed precision FSDP2 takes those among a layer's arguments apart, and makes new ones.
@@ -40,6 +42,8 @@ class ShardedBatch:
         self.targets, self.cache = targets, cache
         self.last_only = cache is not None  # are the logits of the last token all that is wanted?
         self.was_used = False  # has any layer's attention found its way here?
+        self.mask: Tensor | None = None
+        self.position_ids: Tensor | None = None
 
     @property
     def local(self) -> int:
@@ -59,6 +63,18 @@ class ShardedBatch:
     def positions(self, rank: int) -> list[int]:
         """Where in a row the tokens of a rank stand, in the order in which it has them."""
         return self._division.positions(rank)
+
+    @cached_property
+    def texts(self) -> Texts | None:
+        """The sequences of a packed batch as rows of their own; None where no row has more than one."""
+        borders = self.stream.cu_seqlens
+        assert borders is not None, "made by `divide`"
+        return Texts.of(borders, self.rows, self.length, self.tokens, self.mask)
+
+    def whole_positions(self, device: torch.device) -> Tensor:
+        """The positions of all tokens of all ranks, (rows or 1, tokens), as the model got them or would count them."""
+        given = self.position_ids
+        return torch.arange(self.tokens, device=device)[None] if given is None else given.view(-1, self.tokens)
 
     def place(self, position: int) -> tuple[int, int]:
         """Which rank holds a token of a row, and as the how-manieth of its own."""

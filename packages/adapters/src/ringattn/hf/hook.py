@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ringattn.context_parallel import ContextParallel
-from ringattn.hf import generate, inputs, outputs, refuse, rope
+from ringattn.hf import generate, hybrid, inputs, outputs, refuse, rope
 from ringattn.hf.alike import FirstCalls
 from ringattn.hf.batch import KEYWORD, ShardedBatch
 from ringattn.hf.cache import ShardedCache, cache_of
@@ -36,7 +36,9 @@ class Hooks:
         self.first_calls = FirstCalls()
         tower = refuse.tower(model)
         self.has_tower = tower is not model
+        self.has_attention = hybrid.has_attention(tower)
         self._handles = [
+            *hybrid.hooks(tower),
             model.register_forward_pre_hook(self.before, with_kwargs=True),
             model.register_forward_hook(self.after, with_kwargs=True),
         ]
@@ -48,7 +50,7 @@ class Hooks:
         copied = memo[id(self)] = Hooks.__new__(Hooks)
         # A copy of the model runs over the same ranks, and a process group cannot be copied.
         copied.cp, copied.has_tower, copied.whole_logits, copied.last = self.cp, self.has_tower, self.whole_logits, None
-        copied.first_calls = FirstCalls()
+        copied.first_calls, copied.has_attention = FirstCalls(), self.has_attention
         copied.config, copied._handles = copy.deepcopy((self.config, self._handles), memo)
         return copied
 
@@ -75,12 +77,18 @@ class Hooks:
             planned = inputs.planned(arguments, self.last)
             if arguments.get("logits_to_keep"):
                 planned = generate.keep_last(planned, self.last)
-        return (), planned if self.has_tower else inputs.local(planned)
+        return (), planned if self.has_tower else self._local(planned)
 
     @untraced
     def inside(self, tower: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
         """The text tower's arguments become this rank's: the features of images are in their places by now."""
-        return (), inputs.local(_named(tower, args, kwargs))
+        return (), self._local(_named(tower, args, kwargs))
+
+    def _local(self, planned: dict[str, Any]) -> dict[str, Any]:
+        local = inputs.local(planned)
+        if self.has_attention:
+            return local
+        return local | {"attention_mask": hybrid.InPlaceOfMask(local[KEYWORD])}
 
     @untraced
     def after(self, model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
@@ -89,7 +97,7 @@ class Hooks:
         if isinstance(batch, Decoding):
             batch.cache.length += batch.tokens
             return output
-        if not batch.was_used:
+        if self.has_attention and not batch.was_used:
             raise UnsupportedError(
                 f"{type(model).__name__} has run without calling its registered attention function, so that every rank "
                 "attended to its own tokens alone: its attention layers do not use transformers' AttentionInterface."

@@ -62,7 +62,9 @@ def divided(arguments: dict[str, Any], cp: ContextParallel, cache: ShardedCache 
     if length > tokens:
         borders = [(*row, length) for row in borders]
     to_shift = arguments.get("labels") is not None and arguments.get("shift_labels") is None
-    return divide(cp, borders, tokens, tokens - 1 if to_shift else tokens, cache)
+    batch = divide(cp, borders, tokens, tokens - 1 if to_shift else tokens, cache)
+    batch.mask, batch.position_ids = arguments.get("attention_mask"), arguments.get("position_ids")
+    return batch
 
 
 def planned(arguments: dict[str, Any], batch: ShardedBatch | Decoding) -> dict[str, Any]:

@@ -31,6 +31,11 @@ def reasons(model: nn.Module) -> Iterator[str]:
                 )
 
 
+def asks_interface(model: nn.Module) -> bool:
+    """Does any layer within a model ask transformers' AttentionInterface for a function?"""
+    return any(_ways(model))
+
+
 def _ways(model: nn.Module) -> Iterator[tuple[type[nn.Module], ...]]:
     """The classes from the model down to each of its attention layers, without mere containers."""
     modules = dict(model.named_modules())

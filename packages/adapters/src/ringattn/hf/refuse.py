@@ -9,22 +9,17 @@ from typing import Any
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ringattn.hf import layers
+from ringattn.hf import hybrid, layers
 from ringattn.hf.cache import ARGUMENT, ShardedCache, cache_of
 from ringattn.hf.register import NAME
 from ringattn_core.errors import UnsupportedError
 
 _SUPPORTED = ("full_attention", "sliding_attention")
+# Layers of one token each: of experts alone, or a network.
+_PER_TOKEN = ("mlp", "moe")
 
-_RECURRENT = "its state passes from token to token outside the attention call, and would have to travel between ranks"
 _SPARSE = "it picks keys for each query by itself, from the tokens of its own rank alone"
 _LAYERS = {
-    "linear_attention": _RECURRENT,
-    "hybrid": _RECURRENT,
-    "hybrid_sliding": _RECURRENT,
-    "mamba": _RECURRENT,
-    "recurrent": _RECURRENT,
-    "conv": "it mixes neighbouring tokens, which the border of a shard parts",
     "chunked_attention": "where its chunks end never reaches the attention call",
     "window_attention": "where its windows end never reaches the attention call",
     "reference_sliding_attention": "its window depends on which tokens were generated",
@@ -83,7 +78,7 @@ def _reasons(model: PreTrainedModel, config: PretrainedConfig) -> Iterator[str]:
     if text is not config or config.model_type in _OTHER_TOWERS:
         yield from _tower_reasons(model, config)
         reader = tower(model)
-    yield from _layer_reasons(text)
+    yield from _layer_reasons(text, reader)
     if getattr(text, "use_bidirectional_attention", None):
         yield "use_bidirectional_attention asks for a mask that the attention call does not get to know"
     if text.model_type in _OWN_POSITIONS:
@@ -91,7 +86,9 @@ def _reasons(model: PreTrainedModel, config: PretrainedConfig) -> Iterator[str]:
     if name.endswith(_HEADS):
         yield "its head looks for one token or its loss is not that of the next token (use the ...ForCausalLM class)"
     yield from layers.reasons(reader)
-    if not type(reader).is_backend_compatible():
+    # The flag of the class is missing in most hybrid models, so that of these the code is asked.
+    asks = type(reader).is_backend_compatible() or (hybrid.mixers(reader) and layers.asks_interface(reader))
+    if hybrid.has_attention(reader) and not asks:
         yield "its attention is its own code, which does not ask transformers' AttentionInterface for a function"
     if not all(map(_takes_more, (model, reader))):
         yield "its forward takes no **kwargs, through which the plan of a batch has to reach the attention layers"
@@ -113,13 +110,21 @@ def _tower_reasons(model: PreTrainedModel, config: PretrainedConfig) -> Iterator
         yield "this version of transformers computes its loss in its own code, which shifts the labels of a shard again"
 
 
-def _layer_reasons(config: PretrainedConfig) -> Iterator[str]:
-    found = set(getattr(config, "layer_types", None) or ()) - set(_SUPPORTED)
+def _layer_reasons(config: PretrainedConfig, reader: PreTrainedModel) -> Iterator[str]:
+    kinds = getattr(config, "layer_types", None) or ()
+    found = set(kinds) - {*_SUPPORTED, *_PER_TOKEN, *hybrid.LAYER_TYPES}
     if getattr(config, "attention_chunk_size", None) is not None:
         found.add("chunked_attention")
+    supported = sorted({*_SUPPORTED, *hybrid.LAYER_TYPES})
     for kind in sorted(found):
         reason = _LAYERS.get(kind, "nothing is known here of what it does")
-        yield f"it has layers of type {kind!r}: {reason} (supported are {' and '.join(map(repr, _SUPPORTED))})"
+        yield f"it has layers of type {kind!r}: {reason} (supported are {', '.join(map(repr, supported))})"
+    expected = sum(kind in hybrid.LAYER_TYPES for kind in kinds)
+    if expected > len(hybrid.mixers(reader)):
+        yield (
+            f"it has {expected} layers of type {' or '.join(map(repr, sorted(hybrid.LAYER_TYPES & set(kinds))))}, in "
+            "which tokens meet outside the attention call, and their code is none that is known here"
+        )
 
 
 def check_call(name: str, arguments: dict[str, Any], config: PretrainedConfig) -> None:

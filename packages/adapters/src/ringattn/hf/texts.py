@@ -1,0 +1,65 @@
+"""The sequences of a packed batch as rows of their own, for layers whose state is to start anew at each."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+class Texts:
+    """Rows of one sequence each, in groups of like lengths, so that at most half of a group is padding.
+
+    A layer that carries a state from token to token starts with an empty one in every row, whichever kernel it runs on.
+    """
+
+    def __init__(self, borders: list[tuple[int, int]], rows: int, tokens: int) -> None:
+        self._rows, self._tokens = rows, tokens
+        groups: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        for start, stop in borders:
+            groups[(stop - start - 1).bit_length()].append((start, stop))
+        self._index = []  # of each group, (texts, longest): where its tokens are among all rows laid end to end
+        self._inverse = torch.empty(rows * tokens, dtype=torch.int64)  # where each token is among all groups
+        offset = 0
+        for group in groups.values():
+            start, stop = (torch.tensor(ends)[:, None] for ends in zip(*group, strict=True))
+            column = torch.arange(int((stop - start).max()))
+            index = start + column
+            real = index < stop
+            self._inverse[index[real]] = offset + real.flatten().nonzero().flatten()
+            # The padding repeats the last token of a text: it comes after all others, so that none of them sees it.
+            self._index.append(index.minimum(stop - 1))
+            offset += index.numel()
+
+    @staticmethod
+    def of(borders: Iterable[int], rows: int, length: int, tokens: int, mask: Tensor | None) -> Texts | None:
+        """The sequences between borders of rows laid end to end, or None if no row has two with tokens in them.
+
+        length: of a row among the borders; tokens: how many of these there are, before padding. mask: (rows, tokens), 0
+        at padding, which is no sequence of its own in a row of one text.
+        """
+        places = [divmod(border, length) for border in sorted({int(border) for border in borders})]
+        starts = [(row, start) for row, start in places if row < rows and start < tokens]
+        texts = [row * tokens + start for row, start in starts]
+        real = [True] * len(texts) if mask is None else mask.flatten()[texts].bool().tolist()
+        used = [row for (row, _), is_real in zip(starts, real, strict=True) if is_real]
+        if len(used) == len(set(used)):
+            return None
+        return Texts(list(zip(texts, [*texts[1:], rows * tokens], strict=True)), rows, tokens)
+
+    @property
+    def groups(self) -> int:
+        """How many groups there are."""
+        return len(self._index)
+
+    def split(self, x: Tensor) -> list[Tensor]:
+        """(rows, tokens, ...) as groups (texts, longest, ...); a first dimension of 1 stands for every row."""
+        stream = x.expand(self._rows, *x.shape[1:]).flatten(0, 1)
+        return [stream[index.to(x.device)] for index in self._index]
+
+    def join(self, groups: list[Tensor]) -> Tensor:
+        """What `split` gave, or what became of it, as (rows, tokens, ...)."""
+        stream = torch.cat([group.flatten(0, 1) for group in groups])
+        return stream[self._inverse.to(stream.device)].unflatten(0, (self._rows, self._tokens))
