@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from adapters.hf.hybrid_models import HYBRIDS
+
 VOCABULARY = 64
 WINDOW = 5
 
@@ -71,7 +73,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 def build(name: str, seed: int = 0, **settings: Any) -> PreTrainedModel:
     """A tiny model with random weights, the same for the same seed, running on transformers' eager attention."""
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(name, **(COMMON | ARCHITECTURES[name] | settings))
+    config = AutoConfig.for_model(name, **(COMMON | (ARCHITECTURES | HYBRIDS)[name] | settings))
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     for parameter in model.parameters():
         # The initial weights are so small that all logits, and all attention weights, would be nearly equal; and sinks

@@ -41,8 +41,11 @@ def default(name: str, **settings: Any) -> PreTrainedModel:
     ("name", "settings", "message"),
     [
         ("llama4_text", {"attention_chunk_size": 8}, "'chunked_attention'.*where its chunks end"),
-        ("qwen3_next", {"layer_types": ["linear_attention", "full_attention"]}, "'linear_attention'.*its state passes"),
-        ("lfm2", {"layer_types": ["conv", "full_attention"]}, "'conv'.*mixes neighbouring tokens"),
+        (
+            "llama",
+            {"layer_types": ["linear_attention", "full_attention"]},
+            "1 layers of type 'linear_attention', in whi",
+        ),
         ("deepseek_v32", {}, "'indexed_attention'.*picks keys"),
         ("deepseek_v32", {"layer_types": FULL}, "DeepseekV32Attention passes 'indices'.*a sparse indexer"),
         ("inkling_text", {"layer_types": FULL}, "InklingAttention passes 'position_bias'.*a bias for every pair"),

@@ -88,7 +88,7 @@ class Hooks:
         local = inputs.local(planned)
         if self.has_attention:
             return local
-        return local | {"attention_mask": hybrid.InPlaceOfMask(local[KEYWORD])}
+        return local | {hybrid.MASK: hybrid.InPlaceOfMask(local[KEYWORD])}
 
     @untraced
     def after(self, model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:

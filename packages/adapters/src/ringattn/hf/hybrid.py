@@ -34,23 +34,23 @@ _CLASSES = (
     "RecurrentBlock",
     "ShortConv",
 )
+MASK = "attention_mask"
 # How configurations call layers that have one of them, some beside attention.
 LAYER_TYPES = frozenset({"conv", "hybrid", "hybrid_sliding", "linear_attention", "mamba", "recurrent"})
 
 
-def mixers(model: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
-    """Every such layer within a model, behind the module that calls it."""
-    modules = dict(model.named_modules())
-    return [
-        (modules[path.rpartition(".")[0]], module)
-        for path, module in modules.items()
+def mixers(model: nn.Module) -> dict[str, nn.Module]:
+    """Every such layer within a model, by its name there."""
+    return {
+        name: module
+        for name, module in model.named_modules()
         if any(kind.__name__.endswith(_CLASSES) for kind in type(module).__mro__)
-    ]
+    }
 
 
 def has_attention(model: nn.Module) -> bool:
     """Has a model attention layers, beside mixers or without any?"""
-    found = {id(mixer) for _, mixer in mixers(model)}
+    found = {id(mixer) for mixer in mixers(model).values()}
     return not found or any(
         "Attention" in type(module).__name__ and id(module) not in found for module in model.modules()
     )
@@ -58,52 +58,65 @@ def has_attention(model: nn.Module) -> bool:
 
 def hooks(model: PreTrainedModel) -> list[Any]:
     """Let every mixer of a model run on whole sequences, until what is returned is removed."""
-    wrapped = [WholeSequences(caller, mixer) for caller, mixer in mixers(model)]
-    if has_attention(model) or model.base_model is model:
-        return wrapped
-    return [*wrapped, model.base_model.register_forward_pre_hook(_also_by_keyword, with_kwargs=True)]
+    found = mixers(model)
+    handles: list[Any] = [WholeSequences(mixer) for mixer in found.values()]
+    parts = [name.split(".") for name in found]
+    around = {".".join(each[:end]) for each in parts for end in range(1, len(each))}
+    for caller in map(model.get_submodule, sorted(around)):
+        if not has_attention(caller):
+            handles.append(caller.register_forward_pre_hook(_also_as_mask, with_kwargs=True))
+    if not has_attention(model) and model.base_model is not model:
+        handles.append(model.base_model.register_forward_pre_hook(_also_by_keyword, with_kwargs=True))
+    return handles
 
 
 class InPlaceOfMask:
-    """A batch where a model without attention expects a mask: the only argument that all of these pass on to layers."""
+    """A batch where a layer or a model without attention expects a mask: the one argument that all of them pass on.
 
-    ndim = 0  # Some ask a mask for its dimensions, and make None of what has not two.
+    In the arguments of a call a batch is safe: a checkpoint that runs a layer again does so with the same.
+    """
+
+    ndim = 0  # Some models ask a mask for its dimensions, and make None of what has not two.
 
     def __init__(self, batch: ShardedBatch | Decoding) -> None:
         self.batch = batch
 
 
-def _also_by_keyword(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """A batch in place of the mask goes in by its name too, where the model passes **kwargs on instead of the mask."""
+@untraced
+def _also_as_mask(caller: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+    """Some layers that have the batch by its name do not pass **kwargs on to their mixer."""
+    names = list(inspect.signature(caller.forward).parameters)
+    if KEYWORD not in kwargs or MASK not in names:
+        return None
+    mask, index = InPlaceOfMask(kwargs[KEYWORD]), names.index(MASK)
+    if index < len(args):
+        return (*args[:index], mask, *args[index + 1 :]), kwargs
+    return args, kwargs | {MASK: mask}
+
+
+@untraced
+def _also_by_keyword(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+    """Some models without attention have the batch as a mask, and pass **kwargs on rather than this."""
     parameters = inspect.signature(model.forward).parameters.values()
-    if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters):
-        return args, kwargs
-    return args, kwargs | {KEYWORD: kwargs["attention_mask"].batch}
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        return args, kwargs | {KEYWORD: kwargs[MASK].batch}
+    return None
 
 
 class WholeSequences:
     """What a mixer runs instead of its forward, until it is removed."""
 
-    def __init__(self, caller: nn.Module, mixer: nn.Module) -> None:
+    def __init__(self, mixer: nn.Module) -> None:
         self._mixer, self._inner = mixer, mixer.forward
         self._had_own = "forward" in vars(mixer)
         self._signature = inspect.signature(mixer.forward)
-        self._batch: ShardedBatch | Decoding | None = None
-        self._handle = caller.register_forward_pre_hook(self._receive, with_kwargs=True)
         mixer.forward = self.forward
 
     def remove(self) -> None:
         """Give the mixer its forward back."""
-        self._handle.remove()
         del self._mixer.forward
         if self._had_own:
             self._mixer.forward = self._inner
-
-    @untraced
-    def _receive(self, caller: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """Some callers do not pass **kwargs on to the mixer. A checkpoint that runs the caller again comes here too."""
-        mask = kwargs.get("attention_mask")
-        self._batch = kwargs.get(KEYWORD, mask.batch if isinstance(mask, InPlaceOfMask) else None)
 
     @untraced
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -111,15 +124,14 @@ class WholeSequences:
 
         Raises UnsupportedError where the batch has not come through.
         """
-        (name, hidden), *rest = _by_name(self._signature, args, kwargs).items()
+        (_, hidden), *rest = _by_name(self._signature, args, kwargs).items()
         given = dict(rest)
-        # Used once: a mixer that is run again by itself must not take another batch for the one it had.
-        received, self._batch = self._batch, None
-        batch = given.pop(KEYWORD, received)
+        mask = given.pop(MASK, None)
+        batch = given.pop(KEYWORD, mask.batch if isinstance(mask, InPlaceOfMask) else None)
         if batch is None:
             raise UnsupportedError(
-                f"{type(self._mixer).__name__} ran without the plan of its batch: checkpoint the decoder layer around "
-                "it rather than the module alone, and call it through its model."
+                f"{type(self._mixer).__name__} mixes tokens of whole sequences, and got no plan of the batch: call it "
+                "through its model, whose layers have to pass **kwargs on to it."
             )
         for cache in ("cache", "cache_params", "past_key_values"):
             if isinstance(given.get(cache), ShardedCache):
@@ -127,7 +139,7 @@ class WholeSequences:
         if isinstance(batch, Decoding):
             # New tokens are on every rank already.
             mask = None if batch.mask is None or batch.tokens == 1 else batch.mask[:, -batch.tokens :]
-            return self._inner(hidden, **given | {"attention_mask": mask})
+            return self._inner(hidden, **given, **{MASK: mask})
         return self._sharded(batch, hidden, given)
 
     def _sharded(self, batch: ShardedBatch, hidden: Tensor, given: dict[str, Any]) -> Any:
@@ -136,7 +148,7 @@ class WholeSequences:
         if given.get("position_ids") is not None:
             given["position_ids"] = batch.whole_positions(whole.device)
         if batch.texts is None:
-            output = self._inner(whole, **given | {"attention_mask": batch.mask})
+            output = self._inner(whole, **given, **{MASK: batch.mask})
         else:
             output = self._in_texts(batch.texts, whole, given)
         mixed, *others = output if isinstance(output, tuple) else (output,)
@@ -145,11 +157,11 @@ class WholeSequences:
 
     def _in_texts(self, texts: Texts, whole: Tensor, given: dict[str, Any]) -> Any:
         """The sequences of packed rows as rows of their own, in which padding comes last and is dropped."""
-        positions = given.pop("position_ids", None)
-        each = [{"attention_mask": None} for _ in range(texts.groups)]
-        if positions is not None:
-            each = [one | {"position_ids": part} for one, part in zip(each, texts.split(positions), strict=True)]
-        outputs = [self._inner(part, **given | one) for part, one in zip(texts.split(whole), each, strict=True)]
+        parts: list[dict[str, Any]] = [{MASK: None} for _ in range(texts.groups)]
+        if given.get("position_ids") is not None:
+            for part, positions in zip(parts, texts.split(given["position_ids"]), strict=True):
+                part["position_ids"] = positions
+        outputs = [self._inner(x, **given | part) for x, part in zip(texts.split(whole), parts, strict=True)]
         if not isinstance(outputs[0], tuple):
             return texts.join(outputs)
         # What else these layers return no layer reads.

@@ -90,6 +90,8 @@ def _reasons(model: PreTrainedModel, config: PretrainedConfig) -> Iterator[str]:
     asks = type(reader).is_backend_compatible() or (hybrid.mixers(reader) and layers.asks_interface(reader))
     if hybrid.has_attention(reader) and not asks:
         yield "its attention is its own code, which does not ask transformers' AttentionInterface for a function"
+    if _computes_its_loss(model):
+        yield "this version of transformers computes its loss in its own code, which shifts the labels of a shard again"
     if not all(map(_takes_more, (model, reader))):
         yield "its forward takes no **kwargs, through which the plan of a batch has to reach the attention layers"
 
@@ -99,6 +101,14 @@ def _takes_more(model: PreTrainedModel) -> bool:
     return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
 
 
+def _computes_its_loss(model: PreTrainedModel) -> bool:
+    """Does a model that takes labels make nothing of transformers' loss function, which knows of shifted labels?"""
+    if "labels" not in inspect.signature(model.forward).parameters:
+        return False
+    forwards = (inspect.unwrap(vars(kind)["forward"]) for kind in type(model).__mro__ if "forward" in vars(kind))
+    return not any("loss_function" in forward.__code__.co_names for forward in forwards)
+
+
 def _tower_reasons(model: PreTrainedModel, config: PretrainedConfig) -> Iterator[str]:
     if config.model_type not in _TOWERS:
         reason = _OTHER_TOWERS.get(config.model_type, "nothing is known here of how it lays them into the sequence")
@@ -106,8 +116,6 @@ def _tower_reasons(model: PreTrainedModel, config: PretrainedConfig) -> Iterator
             f"it is of type {config.model_type!r} and has more towers than that of text: {reason} (supported are "
             f"{', '.join(map(repr, _TOWERS))}; of any other, parallelize the decoder alone and give it inputs_embeds)"
         )
-    elif "loss_function" not in inspect.unwrap(type(model).forward).__code__.co_names:
-        yield "this version of transformers computes its loss in its own code, which shifts the labels of a shard again"
 
 
 def _layer_reasons(config: PretrainedConfig, reader: PreTrainedModel) -> Iterator[str]:

@@ -24,13 +24,13 @@ class Texts:
         self._inverse = torch.empty(rows * tokens, dtype=torch.int64)  # where each token is among all groups
         offset = 0
         for group in groups.values():
-            start, stop = (torch.tensor(ends)[:, None] for ends in zip(*group, strict=True))
-            column = torch.arange(int((stop - start).max()))
-            index = start + column
-            real = index < stop
+            ends = torch.tensor(group)
+            first, end = ends[:, :1], ends[:, 1:]
+            index = first + torch.arange(int((end - first).max()))
+            real = index < end
             self._inverse[index[real]] = offset + real.flatten().nonzero().flatten()
             # The padding repeats the last token of a text: it comes after all others, so that none of them sees it.
-            self._index.append(index.minimum(stop - 1))
+            self._index.append(torch.minimum(index, end - 1))
             offset += index.numel()
 
     @staticmethod
@@ -62,4 +62,4 @@ class Texts:
     def join(self, groups: list[Tensor]) -> Tensor:
         """What `split` gave, or what became of it, as (rows, tokens, ...)."""
         stream = torch.cat([group.flatten(0, 1) for group in groups])
-        return stream[self._inverse.to(stream.device)].unflatten(0, (self._rows, self._tokens))
+        return stream[self._inverse.to(stream.device)].view(self._rows, self._tokens, *stream.shape[1:])
