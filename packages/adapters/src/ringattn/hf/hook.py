@@ -31,7 +31,8 @@ class Hooks:
         return hooks
 
     def __init__(self, model: PreTrainedModel, cp: ContextParallel, whole_logits: bool = False) -> None:
-        self.cp, self.config, self.whole_logits = cp, model.config, whole_logits
+        self.cp, self.config = cp, model.config
+        self.whole: tuple[str, ...] = ("logits",) if whole_logits else ()
         self.last: ShardedBatch | None = None
         self.first_calls = FirstCalls()
         tower = refuse.tower(model)
@@ -49,7 +50,7 @@ class Hooks:
     def __deepcopy__(self, memo: dict[int, Any]) -> Hooks:
         copied = memo[id(self)] = Hooks.__new__(Hooks)
         # A copy of the model runs over the same ranks, and a process group cannot be copied.
-        copied.cp, copied.has_tower, copied.whole_logits, copied.last = self.cp, self.has_tower, self.whole_logits, None
+        copied.cp, copied.has_tower, copied.whole, copied.last = self.cp, self.has_tower, self.whole, None
         copied.first_calls, copied.has_attention = FirstCalls(), self.has_attention
         copied.config, copied._handles = copy.deepcopy((self.config, self._handles), memo)
         return copied
@@ -106,12 +107,7 @@ class Hooks:
             batch.cache.length += batch.tokens
         if batch.last_only:
             return generate.with_last(output, batch)
-        return outputs.mend(
-            output,
-            batch,
-            with_loss=kwargs.get("labels") is not None,
-            whole_logits=self.whole_logits,
-        )
+        return outputs.mend(output, batch, with_loss=kwargs.get("labels") is not None, whole=self.whole)
 
 
 def _named(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -10,22 +10,37 @@ from torch import Tensor
 from ringattn.hf.batch import ShardedBatch
 from ringattn_comms.communicator import Communicator
 
+# Outputs with a vector for each token, which stay shards unless they are asked for as a whole.
+PER_TOKEN = ("logits", "hidden_states", "router_logits")
 
-def mend(output: Any, batch: ShardedBatch, *, with_loss: bool, whole_logits: bool) -> Any:
-    """The output, a ModelOutput or a tuple, with the whole batch's loss and with whole numbers per token or target."""
+
+def mend(output: Any, batch: ShardedBatch, *, with_loss: bool, whole: tuple[str, ...] = ()) -> Any:
+    """The output, a ModelOutput or a tuple, with the whole batch's loss and with whole numbers per token or target.
+
+    whole: which of `PER_TOKEN` are to be whole too; of a tuple, which has no names, only logits can be.
+    """
     comm = batch.row.communicator
     if isinstance(output, tuple):
         loss = (mean_over_ranks(output[0], comm),) if with_loss else ()
         rest = output[len(loss) :]
-        return (*loss, batch.unshard(rest[0]), *rest[1:]) if whole_logits else (*loss, *rest)
+        return (*loss, batch.unshard(rest[0]), *rest[1:]) if "logits" in whole else (*loss, *rest)
     for name, value in output.items():
         if with_loss and name == "loss":
             output[name] = mean_over_ranks(value, comm)
-        elif name == "logits" and whole_logits:
-            output[name] = batch.unshard(value)
+        elif name in whole:
+            output[name] = (
+                tuple(_vectors(x, batch) for x in value) if isinstance(value, tuple) else batch.unshard(value)
+            )
         elif isinstance(value, Tensor) and value.shape == (batch.rows, batch.local):
             output[name] = _numbers(value, batch)[:, : batch.targets]
     return output
+
+
+def _vectors(x: Tensor, batch: ShardedBatch) -> Tensor:
+    """The whole of one vector per token, (rows, local tokens, ...) or, as routers have them, (rows * local, ...)."""
+    if x.dim() > 2:
+        return batch.unshard(x)
+    return batch.unshard(x.reshape(batch.rows, batch.local, -1)).flatten(0, 1)
 
 
 def _numbers(x: Tensor, batch: ShardedBatch) -> Tensor:

@@ -1,24 +1,31 @@
-"""`Trainer`, and every trainer of TRL built on it: the ranks that share a sequence get the same batches.
+"""`Trainer`, and every trainer of TRL built on it: the ranks that share a sequence are one process to it.
 
-The model's hooks do the rest: they shard the batches, and the loss they leave is right for every way in which a trainer
-scales and averages it, because each token is counted by as many ranks as share it.
+They get the same batches, are counted once (see `data_parallel`), and where a trainer asks for predictions it gets
+those of whole rows. The model's hooks shard the batches, and the loss they leave is the whole batch's on every rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
+from typing import Any
 
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from transformers import Trainer
 
+from ringattn.hf import refuse
+from ringattn.hf.data_parallel import counting, gathering, narrow, widen
+from ringattn.hf.hook import Hooks
+from ringattn.hf.outputs import PER_TOKEN
 from ringattn_core.errors import UnsupportedError
 
-T = TypeVar("T", bound=Trainer)
-
+# Methods of a trainer that run with other numbers of processes while its sequences are shared.
 _LOADERS = ("get_train_dataloader", "get_eval_dataloader", "get_test_dataloader")
+_COUNTING = ("get_total_train_batch_size",)
+_GATHERING = ("train", "evaluate", "predict")
 
 
 def models(trainer: Trainer) -> list[nn.Module]:
@@ -44,11 +51,11 @@ def mesh_of(trainer: Trainer, cp: int) -> DeviceMesh:
 
 
 def check(trainer: Trainer) -> None:
-    """Raise UnsupportedError for what a trainer does with outputs that a sharded model does not have."""
-    if trainer.compute_metrics is not None:
+    """Raise UnsupportedError for what a trainer does on its own, past its accelerator."""
+    if getattr(trainer.args, "use_legacy_prediction_loop", False):
         raise UnsupportedError(
-            f"{type(trainer).__name__} has compute_metrics, which would get each sample once for every rank that holds "
-            "a part of it. Evaluate the loss alone, or the metrics in a run without parallelize."
+            f"{type(trainer).__name__} has use_legacy_prediction_loop=True, which counts every process by itself, also "
+            "those that share a sequence: leave it out."
         )
 
 
@@ -58,42 +65,50 @@ def needs_whole_logits(trainer: Trainer) -> bool:
 
 
 def share_batches(trainer: Trainer, mesh: DeviceMesh) -> None:
-    """Let all ranks along "cp" get the same batches: each loader of this trainer divides them along "dp" alone."""
-    for name in _LOADERS:
-        # The class's own method, so that a second call does not wrap the first one's.
-        setattr(trainer, name, _divided(trainer, getattr(type(trainer), name), mesh["dp"]))
+    """Let all ranks along "cp" get the same batches, and count them once in everything that the trainer gathers."""
+    unshare_batches(trainer)
+    narrow(trainer.accelerator, mesh["dp"])
+    for name in (*_LOADERS, *_COUNTING, *_GATHERING):
+        vars(trainer)[name] = _along_dp(trainer, name, mesh["dp"])
+    vars(trainer)["prediction_step"] = partial(_prediction_step, trainer)
 
 
 def unshare_batches(trainer: Trainer) -> None:
-    """Undo `share_batches`."""
-    for name in _LOADERS:
+    """Undo `share_batches`; without it, do nothing."""
+    widen(trainer.accelerator)
+    for name in (*_LOADERS, *_COUNTING, *_GATHERING, "prediction_step"):
         vars(trainer).pop(name, None)
 
 
-def _divided(trainer: Trainer, method: Callable[..., Any], dp: DeviceMesh) -> Callable[..., Any]:
-    def loader(*args: Any, **kwargs: Any) -> Any:
-        from accelerate.data_loader import prepare_data_loader
+def _along_dp(trainer: Trainer, name: str, dp: DeviceMesh) -> Callable[..., Any]:
+    """A method of this trainer, to which the ranks along "cp" are one process."""
+    method = getattr(type(trainer), name)
 
-        accelerator = trainer.accelerator
-        # The method builds the loader, and would then have the accelerator divide it among all processes.
-        accelerator.prepare = lambda loader: loader
-        try:
-            plain = method(trainer, *args, **kwargs)
-        finally:
-            del accelerator.prepare
-        return prepare_data_loader(
-            plain,
-            device=accelerator.device,
-            num_processes=dp.size(),
-            process_index=dp.get_local_rank(),
-            split_batches=accelerator.split_batches,
-            put_on_device=accelerator.device_placement,
-            rng_types=list(accelerator.rng_types),
-            # Every process reads the data itself: the process that would hand them out knows nothing of the mesh.
-            dispatch_batches=False,
-            even_batches=accelerator.even_batches,
-            use_seedable_sampler=accelerator.use_seedable_sampler,
-            non_blocking=accelerator.non_blocking,
-        )
+    def along_dp(*args: Any, **kwargs: Any) -> Any:
+        with ExitStack() as stack:
+            if name != "train":  # which also writes files
+                stack.enter_context(counting(trainer.args, dp, with_rank=name in _LOADERS))
+            if name in _GATHERING:
+                stack.enter_context(gathering(dp))
+            return method(trainer, *args, **kwargs)
 
-    return loader
+    return along_dp
+
+
+def _prediction_step(trainer: Trainer, model: nn.Module, inputs: Any, prediction_loss_only: bool, **kwargs: Any) -> Any:
+    """A step of `evaluate` or `predict`, with outputs of whole rows where any are wanted besides the loss."""
+    with nullcontext() if prediction_loss_only else _whole_outputs(trainer):
+        return type(trainer).prediction_step(trainer, model, inputs, prediction_loss_only, **kwargs)
+
+
+@contextmanager
+def _whole_outputs(trainer: Trainer) -> Iterator[None]:
+    hooks = [found for each in models(trainer) if (found := Hooks.of(refuse.outermost(each)))]
+    before = [each.whole for each in hooks]
+    for each in hooks:
+        each.whole = PER_TOKEN
+    try:
+        yield
+    finally:
+        for each, names in zip(hooks, before, strict=True):
+            each.whole = names
