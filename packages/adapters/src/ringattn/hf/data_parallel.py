@@ -87,13 +87,18 @@ def counting(args: TrainingArguments, dp: DeviceMesh, *, with_rank: bool) -> Ite
     with_rank: whether the rank of this process is one along `dp` too. By its rank a trainer also says which process
     writes files, so this is for what makes loaders alone.
     """
-    state = args.distributed_state
+    before = {"distributed_state": args.distributed_state}
     rank = dp.get_local_rank() if with_rank else args.process_index
-    args.distributed_state = cast(Any, _Counted(state, dp.size(), rank))
+    changed: dict[str, Any] = {"distributed_state": _Counted(args.distributed_state, dp.size(), rank)}
+    rollouts = vars(args).get("generation_batch_size")  # of TRL's online trainers, for all processes together
+    if rollouts is not None:
+        before["generation_batch_size"] = rollouts
+        changed["generation_batch_size"] = rollouts // args.world_size * dp.size()
+    vars(args).update(changed)
     try:
         yield
     finally:
-        args.distributed_state = state
+        vars(args).update(before)
 
 
 class _Counted:

@@ -48,15 +48,16 @@ def parallelize(
     that padding is to predict: the first real token of a row that is padded at the left, and padding that has labels.
     What padding predicts depends on the attention implementation in one process too: label these targets -100 for
     equal losses. Outputs of one number for each token or target are whole; hidden states are shards. Gradients are to
-    be averaged over the group, as DDP and FSDP do. A Trainer's loaders give the ranks of a group the same batches.
+    be averaged over the group, as DDP and FSDP do. To a Trainer the ranks of a group are one process: they get the same
+    batches, and what it gathers and counts has each text once.
     The model gets configs of its own, so that others with the same config object stay as they are. Calling it again
     changes the settings. Returns what it was given.
 
     Raises UnsupportedError for models that cannot run on a sharded sequence, with the layer type and the reason;
-    ValueError for `cp` with a model, a group with a Trainer, a cp that does not divide the processes, or other
-    `logits`; TypeError for what holds no model of transformers; and what `ringattn.ContextParallel` raises. The first
-    calls of the model raise ValueError where ranks have different batches. The attention is that of
-    `ringattn.attention`.
+    ValueError for `cp` with a model, a group with a Trainer, a cp that does not divide the processes, groups of
+    completions (GRPO) that do not fill the batches of the processes that are left, or other `logits`; TypeError for
+    what holds no model of transformers; and what `ringattn.ContextParallel` raises. The first calls of the model raise
+    ValueError where ranks have different batches. The attention is that of `ringattn.attention`.
     """
     if logits not in ("shards", "whole"):
         raise ValueError(
@@ -69,6 +70,7 @@ def parallelize(
         whole = logits == "whole" or trainer.needs_whole_logits(model)
         trainer.check(model)
         mesh = trainer.mesh_of(model, cp)
+        trainer.check_groups(model, mesh["dp"].size())
         shared = ContextParallel(mesh["cp"], layout, route, head_groups=head_groups, kernel=kernel)
         for each in trainer.models(model):
             _hook(each, shared, whole)

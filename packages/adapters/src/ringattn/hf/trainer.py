@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
+from math import gcd
 from typing import Any
 
 import torch.distributed as dist
@@ -51,12 +52,39 @@ def mesh_of(trainer: Trainer, cp: int) -> DeviceMesh:
 
 
 def check(trainer: Trainer) -> None:
-    """Raise UnsupportedError for what a trainer does on its own, past its accelerator."""
+    """Raise UnsupportedError for what a trainer counts on its own, past its accelerator."""
     if getattr(trainer.args, "use_legacy_prediction_loop", False):
         raise UnsupportedError(
             f"{type(trainer).__name__} has use_legacy_prediction_loop=True, which counts every process by itself, also "
             "those that share a sequence: leave it out."
         )
+
+
+def check_groups(trainer: Trainer, dp_size: int) -> None:
+    """Raise ValueError where the completions that GRPO and its kind generate at a time are no whole groups.
+
+    dp_size: the number of processes, those that share a sequence being one.
+    """
+    args = trainer.args
+    if getattr(args, "generation_batch_size", None) is None:
+        return
+    _check_groups(trainer, "num_generations", "per_device_train_batch_size", args.steps_per_generation, dp_size)
+    if trainer.eval_dataset is not None:
+        _check_groups(trainer, "num_generations_eval", "per_device_eval_batch_size", 1, dp_size)
+
+
+def _check_groups(trainer: Trainer, group: str, batch: str, steps: int, dp_size: int) -> None:
+    size, rows = getattr(trainer, group), getattr(trainer.args, batch)
+    completions = rows * steps * dp_size
+    if completions % size == 0:
+        return
+    sizes = ", ".join(str(number) for number in range(2, completions + 1) if completions % number == 0)
+    raise ValueError(
+        f"{type(trainer).__name__} compares {group}={size} completions of one prompt. The processes that share a "
+        f"sequence count as one, which leaves {dp_size}, and {batch}={rows} x {steps} (steps_per_generation) x "
+        f"{dp_size} = {completions} completions at a time are no whole groups: {batch} has to be a multiple of "
+        f"{size // gcd(size, steps * dp_size)}" + (f", or {group} one of {sizes}." if sizes else ".")
+    )
 
 
 def needs_whole_logits(trainer: Trainer) -> bool:
