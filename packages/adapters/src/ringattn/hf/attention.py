@@ -12,6 +12,7 @@ from ringattn.hf.batch import KEYWORD, ShardedBatch
 from ringattn.hf.cache import ShardedCache
 from ringattn.hf.decode import Decoding
 from ringattn.hf.layers import BEYOND_BANDS
+from ringattn.hf.masks import Band
 from ringattn.untraced import untraced
 from ringattn_core.errors import UnsupportedError
 
@@ -27,7 +28,7 @@ def attention_forward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None = None,
+    attention_mask: Tensor | Band | None = None,
     *,
     dropout: float = 0.0,
     scaling: float | None = None,
@@ -40,6 +41,7 @@ def attention_forward(
     """This rank's share of one layer's attention, by transformers' contract for attention functions.
 
     query: (batch, num_heads, tokens, head_dim); key, value: (batch, num_kv_heads, tokens, head_dim and head_dim_v).
+    attention_mask: what `ringattn.hf.masks.mask` made for the layer; it goes before sliding_window and is_causal.
     sliding_window: query i sees key j if i - j < sliding_window, on global positions. s_aux: (num_heads,) sink logits.
 
     Returns (out, None), out being (batch, tokens, num_heads, head_dim_v). Raises UnsupportedError for what it cannot
@@ -56,20 +58,26 @@ def attention_forward(
         )
     _check(module, attention_mask, kwargs)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    left = -1 if sliding_window is None else sliding_window - 1
+    # What was asked for as a mask is what transformers' own attention goes by, whatever the layer says of itself.
+    window = attention_mask.window if isinstance(attention_mask, Band) else (left, 0 if causal else left)
+    sliding_window = None if window[0] < 0 else window[0] + 1
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if isinstance(batch, Decoding):
+        if window[1] != 0:
+            raise UnsupportedError(
+                f"{type(module).__name__} asks for attention to later tokens, with which no token can be generated."
+            )
         rest = {"scale": scale, "softcap": softcap or 0.0, "sinks": s_aux}
         return _decoded(module, query, key, value, batch, sliding_window, **rest), None
     batch.was_used = True
-    left = -1 if sliding_window is None else sliding_window - 1
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
     out = attention(
         q,
         k,
         v,
         cp=batch.stream,
-        causal=causal,
-        window_size=(left, 0 if causal else left),
+        window_size=window,
         softcap=softcap or 0.0,
         sinks=s_aux,
         softmax_scale=scale,
@@ -99,13 +107,13 @@ def _forget(module: nn.Module, cache: ShardedCache | None, window: int | None, l
         cache.forget(_layer(module), window, length)
 
 
-def _check(module: nn.Module, attention_mask: Tensor | None, kwargs: dict[str, Any]) -> None:
+def _check(module: nn.Module, attention_mask: Tensor | Band | None, kwargs: dict[str, Any]) -> None:
     """Raise UnsupportedError for what the model asks of this call and the mask of bands cannot say."""
     for name, reason in _REFUSED.items():
         given = kwargs.get(name)
         if given is not None and given is not False:
             raise UnsupportedError(f"{type(module).__name__} passes {name!r} to its attention: {reason}.")
-    if attention_mask is not None:
+    if isinstance(attention_mask, Tensor):
         raise UnsupportedError(
             f"{type(module).__name__} passes a mask of shape {tuple(attention_mask.shape)} to its attention. Causal "
             "and windowed masks need none, padding goes into attention_mask=(batch, tokens), and packed sequences into "
