@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from collections.abc import Iterator
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
@@ -18,11 +19,16 @@ ROOT = Path(__file__).parents[1]
 NATIVE = re.findall(r"(?ms)^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"))[0]
 
 
-def command(*line: str | Path, folder: Path = ROOT) -> str:
-    """Run without the paths and settings of the environment that the tests run in; what it printed."""
+def run(*line: str | Path, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run without the paths and settings of the environment that the tests run in."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PIP_"))}
     environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=200)
+    return subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=200)
+
+
+def printed(*line: str | Path, folder: Path = ROOT) -> str:
+    """What a command prints that succeeds."""
+    done = run(*line, folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -36,20 +42,16 @@ def required(name: str) -> Iterator[Distribution]:
             seen.add(name)
             try:
                 yield (found := distribution(name))
-            except PackageNotFoundError:  # required on other platforms
+            except PackageNotFoundError:  # required on another platform
                 continue
             pending += [re.split(r"[^\w.-]", line)[0] for line in found.requires or [] if "extra ==" not in line]
 
 
-@pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of a new environment. PyTorch is linked into it, for a copy of it is gigabytes."""
-    folder = tmp_path_factory.mktemp("installed")
+def install(folder: Path) -> Path:
+    """The interpreter of a new environment in a folder. PyTorch is linked into it, for a copy of it is gigabytes."""
     for package in ("core", "comms", "adapters"):
-        command(
-            *(sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", folder / "wheels"),
-            folder=ROOT / "packages" / package,
-        )
+        build = sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", folder / "wheels"
+        printed(*build, folder=ROOT / "packages" / package)
     EnvBuilder(with_pip=True).create(folder / "env")
     environment = {name: str(folder / "env") for name in ("base", "platbase")}
     packages = Path(sysconfig.get_path("purelib", vars=environment))
@@ -58,14 +60,40 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
             if not (packages / name).exists():
                 (packages / name).symlink_to(Path(str(found.locate_file(name))))
     python = Path(sysconfig.get_path("scripts", vars=environment)) / "python"
-    command(python, "-m", "pip", "install", "--no-index", *(folder / "wheels").glob("*.whl"))
+    printed(python, "-m", "pip", "install", "--no-index", *(folder / "wheels").glob("*.whl"))
     return python
 
 
-def test_the_readme_runs_where_only_torch_is(python: Path, tmp_path: Path) -> None:
-    alone = "import importlib.util\nassert importlib.util.find_spec('numpy') is None\n"
-    (tmp_path / "program.py").write_text(alone + NATIVE + "\ndist.destroy_process_group()\n", encoding="utf-8")
-    printed = command(
-        *(python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "program.py"), folder=tmp_path
-    )
-    assert float(printed.rpartition("by ")[2]) < 1e-5
+# One test, so that there is one installation, however many workers there are.
+def test_the_wheels_alone(tmp_path: Path, subtests: pytest.Subtests) -> None:
+    python = install(tmp_path)
+    with subtests.test("the README's program, without NumPy"):
+        alone = "import importlib.util\nassert importlib.util.find_spec('numpy') is None\n"
+        (tmp_path / "program.py").write_text(alone + NATIVE + "\ndist.destroy_process_group()\n", encoding="utf-8")
+        torchrun = python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"
+        assert float(printed(*torchrun, "program.py", folder=tmp_path).rpartition("by ")[2]) < 1e-5
+    with subtests.test("the version"):
+        project = (ROOT / "packages" / "adapters" / "pyproject.toml").read_text(encoding="utf-8")
+        version = printed(python, "-c", "import ringattn; print(ringattn.__version__)")
+        assert version.strip() == tomllib.loads(project)["project"]["version"]
+    with subtests.test("extras that are missing"):
+        refused = run(python.with_name("ringattn"), "plan")
+        assert refused.returncode == 1 and "Traceback" not in refused.stderr
+        assert "The command line needs rich and typer: python -m pip install 'ringattn[cli]'" in refused.stderr
+        wanted = "ringattn.hf needs transformers and accelerate: python -m pip install 'ringattn[hf]'"
+        assert wanted in run(python, "-c", "import ringattn.hf").stderr
+    with subtests.test("to import it takes hardly longer than to import torch"):
+        ours, torch = shortest(python, "import ringattn\nfor name in ringattn.__all__: getattr(ringattn, name)")
+        assert ours <= 1.15 * torch
+
+
+def shortest(python: Path, program: str) -> tuple[float, float]:
+    """The processor time of a program and of importing torch, in seconds: the shortest of several, taken in turns."""
+    clock = "\nimport time\nprint(time.process_time())"
+    best = [float("inf")] * 2
+    for _ in range(8):
+        taken = [float(printed(python, "-c", program + clock)) for program in (program, "import torch")]
+        best = [min(pair) for pair in zip(best, taken, strict=True)]
+        if best[0] <= 1.15 * best[1]:  # More runs could only show that one of them was disturbed.
+            break
+    return best[0], best[1]

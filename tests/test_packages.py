@@ -8,9 +8,12 @@ import subprocess
 import sys
 import tomllib
 from graphlib import TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+import ringattn
 
 ROOT = Path(__file__).parents[1]
 # From the lowest package to the highest. A package may import those before it, and itself.
@@ -18,6 +21,8 @@ PACKAGES = {"ringattn_core": "core", "ringattn_comms": "comms", "ringattn": "ada
 # The half of core that plans, proves, simulates and draws needs the standard library alone.
 PLANNING = ["draw", "events", "layout", "planner", "route", "schedule", "simulate", "tile", "verify"]
 OPTIONAL = ["cupy", "flash_attn", "transformers"]
+# They take as long to import as PyTorch itself.
+COMPILERS = ["torch._dynamo", "triton"]
 
 
 def sources(package: str) -> dict[str, Path]:
@@ -100,9 +105,24 @@ def test_core_never_imports_torch_distributed() -> None:
 
 
 def test_importing_ringattn_imports_no_optional_library() -> None:
-    program = f"import sys, ringattn; print([name for name in {OPTIONAL} if name in sys.modules])"
+    use = "for name in ringattn.__all__: getattr(ringattn, name)"
+    program = f"import sys, ringattn\n{use}\nprint([name for name in {OPTIONAL + COMPILERS} if name in sys.modules])"
     printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "[]"
+
+
+def test_public_names_are_what_type_checkers_see() -> None:
+    """`ringattn` imports its names when they are used, and states a second time where they are."""
+    tree = ast.parse(sources("ringattn")["ringattn"].read_text(encoding="utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    stated = {alias.name: node.module for node in block.body for alias in node.names}
+    assert stated.keys() == {*ringattn.__all__, "__version__"} and stated.keys() <= {*dir(ringattn)}
+    for name, module in stated.items():
+        assert getattr(ringattn, name) is getattr(import_module(module), name)
+    # A submodule of the same name would take its place as soon as anything imports it.
+    assert not stated.keys() & {module.partition(".")[2] for module in sources("ringattn")}
+    with pytest.raises(AttributeError, match="module 'ringattn' has no attribute 'atention'"):
+        _ = ringattn.atention
 
 
 def test_one_version_for_all_packages() -> None:

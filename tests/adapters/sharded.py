@@ -13,7 +13,7 @@ from torch import Tensor
 import oracle
 import ringattn
 from adapters.comms import Mute
-from ringattn.attention import attention
+from ringattn import attention
 from ringattn.compat import ring_flash_attn
 from ringattn.context_parallel import ContextParallel
 from ringattn_comms.backends.threads import run

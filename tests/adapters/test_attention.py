@@ -22,7 +22,7 @@ from adapters.sharded import (
     solve_native,
     truth,
 )
-from ringattn.attention import attention
+from ringattn import attention
 from ringattn.context_parallel import ContextParallel
 from ringattn_comms.backends.threads import Threads, run
 from ringattn_comms.communicator import Communicator, Solo

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 import ringattn
 from adapters.comms import Mute
 from adapters.sharded import Answer, Whole, assert_exact, draw, errors, rows_of, truth
-from ringattn.attention import attention
+from ringattn import attention
 from ringattn.context_parallel import ContextParallel
 from ringattn_comms.backends.threads import run
 from ringattn_comms.communicator import Communicator, Solo

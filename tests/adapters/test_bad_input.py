@@ -12,7 +12,7 @@ from torch import Tensor
 import ringattn
 from adapters.comms import Mute
 from adapters.sharded import FAMILIES, Family, problem
-from ringattn.attention import attention
+from ringattn import attention
 from ringattn.context_parallel import ContextParallel
 from ringattn_comms.communicator import Solo
 

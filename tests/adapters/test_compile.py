@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 import ringattn
 from ringattn_comms.backends.threads import run
@@ -87,3 +88,22 @@ def test_a_rank_whose_gradients_come_in_one_message_returns_them_apart() -> None
         return torch.ops.ringattn.attention_backward(dout, None, out, lse, seed, q, k, v, None, None, *asked)
 
     assert [len(dv) for _, _, dv in run(2, main, timeout=20)] == [0, 1]
+
+
+def test_a_graph_breaks_where_sequences_are_divided() -> None:
+    """The planner is not traced: there is a graph before what is kept out of it, one behind it, and the reason."""
+
+    def call(x: Tensor, lengths: Tensor) -> Tensor:
+        q = CP.shard(x.sin())
+        return ringattn.attention(q, q, q, cp=CP, cu_seqlens=lengths).cos()
+
+    x, lengths = torch.randn(1, 24, 2, 8), torch.tensor([0, 7, 24])
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    graphs = CompileCounter()
+    compiled = torch.compile(call, backend=graphs)
+    for _ in range(2):
+        torch.testing.assert_close(compiled(x, lengths), call(x, lengths))
+    assert graphs.frame_count >= 2 and graphs.op_count <= 4
+    reasons = torch._dynamo.utils.counters["graph_break"]
+    assert reasons and all("ringattn plans outside of graphs" in reason for reason in reasons)

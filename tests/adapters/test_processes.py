@@ -32,7 +32,7 @@ from adapters.sharded import (
     problem,
     truth,
 )
-from ringattn.attention import attention
+from ringattn import attention
 from ringattn.context_parallel import ContextParallel
 from ringattn_comms.connect import Group, communicator
 

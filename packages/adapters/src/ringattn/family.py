@@ -14,10 +14,10 @@ from typing import Any
 from torch import Tensor
 
 from ringattn import checks
-from ringattn.attention import attention
 from ringattn.context_parallel import ContextParallel
 from ringattn.lengths import Borders, read, scaled
 from ringattn.llama3 import head_groups, stream_borders, stream_slopes
+from ringattn.native import attention
 from ringattn.untraced import untraced
 from ringattn_comms.connect import Group
 from ringattn_core.layout import Layout, contiguous

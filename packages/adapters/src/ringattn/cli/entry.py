@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 
+from ringattn.extras import missing
+
 
 def main() -> None:
     """Run the command line."""
-    try:
-        from ringattn.cli.main import app
-    except ModuleNotFoundError as error:
-        if error.name not in ("rich", "typer"):
-            raise
-        sys.exit(f"The command line needs {error.name}: python -m pip install 'ringattn[cli]'")
+    reason = missing("The command line", "cli", "rich", "typer")
+    if reason:
+        sys.exit(reason)
+    from ringattn.cli.main import app
+
     app()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from importlib import metadata
 from typing import Annotated
 
 import typer
 
+from ringattn import __version__
 from ringattn.cli.demo import demo
 from ringattn.cli.doctor import doctor
 from ringattn.cli.drawing import draw
@@ -25,10 +25,7 @@ for command in (demo, plan, draw, doctor):
 
 def _version(wanted: bool) -> None:
     if wanted:
-        try:
-            typer.echo(f"ringattn {metadata.version('ringattn')}")
-        except metadata.PackageNotFoundError:
-            typer.echo("ringattn, from sources that are not installed")
+        typer.echo(f"ringattn {__version__}")
         raise typer.Exit
 
 

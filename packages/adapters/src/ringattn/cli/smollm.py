@@ -11,10 +11,12 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from ringattn.extras import missing
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 CONTEXT = 8192  # the longest text that the model was trained for
@@ -35,6 +37,16 @@ def quiet() -> Iterator[None]:
     # One of its bars knows no switch. An exception comes through as ever.
     with redirect_stderr(io.StringIO()):
         yield
+
+
+def check() -> None:
+    """Raise MissingError, with the command that installs it, for what the demo needs and is not installed."""
+    reason = missing("The demo", "hf", "transformers")
+    if reason is None and importlib.util.find_spec("gguf") is None:
+        reason = "The demo needs gguf, which reads the weights: python -m pip install gguf"
+    if reason:
+        raise MissingError(reason)
+    folder()
 
 
 def folder() -> Path:
@@ -58,6 +70,7 @@ def load_tokenizer() -> Any:
 
 def load_model() -> Any:
     """The model in float32, ready to run."""
+    import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder(), gguf_file=FILE, dtype=torch.float32)

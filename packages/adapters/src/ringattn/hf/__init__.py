@@ -7,8 +7,16 @@ over a group of ranks:
     ringattn.hf.parallelize(model, mesh["cp"])
 """
 
-from ringattn.hf.cache import ShardedCache
-from ringattn.hf.parallel import parallelize, restore, unshard
-from ringattn.hf.register import NAME
+from ringattn.extras import missing
+
+try:
+    from ringattn.hf.cache import ShardedCache
+    from ringattn.hf.parallel import parallelize, restore, unshard
+    from ringattn.hf.register import NAME
+except ImportError as error:
+    reason = missing("ringattn.hf", "hf", "transformers", "accelerate")
+    if reason is None:
+        raise
+    raise ModuleNotFoundError(reason) from error
 
 __all__ = ["NAME", "ShardedCache", "parallelize", "restore", "unshard"]

@@ -6,13 +6,13 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from ringattn.attention import attention
 from ringattn.hf import decode
 from ringattn.hf.batch import KEYWORD, ShardedBatch
 from ringattn.hf.cache import ShardedCache
 from ringattn.hf.decode import Decoding
 from ringattn.hf.layers import BEYOND_BANDS
 from ringattn.hf.masks import Band
+from ringattn.native import attention
 from ringattn.untraced import untraced
 from ringattn_core.errors import UnsupportedError
 

@@ -15,10 +15,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ringattn.attention import attention
 from ringattn.call import autocasts
 from ringattn.context_parallel import ContextParallel
 from ringattn.llama3 import ContractError, head_groups, llama3_flash_attn_prepare_cu_seqlens, stream_borders
+from ringattn.native import attention
 from ringattn.untraced import untraced
 from ringattn_core.layout import contiguous
 from ringattn_core.route import at_once
