@@ -2,6 +2,9 @@
 
 In float64 it is the truth that everything else is measured against. In bfloat16 or float16 it is what anyone would
 write in that dtype, and so the yardstick of what error is fair: ours may be twice as large, flash-attention's rule.
+
+In a dense product 0 * NaN spreads what is not finite to rows that do not see it. `apart` gives every cell copies of its
+query, key and value, 0 where the cell is dead, so that each row is the dense attention over its own keys alone.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ def attention(
     sinks: Tensor | None = None,
     alibi_slopes: Tensor | None = None,
     kept: Tensor | None = None,
+    apart: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """(out, lse) of packed sequences: q (tokens, num_heads, head_dim), lse (num_heads, tokens), in q's dtype.
 
@@ -43,7 +47,11 @@ def attention(
             live &= columns >= aligned - window[0]
         if window[1] >= 0:
             live &= columns <= aligned + window[1]
-        scores = torch.einsum("ihd,jhd->hij", q[rows], k[columns]) * softmax_scale
+        queries, keys, values, products = q[rows], k[columns], v[columns], ("ihd,jhd->hij", "hij,jhd->ihd")
+        if apart:
+            queries, keys, values = (_of_cells(x, live) for x in (queries[:, None], keys, values))
+            products = "ijhd,ijhd->hij", "hij,ijhd->ihd"
+        scores = torch.einsum(products[0], queries, keys) * softmax_scale
         if softcap > 0:
             scores = softcap * torch.tanh(scores / softcap)
         if alibi_slopes is not None:
@@ -57,6 +65,13 @@ def attention(
         weights = torch.softmax(scores[:, seen], dim=-1)[:, :, : len(columns)]
         if kept is not None:
             weights = weights * kept[:, rows[seen]][:, :, columns]
-        out = out.index_copy(0, rows[seen], torch.einsum("hij,jhd->ihd", weights, v[columns]))
+        if apart:
+            weights, values = weights.masked_fill(~live[seen], 0.0), values[seen]
+        out = out.index_copy(0, rows[seen], torch.einsum(products[1], weights, values))
         lse = lse.index_copy(1, rows[seen], torch.logsumexp(scores[:, seen], dim=-1))
     return out, lse
+
+
+def _of_cells(x: Tensor, live: Tensor) -> Tensor:
+    """(rows, columns, heads, dim): a copy for every cell, 0 where it is dead."""
+    return torch.where(live[:, :, None, None], x, 0.0)

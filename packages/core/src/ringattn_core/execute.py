@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ringattn_core.errors import UnsupportedError
 from ringattn_core.index import kept, stream_index
-from ringattn_core.kernel import Block, Grads, Kernel, Options, Places, Positions, Queries, accumulator_dtype
+from ringattn_core.kernel import Block, Grads, Kernel, Options, Places, Positions, Queries, row_products
 from ringattn_core.lanes import walk
-from ringattn_core.merge import sink_gradient
+from ringattn_core.merge import finite_or_nan, sink_gradient
 from ringattn_core.schedule import Launch, Schedule, Step
 from ringattn_core.totals import ColumnTotal, column_total, out_total, row_total
 from ringattn_core.transport import KV, Transport, kv_heads
@@ -100,7 +100,7 @@ def attend_backward(
         )
     delta = _delta(dout, result.out, dlse) if kernel.takes_delta or sinks is not None else None
     scale, q, options = options.softmax_scale, _signed(q, options.softmax_scale), _unsigned(options)
-    queries, dq = Queries(q, result.out, dout, result.lse, delta), row_total(schedule, kernel, q)
+    queries, dq = Queries(q, result.out, dout, finite_or_nan(result.lse), delta), row_total(schedule, kernel, q)
     rng_states = iter(result.rng_states) if any(x is not None for x in result.rng_states) else repeat(None)
     columns, rows = dict[Step, tuple[ColumnTotal, ColumnTotal]](), defaultdict[Step, list[Tensor]](list)
 
@@ -142,8 +142,7 @@ def _unsigned(options: Options) -> Options:
 
 def _delta(dout: Tensor, out: Tensor, dlse: Tensor | None) -> Tensor:
     """What each row's probabilities pull back: (num_heads, tokens), in the accumulator's dtype."""
-    dtype = accumulator_dtype(out.dtype)
-    delta = (dout.to(dtype) * out.to(dtype)).sum(-1).T
+    delta = row_products(dout, out)
     return delta if dlse is None else delta - dlse
 
 

@@ -3,6 +3,9 @@
 A block that comes first is the running result, without a copy, where it covers all rows. A later one is read once, and
 the running result read and written once: in the final dtype, which a row that is touched no more than twice never
 leaves, or in float32 where more is to come.
+
+Fast kernels do not tell which of NaN, +inf and nothing but -inf made a row's sum of exponentials no finite number: some
+return lse inf for all, some -inf, and out may even be 0. So here such a row of any block is NaN, in out and in lse.
 """
 
 from __future__ import annotations
@@ -49,6 +52,12 @@ class FusedPartial:
     def finish(self, dtype: torch.dtype, sinks: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(out, lse), as of `Partial.finish`."""
         out, lse = self._fold.total, self._running_lse
+        if len(out):
+            grid = triton.cdiv(len(out), ROWS), out.shape[1]
+            width = triton.next_power_of_2(out.shape[2])
+            _mark_undefined[grid](out, lse, *out.shape[::2], *out.stride()[:2], lse.stride(0), ROWS, width)
+        for rows in self._fold.touches.untouched:
+            out[rows.start : rows.stop], lse[:, rows.start : rows.stop] = 0, -torch.inf
         return (out, lse) if sinks is None else with_sinks(out, lse, sinks)
 
     @property
@@ -58,12 +67,8 @@ class FusedPartial:
         return self._lse
 
     def _room(self) -> Tensor:
-        """Room for lse, -inf in the rows that no launch touches."""
         tokens, num_heads, _ = self._fold.shape
-        room = self._fold.like.new_empty((num_heads, tokens), dtype=torch.float32)
-        for rows in self._fold.touches.untouched:
-            room[:, rows.start : rows.stop] = -torch.inf
-        return room
+        return self._fold.like.new_empty((num_heads, tokens), dtype=torch.float32)
 
 
 class FusedRowSum:
@@ -223,22 +228,38 @@ def _fold_rows(  # type: ignore[no-untyped-def]
     state += tl.load(at_wide, mask=from_wide[:, None] & within, other=0.0).to(tl.float32)
     if weighted:
         at_lse = lse + head * lse_head + place
-        infinity = float("inf")
-        old = tl.load(at_lse, mask=from_narrow | from_wide, other=-infinity)
-        new = tl.load(part_lse + head * part_lse_head + row, mask=touched, other=-infinity)
+        infinity, again = float("inf"), from_narrow | from_wide
+        old = tl.load(at_lse, mask=again, other=-infinity)
+        new = tl.load(part_lse + head * part_lse_head + row, mask=touched, other=0.0)
         top = tl.maximum(old, new)
-        top = tl.where(top == -infinity, 0.0, top)
         weight_old, weight_new = tl.exp(old - top), tl.exp(new - top)
-        total = weight_old + weight_new
-        scale = tl.where(total > 0, 1.0 / total, 0.0)
-        fresh = tl.where((weight_new > 0)[:, None], fresh, 0.0)
-        state = state * (weight_old * scale)[:, None] + fresh * (weight_new * scale)[:, None]
+        # A row that is touched sees a key: -inf stands for no sum yet only where nothing has been folded in.
+        defined = (tl.abs(new) < infinity) & ((tl.abs(old) < infinity) | ~again)
+        total = tl.where(defined, weight_old + weight_new, float("nan"))
+        state = state * (weight_old / total)[:, None] + fresh * (weight_new / total)[:, None]
         tl.debug_barrier()  # Several warps hold the same row: all have read its old lse before one of them writes.
-        tl.store(at_lse, tl.where(total > 0, top + tl.log(total), -infinity), mask=touched)
+        tl.store(at_lse, top + tl.log(total), mask=touched)
     else:
         state += fresh
     tl.store(at_narrow, state.to(narrow.dtype.element_ty), mask=(touched & ~to_wide)[:, None] & within)
     tl.store(at_wide, state.to(wide.dtype.element_ty), mask=to_wide[:, None] & within)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _mark_undefined(  # type: ignore[no-untyped-def]
+    out, lse, rows, dim, out_row, out_head, lse_head, block: tl.constexpr, width: tl.constexpr
+):
+    """One block of rows of one head: NaN where lse is not finite, nothing elsewhere."""
+    head = tl.program_id(1)
+    row = tl.program_id(0) * block + tl.arange(0, block)
+    column = tl.arange(0, width)[None, :]
+    at_lse = lse + head * lse_head + row
+    undefined = (row < rows) & ~(tl.abs(tl.load(at_lse, mask=row < rows, other=0.0)) < float("inf"))
+    nan = tl.full((block, width), float("nan"), dtype=tl.float32).to(out.dtype.element_ty)
+    at_out = out + row.to(tl.int64)[:, None] * out_row + head * out_head + column
+    tl.store(at_out, nan, mask=undefined[:, None] & (column < dim))
+    tl.debug_barrier()  # Several warps hold the same row: all have read its lse before one of them writes.
+    tl.store(at_lse, tl.full((block,), float("nan"), dtype=tl.float32), mask=undefined)
 
 
 def fused_parts(like: Tensor, parts: Sequence[Part]) -> Tensor:

@@ -54,14 +54,21 @@ class Options:
 
 
 class Block(NamedTuple):
-    """A launch's normalised result for the box `launch.rows`; rows that belong to no tile may hold anything."""
+    """A launch's normalised result for the box `launch.rows`; rows that belong to no tile may hold anything.
+
+    A row of a tile sees a key. If its scores have no finite log-sum-exp, lse is not finite either, and out is NaN, but
+    for scores that are all -inf: then out may be the values weighted with 0, for other keys may have finite scores.
+    """
 
     out: Tensor  # (rows, num_heads, head_dim_v)
     lse: Tensor  # (num_heads, rows), natural logarithm
 
 
 class Queries(NamedTuple):
-    """The query side of a backward pass: out, lse and delta are global, over all keys of all ranks."""
+    """The query side of a backward pass: out, lse and delta are global, over all keys of all ranks.
+
+    lse is NaN where it is not finite, so that all probabilities of such a row are.
+    """
 
     q: Tensor  # (tokens, num_heads, head_dim)
     out: Tensor  # (tokens, num_heads, head_dim_v)
@@ -74,6 +81,10 @@ class Queries(NamedTuple):
         """A slice of the query heads."""
         delta = None if self.delta is None else self.delta[heads]
         return Queries(self.q[:, heads], self.out[:, heads], self.dout[:, heads], self.lse[heads], delta)
+
+    def with_delta(self) -> Queries:
+        """These with the delta of out and dout, if they have none."""
+        return self if self.delta is not None else self._replace(delta=row_products(self.dout, self.out))
 
 
 class Grads(NamedTuple):
@@ -156,6 +167,12 @@ class Kernel(Protocol):
     ) -> Grads:
         """The launch's gradients, from the global lse and delta. Of `places` each is for itself, there or None."""
         ...
+
+
+def row_products(dout: Tensor, out: Tensor) -> Tensor:
+    """The sum of dout * out over each head's dimensions: (num_heads, tokens), in the accumulator's dtype."""
+    dtype = accumulator_dtype(out.dtype)
+    return (dout.to(dtype) * out.to(dtype)).sum(-1).T
 
 
 def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:

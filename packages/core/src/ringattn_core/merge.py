@@ -2,7 +2,11 @@
 
 For blocks (out_a, lse_a) and (out_b, lse_b) of the same queries: lse = log(exp(lse_a) + exp(lse_b)) and out =
 exp(lse_a - lse) * out_a + exp(lse_b - lse) * out_b (Milakov and Gimelshein 2018, arXiv:1805.02867; Rabe and Staats
-2021, arXiv:2112.05682). A row without a live key has lse -inf and out 0.
+2021, arXiv:2112.05682).
+
+A row that sees no key has lse -inf and out 0. A row that sees keys and has no finite lse is NaN, as softmax is: some
+score is NaN or +inf, or all are -inf. Weights of 0 are multiplied like others, so a value that is not finite stays
+visible as well.
 """
 
 from __future__ import annotations
@@ -23,6 +27,8 @@ class Partial:
         tokens, num_heads, _ = q.shape
         self.out = q.new_zeros((tokens, num_heads, head_dim_v), dtype=dtype)
         self.lse = q.new_full((num_heads, tokens), -torch.inf, dtype=dtype)
+        # Which rows have been in a launch: no row of a tile is dead, so these see a key.
+        self.seen = q.new_zeros(tokens, dtype=torch.bool)
 
     def place(self, launch: Launch, heads: slice) -> None:
         """Nothing is written here directly."""
@@ -34,12 +40,10 @@ class Partial:
         block_lse = block.lse[:, inside].to(self.lse.dtype)
         lse = self.lse[heads][:, rows]
         total = torch.logaddexp(lse, block_lse)
-        # A row without a live key so far has lse - total = -inf + inf: its weights are 0.
-        old, new = (torch.exp(part - total).nan_to_num_(0.0).T.unsqueeze(-1) for part in (lse, block_lse))
-        # Where the block has no weight its rows may hold anything, even NaN.
-        fresh = torch.where(new > 0, block.out[inside], 0.0)
-        self.out[rows, heads] = self.out[rows, heads] * old + fresh * new
+        old, new = (_weight(part, total) for part in (lse, block_lse))
+        self.out[rows, heads] = self.out[rows, heads] * old + block.out[inside] * new
         self.lse[heads, rows] = total
+        self.seen[rows] = True
 
     def finish(self, dtype: torch.dtype, sinks: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(out in `dtype`, lse); `sinks` (num_heads,) enter as one more key per head whose value is 0.
@@ -47,14 +51,24 @@ class Partial:
         Attention sinks: Xiao et al. 2023, arXiv:2309.17453, in the learnt form of gpt-oss.
         """
         out, lse = (self.out, self.lse) if sinks is None else with_sinks(self.out, self.lse, sinks)
-        return out.to(dtype), lse
+        undefined = self.seen & ~(lse.abs() < torch.inf)
+        return out.masked_fill_(undefined.T.unsqueeze(-1), torch.nan).to(dtype), lse
 
 
 def with_sinks(out: Tensor, lse: Tensor, sinks: Tensor) -> tuple[Tensor, Tensor]:
     """Fold in one more key per head whose value is 0 and whose score is the sink; out and lse keep their dtypes."""
     total = torch.logaddexp(lse, sinks.to(lse.dtype)[:, None])
-    weight = torch.exp(lse - total).nan_to_num_(0.0).T.unsqueeze(-1)
-    return (out * weight).to(out.dtype), total
+    return (out * _weight(lse, finite_or_nan(total))).to(out.dtype), total
+
+
+def finite_or_nan(lse: Tensor) -> Tensor:
+    """lse with NaN for -inf and +inf: what makes every probability of such a row NaN, as softmax does."""
+    return lse.add(lse, alpha=0)  # 0 * inf is NaN.
+
+
+def _weight(part: Tensor, total: Tensor) -> Tensor:
+    """What a part of the keys weighs, (tokens, num_heads, 1): 0 where all of its scores are -inf, or it has no keys."""
+    return torch.exp(part - total).masked_fill(part == -torch.inf, 0.0).T.unsqueeze(-1)
 
 
 def sink_gradient(sinks: Tensor, lse: Tensor, delta: Tensor) -> Tensor:

@@ -7,13 +7,14 @@ layout and number of ranks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ringattn_core.kernel import NOWHERE, Block, Grads, Options, Places, Queries, accumulator_dtype
+from ringattn_core.kernels.finite import finite
 from ringattn_core.schedule import Launch
 from ringattn_core.tile import FAR, Tile
 
@@ -38,10 +39,12 @@ class Reference:
         rows = launch.rows
         out = q.new_zeros((len(rows), q.shape[1], v.shape[2]), dtype=dtype)
         lse = q.new_full((q.shape[1], len(rows)), -torch.inf, dtype=dtype)
-        for cells in _cells(launch, q.shape[1]):
+        for cells in _cells(launch, (q,), (k, v), options):
             scores = _scores(q, k, cells, options).scores
             block_lse = torch.logsumexp(scores, dim=-1)
-            weights = torch.exp(scores - block_lse.unsqueeze(-1)) * _kept(scores, cells, options)
+            # Scores that are all -inf weigh 0 beside finite ones elsewhere.
+            divisor = block_lse.masked_fill(block_lse == -torch.inf, 0.0).unsqueeze(-1)
+            weights = torch.exp(scores - divisor) * _kept(scores, cells, options)
             at = slice(cells.q.start - rows.start, cells.q.stop - rows.start)
             out[at] = _ungrouped(_grouped(weights, v) @ _columns(v, cells), len(cells.q))
             lse[:, at] = block_lse
@@ -61,7 +64,7 @@ class Reference:
         assert delta is not None, "the executor computes delta for kernels that take it"
         dq = q.new_zeros((len(launch.rows), *q.shape[1:]), dtype=dtype)
         dk, dv = (x.new_zeros((len(launch.columns), *x.shape[1:]), dtype=dtype) for x in (k, v))
-        for cells in _cells(launch, q.shape[1]):
+        for cells in _cells(launch, (q, queries.dout, queries.lse.T, delta.T), (k, v), options):
             rows = slice(cells.q.start, cells.q.stop)
             scores, slope = _scores(q, k, cells, options)
             weights = torch.exp(scores - queries.lse[:, rows].unsqueeze(-1))
@@ -77,14 +80,30 @@ class Reference:
         return Grads(dq, dk, dv)
 
 
-def _cells(launch: Launch, num_heads: int) -> Iterator[Tile]:
-    """The launch's tiles cut into blocks of rows, each with the columns that live there."""
+def _cells(launch: Launch, rows: Sequence[Tensor], columns: Sequence[Tensor], options: Options) -> Iterator[Tile]:
+    """The launch's tiles cut into blocks of rows, each with the columns that live there.
+
+    A block of one row has no dead cell. So in a tile with dead cells what is not finite in `rows` and `columns`, q
+    being the first, is computed row by row: it reaches the rows that see it and no others.
+    """
     for tile in launch.tiles:
-        height = max(1, SCORES // (num_heads * len(tile.k)))
+        height = max(1, SCORES // (rows[0].shape[1] * len(tile.k)))
+        if _banded(tile) and not finite(
+            [_part(x, tile.q) for x in rows], [_part(x, tile.k) for x in columns], options.softmax_scale
+        ):
+            height = 1
         for start in range(tile.q.start, tile.q.stop, height):
             cells = Tile(range(start, min(start + height, tile.q.stop)), tile.k, tile.low, tile.high).trim()
             assert cells is not None, f"{tile} has rows without a live cell"
             yield cells
+
+
+def _banded(cells: Tile) -> bool:
+    return cells.low > -FAR or cells.high < FAR
+
+
+def _part(x: Tensor, rows: range) -> Tensor:
+    return x[rows.start : rows.stop]
 
 
 class _Scores(NamedTuple):
@@ -102,7 +121,7 @@ def _scores(q: Tensor, k: Tensor, cells: Tile, options: Options) -> _Scores:
         scores, slope = squashed * options.softcap, 1.0 - squashed * squashed
     if options.alibi_slopes is not None:
         scores = scores - _alibi(cells, options, scores.dtype)
-    if cells.low > -FAR or cells.high < FAR:
+    if _banded(cells):
         i = torch.arange(cells.q.start, cells.q.stop, device=q.device)
         j = torch.arange(cells.k.start, cells.k.stop, device=q.device)
         apart = j[None, :] - i[:, None]

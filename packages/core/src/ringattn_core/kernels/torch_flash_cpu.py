@@ -3,6 +3,9 @@
 `aten::_scaled_dot_product_flash_attention_for_cpu` returns the log-sum-exp, and its backward takes the out and lse it
 is given for those of all keys, which makes the gradients of one block those of the whole. Its causal mask is aligned to
 the top left, so a tile with more keys than queries goes in two parts: the keys that all queries see, and a square.
+
+Of numbers that are not finite it makes finite ones where a row has fewer keys than a vector register has lanes (0 for
+a query of NaN), and its causal mask multiplies them by 0. The reference kernel computes the tiles that hold any.
 """
 
 from __future__ import annotations
@@ -13,11 +16,14 @@ import torch
 from torch import Tensor
 
 from ringattn_core.kernel import NOWHERE, Block, Grads, Options, Places, Queries, accumulator_dtype
+from ringattn_core.kernels.finite import finite
+from ringattn_core.kernels.reference import Reference
 from ringattn_core.schedule import Launch
 from ringattn_core.tile import CAUSAL, FULL, Tile
 
 _FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+_REFERENCE = Reference()
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -47,7 +53,7 @@ class TorchFlashCpu:
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options, place: Block | None = None
     ) -> tuple[Block, Tensor | None]:
-        blocks = [_attend(q, k, v, tile, options.softmax_scale) for tile in launch.tiles]
+        blocks = [_attend(q, k, v, tile, options) for tile in launch.tiles]
         if len(blocks) == 1:
             return blocks[0], None
         out = q.new_empty((len(launch.rows), *q.shape[1:]), dtype=accumulator_dtype(q.dtype))
@@ -67,18 +73,14 @@ class TorchFlashCpu:
         rng_state: Tensor | None,
         places: Places = NOWHERE,
     ) -> Grads:
+        if len(launch.tiles) == 1:
+            return _pull_back(queries, k, v, launch.tiles[0], options)
         dtype = accumulator_dtype(k.dtype)
-        dq = queries.q.new_zeros((len(launch.rows), *queries.q.shape[1:]), dtype=dtype)
+        dq = queries.q.new_empty((len(launch.rows), *queries.q.shape[1:]), dtype=dtype)
         dk, dv = (x.new_empty((len(launch.columns), *x.shape[1:]), dtype=dtype) for x in (k, v))
-        for part in (part for tile in launch.tiles for part in _parts(tile)):
-            rows, columns = _slice(part.q), _slice(part.k)
-            q, out, dout = (_grouped(x[rows], k) for x in (queries.q, queries.out, queries.dout))
-            lse = queries.lse[:, rows].reshape(k.shape[1], -1, len(part.q))
-            keys, values = (_shared(x[columns], q) for x in (k, v))
-            grads = _BACKWARD(dout, q, keys, values, out, lse, 0.0, part.causal, scale=options.softmax_scale)
-            dq[_slice(part.q, launch.rows.start)] += _ungrouped(grads[0])
-            beside = _slice(part.k, launch.columns.start)
-            dk[beside], dv[beside] = (x.sum(dim=1, dtype=dtype).transpose(0, 1) for x in grads[1:])
+        for tile in launch.tiles:
+            beside = _slice(tile.k, launch.columns.start)
+            dq[_slice(tile.q, launch.rows.start)], dk[beside], dv[beside] = _pull_back(queries, k, v, tile, options)
         return Grads(dq, dk, dv)
 
 
@@ -97,17 +99,40 @@ def _parts(tile: Tile) -> list[_Part]:
     return [*([_Part(tile.q, seen, causal=False)] if seen else []), _Part(tile.q, square, causal=True)]
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, tile: Tile, scale: float) -> Block:
+def _attend(q: Tensor, k: Tensor, v: Tensor, tile: Tile, options: Options) -> Block:
     """The block of one tile."""
+    columns = _slice(tile.k)
+    if not finite([q[_slice(tile.q)]], [k[columns], v[columns]], options.softmax_scale):
+        return _REFERENCE.forward(q, k, v, Launch((tile,)), options)[0]
     block: Block | None = None
     for part in _parts(tile):
         queries = _grouped(q[_slice(part.q)], k)
         keys, values = (_shared(x[_slice(part.k)], queries) for x in (k, v))
-        out, lse = _FORWARD(queries, keys, values, 0.0, part.causal, scale=scale)
+        out, lse = _FORWARD(queries, keys, values, 0.0, part.causal, scale=options.softmax_scale)
         found = Block(_ungrouped(out), lse.flatten(0, 1))
         block = found if block is None else _merged(block, found)
     assert block is not None
     return block
+
+
+def _pull_back(queries: Queries, k: Tensor, v: Tensor, tile: Tile, options: Options) -> Grads:
+    """The gradients of one tile."""
+    rows, columns = _slice(tile.q), _slice(tile.k)
+    of_rows = [queries.q[rows], queries.out[rows], queries.dout[rows], queries.lse.T[rows]]
+    if not finite(of_rows, [k[columns], v[columns]], options.softmax_scale):
+        return _REFERENCE.backward(queries.with_delta(), k, v, Launch((tile,)), options, None)
+    dtype = accumulator_dtype(k.dtype)
+    dq = queries.q.new_zeros((len(tile.q), *queries.q.shape[1:]), dtype=dtype)
+    dk, dv = (x.new_empty((len(tile.k), *x.shape[1:]), dtype=dtype) for x in (k, v))
+    q, out, dout = (_grouped(x[rows], k) for x in (queries.q, queries.out, queries.dout))
+    lse = queries.lse[:, rows].reshape(k.shape[1], -1, len(tile.q))
+    for part in _parts(tile):
+        keys, values = (_shared(x[_slice(part.k)], q) for x in (k, v))
+        grads = _BACKWARD(dout, q, keys, values, out, lse, 0.0, part.causal, scale=options.softmax_scale)
+        dq += _ungrouped(grads[0])
+        beside = _slice(part.k, tile.k.start)
+        dk[beside], dv[beside] = (x.sum(dim=1, dtype=dtype).transpose(0, 1) for x in grads[1:])
+    return Grads(dq, dk, dv)
 
 
 def _merged(a: Block, b: Block) -> Block:
