@@ -143,6 +143,28 @@ def attention_in_16_bits_is_as_good_as_plain_pytorch(bench: Bench) -> None:
 
 
 @check
+def what_is_not_finite_is_seen_where_dense_attention_has_it(bench: Bench) -> None:
+    """In two of four documents. Exactly there on a CPU; on a GPU, whose kernels go by tiles, in no other document."""
+    for dtype, kernel in ((torch.float64, "reference"), (torch.bfloat16, "torch_flash")):
+        good, bad = _whole(dtype, 16), _spoiled(_whole(dtype, 16))
+        whole_truth = _without_lse(bad, PACKED, causal=True, apart=True)
+        for layout, route in zip(LAYOUTS, ROUTES, strict=True):
+            cp = ContextParallel(bench.comm, layout, route, PACKED, kernel=kernel)
+            found, rows = _attend(bench, cp, bad, causal=True)
+            for name, mine, exact in zip(Answer._fields, found, at(whole_truth, rows), strict=True):
+                hidden = mine.isfinite() & ~exact.isfinite()
+                spread = exact.isfinite() & ~mine.isfinite()
+                assert not hidden.any(), f"{layout} {route} {dtype}: {name} hides {int(hidden.sum())}"
+                assert bench.on_gpu or not spread.any(), (
+                    f"{layout} {route} {dtype}: {name} has {int(spread.sum())} more"
+                )
+            clean = ((rows >= PACKED[1]) & (rows < PACKED[3])).nonzero().flatten()
+            expected = at(_attend(bench, cp, good, causal=True)[0], clean)
+            for name, error in errors(at(found, clean), expected).items():
+                assert error == 0, f"{layout} {route} {dtype}: {name} of a document without faults is off by {error}"
+
+
+@check
 def shapes_may_change_from_call_to_call(bench: Bench) -> None:
     """The window of a group grows, and is used again for less, without a word between the ranks."""
     found, expected = [], []
@@ -289,6 +311,13 @@ def _attend(bench: Bench, cp: ContextParallel, whole: Whole, **window: object) -
 @cache
 def _whole(dtype: torch.dtype, dim: int) -> Whole:
     return draw(PACKED[-1], (), dim=dim, dtype=dtype)
+
+
+def _spoiled(whole: Whole) -> Whole:
+    """inf in a query and NaN in a value of the first document, NaN in a key of the last."""
+    q, k, v = (x.clone() for x in whole[:3])
+    q[7, 1, 3], v[20, 0, 2], k[220, 1, 0] = torch.inf, torch.nan, torch.nan
+    return whole._replace(q=q, k=k, v=v)
 
 
 @cache

@@ -61,7 +61,7 @@ def attention(
         if sinks is not None:
             scores = torch.cat([scores, sinks.to(scores.dtype)[:, None, None].expand(-1, len(rows), 1)], dim=-1)
         # Rows without a key are left out here, so that no gradient meets inf - inf.
-        seen = torch.arange(len(rows)) if sinks is not None else live.any(dim=1).nonzero().flatten()
+        seen, others = live.any(dim=1).nonzero().flatten(), rows[~live.any(dim=1)]
         weights = torch.softmax(scores[:, seen], dim=-1)[:, :, : len(columns)]
         if kept is not None:
             weights = weights * kept[:, rows[seen]][:, :, columns]
@@ -69,6 +69,11 @@ def attention(
             weights, values = weights.masked_fill(~live[seen], 0.0), values[seen]
         out = out.index_copy(0, rows[seen], torch.einsum(products[1], weights, values))
         lse = lse.index_copy(1, rows[seen], torch.logsumexp(scores[:, seen], dim=-1))
+        if sinks is not None:  # They see the sink alone, a key of value 0.
+            sink = sinks.to(lse.dtype)
+            nothing = torch.softmax(sink[:, None], dim=1)[:, 0] * 0.0
+            out = out.index_copy(0, others, nothing[:, None].expand(len(others), -1, v.shape[2]))
+            lse = lse.index_copy(1, others, sink[:, None].expand(-1, len(others)))
     return out, lse
 
 

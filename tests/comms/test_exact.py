@@ -45,9 +45,8 @@ ODD = [nan, 5e-324, -1e-310]
 # A gradient of inf is left out: dense attention subtracts it from itself key by key, and what we have of a row is
 # delta, where it may be inf still. So gradients are not finite either way, but NaN in one and inf in the other.
 FAULTS = st.one_of(
-    st.builds(
-        Fault, st.sampled_from(["q", "k", "v", "sinks"]), st.integers(0, 1 << 20), st.sampled_from([*ODD, inf, -inf])
-    ),
+    st.builds(Fault, st.sampled_from("qkv"), st.integers(0, 1 << 20), st.sampled_from([*ODD, inf, -inf])),
+    st.builds(Fault, st.just("sinks"), st.integers(0, 1 << 20), st.sampled_from([*ODD, inf])),
     st.builds(Fault, st.just("dout"), st.integers(0, 1 << 20), st.sampled_from(ODD)),
 )
 

@@ -1,4 +1,4 @@
-"""Adding up blocks: exact however far apart they are, and whatever the rows without a key hold."""
+"""Adding up blocks: exact however far apart they are, and as a softmax over all keys where they are not finite."""
 
 from __future__ import annotations
 
@@ -66,26 +66,58 @@ def test_rows_that_no_launch_touches_see_no_key() -> None:
         assert (lse[:, row] == -torch.inf).all()
 
 
-@pytest.mark.parametrize("rubbish", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("order", [1, -1])
-def test_dead_rows_of_a_block_may_hold_anything(rubbish: float, order: int) -> None:
-    live, dead = block(2.0), Block(torch.full((ROWS, HEADS, DIM), rubbish), torch.full((HEADS, ROWS), -torch.inf))
-    whole = partial()
-    for part in (live, dead)[::order]:
-        whole.add(rows(range(ROWS)), ALL, part)
-    out, lse = whole.finish(torch.float64)
-    assert torch.equal(out, live.out)
-    assert torch.equal(lse, live.lse)
+def block_of(scores: Tensor, values: Tensor) -> Block:
+    """What a kernel finds for some keys, as `Block` says it; scores (heads, rows, keys), values (heads, keys, dim)."""
+    lse = scores.logsumexp(-1)
+    weights = torch.exp(scores - lse.masked_fill(lse == -torch.inf, 0.0).unsqueeze(-1))
+    return Block((weights @ values).transpose(0, 1), lse)
 
 
-def test_a_row_that_is_dead_in_every_block_stays_dead() -> None:
-    whole = partial()
-    for _ in range(2):
-        dead = Block(torch.full((ROWS, HEADS, DIM), torch.nan), torch.full((HEADS, ROWS), -torch.inf))
-        whole.add(rows(range(ROWS)), ALL, dead)
-    out, lse = whole.finish(torch.float64)
-    assert (out == 0).all()
-    assert (lse == -torch.inf).all()
+@pytest.mark.parametrize("sinks", [None, 0.5, -torch.inf, torch.inf, torch.nan])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_parts_that_are_not_finite_add_up_to_what_softmax_makes_of_the_whole(count: int, sinks: float | None) -> None:
+    odd = torch.tensor([torch.nan, torch.inf, -torch.inf, -torch.inf, -torch.inf], dtype=torch.float64)
+    given = None if sinks is None else torch.tensor([sinks, 0.3], dtype=torch.float64)
+    for seed in range(40):
+        torch.manual_seed(seed)
+        scores, values = torch.randn(HEADS, ROWS, 2 * count).double(), torch.randn(HEADS, 2 * count, DIM).double()
+        scores = torch.where(torch.rand(scores.shape) < 0.3, odd[torch.randint(5, scores.shape)], scores)
+        scores[0, 0] = -torch.inf  # nothing but -inf in all parts
+        values = torch.where(torch.rand(values.shape) < 0.05, odd[torch.randint(3, values.shape)], values)
+        whole = partial()
+        for keys, part in zip(scores.chunk(count, dim=2), values.chunk(count, dim=1), strict=True):
+            whole.add(rows(range(ROWS)), ALL, block_of(keys, part))
+        out, lse = whole.finish(torch.float64, given)
+        if given is not None:
+            scores = torch.cat([scores, given[:, None, None].expand(-1, ROWS, 1)], dim=-1)
+        want = (scores.softmax(-1)[..., : 2 * count] @ values).transpose(0, 1)
+        torch.testing.assert_close(out, want, rtol=0, atol=1e-12, equal_nan=True)
+        torch.testing.assert_close(lse, scores.logsumexp(-1), rtol=0, atol=1e-12, equal_nan=True)
+
+
+@pytest.mark.parametrize("lse", [torch.nan, torch.inf, -torch.inf])
+def test_a_row_that_is_not_finite_stays_so_and_leaves_the_others_alone(lse: float) -> None:
+    """Before and after a block that is finite; of -inf alone nothing remains beside it, unless the values are NaN."""
+    good, bad = block(2.0), block(3.0)
+    bad.lse[:, 1], bad.out[1] = lse, torch.nan
+    for parts in ((good, bad), (bad, good), (bad,)):
+        whole = partial()
+        for part in parts:
+            whole.add(rows(range(ROWS)), ALL, part)
+        out, total = whole.finish(torch.float64)
+        assert out[1].isnan().all()
+        assert out[[0, *range(2, ROWS)]].isfinite().all() and total[:, [0, *range(2, ROWS)]].isfinite().all()
+        assert not total[:, 1].isfinite().any() or (lse == -torch.inf and len(parts) == 2)
+
+
+@pytest.mark.parametrize("odd", [torch.nan, torch.inf])
+def test_rows_that_see_no_key_stay_0_beside_rows_that_are_not_finite(odd: float) -> None:
+    for sinks in (None, torch.tensor([0.5, -torch.inf], dtype=torch.float64)):
+        whole = partial()
+        whole.add(rows(range(1, 3)), ALL, block(odd, count=2))
+        out, lse = whole.finish(torch.float64, sinks)
+        assert (out[[0, 3, 4, 5]] == 0).all() and out[1:3].isnan().all()
+        assert (lse[1, [0, 3, 4, 5]] == -torch.inf).all()
 
 
 def test_rows_in_the_gaps_of_a_launch_are_left_alone() -> None:
@@ -131,6 +163,19 @@ def test_a_sink_is_one_more_key_with_value_0(sink: float) -> None:
     torch.testing.assert_close(lse, scores.logsumexp(-1), rtol=0, atol=1e-12)
     weight = scores.softmax(-1)[..., 0].T.unsqueeze(-1)
     torch.testing.assert_close(out, part.out * weight, rtol=0, atol=1e-12)
+
+
+def test_a_sink_that_is_not_finite_makes_a_head_nan_unless_it_is_off() -> None:
+    """Of one head: all rows, those without a key too, for they see the sink."""
+    part = block(2.0)
+    part.out[3], part.lse[:, 3] = 0.0, -torch.inf
+    for sink in (torch.nan, torch.inf):
+        out, lse = with_sinks(part.out, part.lse, torch.tensor([sink, 0.5], dtype=torch.float64))
+        assert out[:, 0].isnan().all() and not lse[0].isfinite().any()
+        assert out[:, 1].isfinite().all() and lse[1].isfinite().all()
+    off = torch.full((HEADS,), -torch.inf, dtype=torch.float64)
+    for found, expected in zip(with_sinks(part.out, part.lse, off), part, strict=True):
+        assert torch.equal(found, expected)
 
 
 def test_a_sink_that_is_off_has_no_gradient() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import NamedTuple
 
 import pytest
@@ -13,6 +13,7 @@ import oracle
 from ringattn_core.kernel import Options, Positions, Queries
 from ringattn_core.kernels import reference
 from ringattn_core.kernels.reference import Reference
+from ringattn_core.merge import Partial, finite_or_nan
 from ringattn_core.schedule import Launch
 from ringattn_core.tile import FAR, Tile
 
@@ -38,12 +39,14 @@ def solve(launch: Launch, inputs: list[Tensor], options: Options, found: Found |
     """Forward and backward of one launch; the whole answer may be given, if the launch is only a part of it."""
     q, k, v, dout = inputs
     block, rng_state = Reference().forward(q, k, v, launch, options)
-    out, lse = q.new_zeros(*q.shape[:2], v.shape[2]), q.new_zeros(q.shape[1], len(q))
-    rows = slice(launch.rows.start, launch.rows.stop)
-    out[rows], lse[:, rows] = block
+    total = Partial(q, v.shape[2])
+    total.add(launch, slice(0, q.shape[1]), block)
+    out, lse = total.finish(block.out.dtype)
     whole_out, whole_lse = (out, lse) if found is None else found[:2]
-    queries = Queries(q, whole_out, dout, whole_lse, (dout * whole_out).sum(-1).T)
-    return Found(*block, *Reference().backward(queries, k, v, launch, options, rng_state))
+    queries = Queries(q, whole_out, dout, finite_or_nan(whole_lse), (dout * whole_out).sum(-1).T)
+    rows = slice(launch.rows.start, launch.rows.stop)
+    grads = Reference().backward(queries, k, v, launch, options, rng_state)
+    return Found(out[rows], lse[:, rows], *grads)
 
 
 def expected(tile: Tile, inputs: list[Tensor], **options: object) -> Found:
@@ -56,8 +59,11 @@ def expected(tile: Tile, inputs: list[Tensor], **options: object) -> Found:
 
 
 def assert_same(found: Found, truth: Found) -> None:
+    """What is NaN in one has to be NaN in the other."""
     for name, mine, other in zip(Found._fields, found, truth, strict=True):
-        torch.testing.assert_close(mine, other, rtol=0, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            mine, other, rtol=0, atol=1e-12, equal_nan=True, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 BANDS = {
@@ -78,6 +84,30 @@ def test_bands(band: str, heads: tuple[int, int], scores: int, monkeypatch: pyte
     monkeypatch.setattr(reference, "SCORES", scores)
     inputs = draw(12, 12, *heads)
     assert_same(solve(Launch((BANDS[band],)), inputs, Options(SCALE)), expected(BANDS[band], inputs))
+
+
+# Not an inf in dout: dense attention subtracts it from itself, key by key.
+@pytest.mark.parametrize(
+    ("where", "odd"), [*product(("q", "k", "v"), [torch.nan, torch.inf, -torch.inf, 5e-324]), ("dout", torch.nan)]
+)
+@pytest.mark.parametrize("band", BANDS)
+def test_what_is_not_finite_reaches_the_rows_that_see_it_and_no_others(band: str, where: str, odd: float) -> None:
+    """One number in the middle of a tile, then a whole token: the oracle computes every row over its own keys alone."""
+    tile, names = BANDS[band], ["q", "k", "v", "dout"]
+    part = tile.k if where in ("k", "v") else tile.q
+    for options, softcap in ((Options(SCALE), 0.0), (Options(SCALE, 0.7), 0.7)):
+        for place in ((part[len(part) // 2], 0, 1), (part[len(part) // 2],)):
+            inputs = draw(12, 12)
+            inputs[names.index(where)][place] = odd
+            given = dict(softcap=softcap, apart=True)
+            assert_same(solve(Launch((tile,)), inputs, options), expected(tile, inputs, **given))
+
+
+def test_scores_beyond_the_range_of_float_are_infinite() -> None:
+    """The inputs are finite; the products, in one direction, are not."""
+    tile, inputs = BANDS["causal"], draw(12, 12)
+    inputs[0][6], inputs[1][5] = 1e200, 1e200
+    assert_same(solve(Launch((tile,)), inputs, Options(SCALE)), expected(tile, inputs, apart=True))
 
 
 def test_memory_is_bounded_by_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
 
-from problem import Problem, assert_exact, assert_fair
+from problem import Fault, Problem, assert_exact, assert_fair
 from ringattn_comms.backends.threads import run
 from ringattn_core.kernel import Grads, Options, Queries
 from ringattn_core.kernels.reference import Reference
 from ringattn_core.kernels.torch_flash_cpu import TorchFlashCpu
+from ringattn_core.merge import finite_or_nan
 from ringattn_core.schedule import Launch
 from ringattn_core.tile import FAR, Tile
 
@@ -57,7 +59,7 @@ def both(launch: Launch, inputs: list[torch.Tensor]) -> list[list[torch.Tensor]]
             out[box], lse[:, box] = block.out.to(q.dtype), block.lse.double()
             delta = (dout.double() * out.double()).sum(-1).T
         wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-        queries = Queries(q, out, dout, lse.to(wide), delta.to(wide))
+        queries = Queries(q, out, dout, finite_or_nan(lse.to(wide)), delta.to(wide))
         grads: Grads = kernel.backward(queries, k, v, launch, options, state)
         found.append([block.out[rows], block.lse[:, rows], grads.dq[rows], grads.dk[columns], grads.dv[columns]])
     return found
@@ -96,6 +98,37 @@ def test_an_expanded_gradient() -> None:
     expanded = [*inputs[:3], torch.ones((), dtype=torch.float64).expand_as(inputs[3])]
     for expected, found in zip(*both(LAUNCHES["causal, more keys"], expanded), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("odd", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("where", range(4), ids=["q", "k", "v", "dout"])
+@pytest.mark.parametrize("launch", LAUNCHES)
+def test_what_is_not_finite_comes_out_as_from_the_reference_kernel(launch: str, where: int, odd: float) -> None:
+    """The operator makes 0 of a query of NaN that sees few keys, and spreads a value of NaN to rows that do not."""
+    tile = LAUNCHES[launch].tiles[-1]
+    for dtype in (torch.float64, torch.bfloat16):
+        inputs = draw(dtype, (4, 2), 16)
+        inputs[where][(tile.k if where in (1, 2) else tile.q)[0]] = odd
+        for expected, found in zip(*both(LAUNCHES[launch], inputs), strict=True):
+            torch.testing.assert_close(found.double(), expected.double(), rtol=0.05, atol=0.05, equal_nan=True)
+
+
+def test_scores_beyond_the_range_of_float() -> None:
+    """The first row sees one key, with a score of -inf: the operator makes out 0 and lse 0 of it."""
+    inputs = draw(torch.float32, (4, 2), 16)
+    inputs[0][2], inputs[1][5] = 1e30, -1e30
+    for expected, found in zip(*both(LAUNCHES["causal"], inputs), strict=True):
+        torch.testing.assert_close(found.double(), expected.double(), rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+def test_what_is_not_finite_in_some_layouts_and_routes() -> None:
+    for layout, route in (("zigzag", "ring"), ("striped", "waves"), ("contiguous", "gather")):
+        for name, value in product("qkv", (torch.nan, torch.inf, -torch.inf)):
+            for window in ((-1, 0), (-1, -1)):
+                faults = Fault(name, 40 * 64 + 5, value), Fault(name, 3 * 64, value)
+                problem = replace(PROBLEM, window=window, sinks=name == "q", faults=faults)
+                parts = run(3, lambda comm, a=layout, b=route, c=problem: c.solve_on(comm, a, b, kernel=FLASH))
+                assert_exact(parts, problem.solve())
 
 
 @pytest.mark.parametrize("route", ["ring", "waves", "gather"])

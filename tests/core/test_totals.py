@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from ringattn_core.gradient import Part
+from ringattn_core.gradient import ColumnSum, Part, RowSum
 from ringattn_core.index import places
+from ringattn_core.schedule import Launch
+from ringattn_core.tile import Tile
 from ringattn_core.totals import add_parts
 
 CPU = torch.device("cpu")
@@ -36,3 +38,33 @@ def test_it_is_added_in_float32_and_in_the_order_of_the_parts() -> None:
 def test_no_part_at_all_is_zero() -> None:
     like = torch.full((3, 2, 2), torch.nan, dtype=torch.bfloat16)
     assert torch.equal(add_parts(like, []), torch.zeros(3, 2, 2))
+
+
+def test_what_is_not_finite_reaches_the_rows_it_belongs_to_and_no_others() -> None:
+    """A part covers a box, and what lies between its rows belongs to none, whatever it is."""
+    launch = Launch((Tile(range(1, 2), range(0, 1)), Tile(range(3, 5), range(4, 6))))
+    like = torch.empty(6, 2, 3, dtype=torch.float64)
+    for total, first, inside in (
+        (RowSum(like), 1, [1, 3, 4]),
+        (ColumnSum(like), 0, [0, 4, 5]),
+    ):
+        part = torch.full((len(launch.rows) if first else len(launch.columns), 2, 3), torch.nan, dtype=torch.float64)
+        part[inside[1] - first] = 1.0
+        if isinstance(total, RowSum):
+            total.add(launch, slice(0, 2), part)
+        else:
+            total.add(launch, part)
+        assert total.total[[inside[0], inside[2]]].isnan().all()
+        assert (total.total[inside[1]] == 1).all()
+        assert (total.total[[row for row in range(6) if row not in inside]] == 0).all()
+
+
+def test_a_part_that_is_not_finite_leaves_rows_that_it_has_no_place_for() -> None:
+    like, odd = torch.empty(4, 1, 2, dtype=torch.float64), torch.tensor([torch.nan, torch.inf]).double()
+    parts = [
+        Part(odd.expand(2, 1, 2), places([(range(1, 3), 0)], 4, CPU)),
+        Part(torch.ones(4, 1, 2), places([(range(4), 0)], 4, CPU)),
+    ]
+    total = add_parts(like, parts)
+    assert torch.equal(total[[0, 3]], torch.ones(2, 1, 2, dtype=torch.float64))
+    assert total[1:3, 0, 0].isnan().all() and (total[1:3, 0, 1] == torch.inf).all()

@@ -69,7 +69,7 @@ def test_a_fold_weighs_a_whole_row_by_its_old_lse() -> None:
 
 @pytest.mark.gpu
 def test_no_live_key() -> None:
-    """A row that no launch touches has out 0 and lse -inf; a block whose lse is -inf leaves a row as it is."""
+    """A row that no launch touches has out 0 and lse -inf; in a launch every row sees a key, and -inf is no sum."""
     from ringattn_core.fused import FusedPartial
 
     schedule = plan(contiguous, gather, (0, 8), (0, 4), 0, 1, window=(-1, 0))
@@ -84,10 +84,34 @@ def test_no_live_key() -> None:
     (first,), (second,) = (step.launches for step in schedule.steps)
     partial, block = FusedPartial(schedule, q, DIM), block_for(first, 1.0)
     nothing = Block(torch.full_like(block.out, torch.nan), torch.full_like(block.lse, -torch.inf))
-    want = block.out.clone()
     partial.add(first, slice(0, HEADS), block)
     partial.add(second, slice(0, HEADS), nothing)
-    assert torch.equal(partial.finish(torch.bfloat16)[0], want)
+    out, lse = partial.finish(torch.bfloat16)
+    assert out.isnan().all() and lse.isnan().all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fault", [(0.0, torch.inf), (torch.nan, torch.inf), (0.0, -torch.inf), (torch.nan, torch.nan)])
+def test_what_is_not_finite_stays_in_its_row(fault: tuple[float, float]) -> None:
+    """As FlashAttention 2, 3 and 4 tell of a sum that is not finite, whenever the row comes."""
+    from ringattn_core.fused import FusedPartial
+
+    for schedule in schedules():
+        q = torch.empty(schedule.query_length, HEADS, DIM, device="cuda", dtype=torch.bfloat16)
+        eager, fused, bad = Partial(q, DIM), FusedPartial(schedule, q, DIM), set[int]()
+        for number, launch in enumerate(launch for step in schedule.steps for launch in step.launches):
+            block, tile = block_for(launch, 1.0), launch.tiles[number % len(launch.tiles)]
+            row = tile.q[number % len(tile.q)]
+            bad.add(row)
+            block.out[row - launch.rows.start, 1], block.lse[1, row - launch.rows.start] = fault
+            eager.add(launch, slice(0, HEADS), Block(block.out.clone(), block.lse.clone()))
+            fused.add(launch, slice(0, HEADS), block)
+        (want, want_lse), (got, got_lse) = eager.finish(torch.float32), fused.finish(torch.bfloat16)
+        marked = torch.zeros(HEADS, len(got), dtype=torch.bool, device="cuda")
+        marked[1, sorted(bad)] = True
+        assert got_lse[marked].isnan().all() and got[marked.T].isnan().all()
+        torch.testing.assert_close(got_lse[~marked], want_lse[~marked], rtol=1e-6, atol=1e-5)
+        torch.testing.assert_close(got[~marked.T].float(), want[~marked.T], rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.gpu

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 
+import oracle
 from gpu.plain import plain
 from launches import launches
+from ringattn_core.execute import attend, attend_backward
 from ringattn_core.kernel import Block, Kernel, Options, Places, Queries
 from ringattn_core.kernels.cudnn import CuDnn
 from ringattn_core.kernels.flash_attn_4 import FlashAttn4
@@ -14,6 +18,7 @@ from ringattn_core.kernels.torch_flash_cuda import TorchFlashCuda
 from ringattn_core.layout import contiguous, zigzag
 from ringattn_core.planner import plan
 from ringattn_core.route import gather, ring
+from ringattn_core.transport import KV, Alone
 
 
 def made(kind: type[Kernel]) -> Kernel:
@@ -126,6 +131,41 @@ def test_what_lies_between_the_tiles_of_a_launch_is_left_alone() -> None:
             gaps = torch.ones(len(got), dtype=torch.bool, device="cuda").index_fill(0, inside, False)
             torch.testing.assert_close(got[inside], wanted[inside], msg=lambda why, name=name: f"{name}: {why}")
             assert got[gaps].eq(7.0).all(), f"{name} of {launch} has its gaps overwritten"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("odd", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("where", range(3), ids=["q", "k", "v"])
+def test_what_is_not_finite_is_not_hidden(kernel, where: int, odd: float) -> None:
+    """Not finite where the oracle has it, and the document without a fault is as without one in the other."""
+    tokens, options = 700, Options(128**-0.5)
+    good = [torch.randn(tokens, heads, 128, device="cuda").bfloat16() for heads in (4, 2, 2, 4)]
+    bad = [x.clone() for x in good]
+    bad[where][77, 1, 5] = odd
+    for borders, window in product(((0, 700), (0, 300, 700), (0, 350, 700)), ((-1, 0), (-1, -1))):
+        schedule = plan(contiguous, ring, borders, borders, 0, 1, window=window)
+        if any(kernel.supports(launch, *good[:3], options) for launch in schedule.steps[0].launches):
+            continue
+        found, clean = (_both_passes(schedule, kernel, *x, options) for x in (bad, good))
+        leaves = [x.double().cpu().requires_grad_() for x in bad[:3]]
+        out, lse = oracle.attention(
+            *leaves, borders, borders, window=window, softmax_scale=options.softmax_scale, apart=True
+        )
+        grads = torch.autograd.grad((out * bad[3].double().cpu()).sum(), leaves)
+        for name, got, want in zip(("out", "lse", "dq", "dk", "dv"), found, (out, lse, *grads), strict=True):
+            hidden = got.cpu().isfinite() & ~want.isfinite()
+            assert not hidden.any(), f"{kernel.name} {borders} {window}: {name} hides {int(hidden.sum())}"
+        for name, got, want in zip(
+            ("out", "dq", "dk", "dv"), found[:1] + found[2:], clean[:1] + clean[2:], strict=True
+        ):
+            torch.testing.assert_close(got[borders[1] :], want[borders[1] :], msg=f"{kernel.name} {borders}: {name}")
+
+
+def _both_passes(schedule, kernel, q, k, v, dout, options) -> list[torch.Tensor]:
+    """out, lse, dq, dk, dv of a group of one rank."""
+    result = attend(schedule, Alone(), kernel, q, KV(k, v), options)
+    grads = attend_backward(schedule, Alone(), kernel, dout, q, KV(k, v), result, options)
+    return [result.out, result.lse, grads.dq, grads.dk, grads.dv]
 
 
 @pytest.mark.gpu

@@ -56,8 +56,8 @@ class Options:
 class Block(NamedTuple):
     """A launch's normalised result for the box `launch.rows`; rows that belong to no tile may hold anything.
 
-    A row of a tile sees a key. If its scores have no finite log-sum-exp, lse is not finite either, and out is NaN, but
-    for scores that are all -inf: then out may be the values weighted with 0, for other keys may have finite scores.
+    Every row of a tile sees a key. Where its scores have no finite log-sum-exp, lse is not finite and out is NaN. Only
+    of scores that are all -inf may out be the values weighted with 0: those of other launches may be finite.
     """
 
     out: Tensor  # (rows, num_heads, head_dim_v)

@@ -4,9 +4,9 @@ For blocks (out_a, lse_a) and (out_b, lse_b) of the same queries: lse = log(exp(
 exp(lse_a - lse) * out_a + exp(lse_b - lse) * out_b (Milakov and Gimelshein 2018, arXiv:1805.02867; Rabe and Staats
 2021, arXiv:2112.05682).
 
-A row that sees no key has lse -inf and out 0. A row that sees keys and has no finite lse is NaN, as softmax is: some
-score is NaN or +inf, or all are -inf. Weights of 0 are multiplied like others, so a value that is not finite stays
-visible as well.
+A row that sees no key has out 0 and lse -inf. A row that sees keys and has no finite lse is NaN, as in a softmax over
+all keys: a score is NaN or +inf, or all scores are -inf. A weight of 0 is multiplied like any other, so that a value
+that is not finite stays visible too.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class Partial:
 def with_sinks(out: Tensor, lse: Tensor, sinks: Tensor) -> tuple[Tensor, Tensor]:
     """Fold in one more key per head whose value is 0 and whose score is the sink; out and lse keep their dtypes."""
     total = torch.logaddexp(lse, sinks.to(lse.dtype)[:, None])
-    return (out * _weight(lse, finite_or_nan(total))).to(out.dtype), total
+    weight = torch.exp(lse - finite_or_nan(total)).masked_fill(total == -torch.inf, 0.0)
+    return (out * weight.T.unsqueeze(-1)).to(out.dtype), total
 
 
 def finite_or_nan(lse: Tensor) -> Tensor:
