@@ -72,8 +72,13 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 def build(name: str, seed: int = 0, **settings: Any) -> PreTrainedModel:
     """A tiny model with random weights, the same for the same seed, running on transformers' eager attention."""
+    return build_from(name, COMMON | (ARCHITECTURES | HYBRIDS)[name] | settings, seed)
+
+
+def build_from(name: str, settings: dict[str, Any], seed: int = 0) -> PreTrainedModel:
+    """The same, of any type that transformers knows, from all its settings."""
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(name, **(COMMON | (ARCHITECTURES | HYBRIDS)[name] | settings))
+    config = AutoConfig.for_model(name, **settings)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     for parameter in model.parameters():
         # The initial weights are so small that all logits, and all attention weights, would be nearly equal; and sinks

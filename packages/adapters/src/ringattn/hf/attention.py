@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
 from ringattn.hf import decode
 from ringattn.hf.batch import KEYWORD, ShardedBatch
-from ringattn.hf.cache import ShardedCache
 from ringattn.hf.decode import Decoding
 from ringattn.hf.layers import BEYOND_BANDS
 from ringattn.hf.masks import Band
@@ -68,8 +67,7 @@ def attention_forward(
             raise UnsupportedError(
                 f"{type(module).__name__} asks for attention to later tokens, with which no token can be generated."
             )
-        rest = {"scale": scale, "softcap": softcap or 0.0, "sinks": s_aux}
-        return _decoded(module, query, key, value, batch, sliding_window, **rest), None
+        return _decoded(module, query, key, value, batch, sliding_window, scale, softcap or 0.0, s_aux), None
     batch.was_used = True
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
     out = attention(
@@ -83,28 +81,32 @@ def attention_forward(
         softmax_scale=scale,
         dropout_p=dropout,
     )
-    _forget(module, batch.cache, sliding_window, batch.tokens)
+    if batch.cache is not None:
+        batch.cache.attended(sliding_window)
     return out.unflatten(0, (query.shape[0], -1)), None
 
 
 def _decoded(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, batch: Decoding, window: int | None, **options: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    step: Decoding,
+    window: int | None,
+    scale: float,
+    softcap: float,
+    sinks: Tensor | None,
 ) -> Tensor:
-    """The newest tokens against the cache, which keeps no more than its window afterwards."""
-    out = decode.attend(query, key, value, batch, batch.cache.positions(_layer(module)), window=window, **options)
-    _forget(module, batch.cache, window, batch.start + batch.tokens)
+    """The newest tokens against the cache, whose layer keeps no more than its window afterwards."""
+    if query.shape[2] != step.tokens:
+        raise UnsupportedError(
+            f"{type(module).__name__} attends to the cache from {query.shape[2]} of the {step.tokens} new tokens, and "
+            "does not say which."
+        )
+    step.cache.check(type(module).__name__, key, window)
+    out = decode.attend(query, key, value, step, scale=scale, window=window, softcap=softcap, sinks=sinks)
+    step.cache.attended(window)
     return out
-
-
-def _layer(module: nn.Module) -> int:
-    """The number under which an attention layer knows its part of the cache."""
-    return cast(int, module.layer_idx)
-
-
-def _forget(module: nn.Module, cache: ShardedCache | None, window: int | None, length: int) -> None:
-    """After `length` tokens the layer's cache keeps no more than its window."""
-    if cache is not None and window is not None:
-        cache.forget(_layer(module), window, length)
 
 
 def _check(module: nn.Module, attention_mask: Tensor | Band | None, kwargs: dict[str, Any]) -> None:

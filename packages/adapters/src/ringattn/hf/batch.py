@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache, cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ from ringattn.hf.cache import ShardedCache
 from ringattn.hf.texts import Texts
 from ringattn_core.layout import Division, Layout
 from ringattn_core.tile import chunk
+
+if TYPE_CHECKING:
+    from ringattn.hf.logits import Kept
 
 KEYWORD = "ringattn_batch"  # under this name the batch travels through the model's keyword arguments
 
@@ -40,7 +44,7 @@ class ShardedBatch:
     ) -> None:
         self.row, self.stream, self.rows, self.tokens = row, stream, rows, tokens
         self.targets, self.cache = targets, cache
-        self.last_only = cache is not None  # are the logits of the last token all that is wanted?
+        self.kept: Kept | None = None  # what the logits are to become, where every rank gets them
         self.was_used = False  # has any layer's attention found its way here?
         self.mask: Tensor | None = None
         self.position_ids: Tensor | None = None

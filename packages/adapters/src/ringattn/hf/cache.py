@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from bisect import bisect_left
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor
-from transformers import Cache, DynamicLayer
+from transformers import Cache
 
+from ringattn.hf.cache_layer import ShardedLayer
 from ringattn_comms.communicator import Communicator
 from ringattn_comms.connect import Group, communicator
 from ringattn_core.errors import UnsupportedError
@@ -24,46 +26,102 @@ class ShardedCache(Cache):  # type: ignore[misc]
         cache = ringattn.hf.ShardedCache(mesh["cp"])
         tokens = model.generate(**prompt, past_key_values=cache, max_new_tokens=256)
 
-    From transformers 5.24 on the argument is called `cache`; the old name still works there, with a warning. Without a
-    cache, with use_cache=False, `generate()` reads the whole text again for every token.
+    `generate()` makes one by itself where it gets none; make your own to read on from it later. From transformers 5.24
+    on the argument is called `cache`; the old name still works there, with a warning.
 
-    group: the group that the model is parallelized over. Every rank makes the same call with the same prompt. The
-    prompt is sharded as in training; every new token's keys go to one rank in turn; layers with a sliding window
-    keep no more than it. When a prompt is read, all ranks take over the random state of the group's first, so that
-    they draw the same tokens.
+    group: the group that the model is parallelized over. Every rank makes the same call with the same tokens. The
+    first call shards its tokens as in training; of later ones, of any length, every rank computes all tokens, and the
+    keys of each go to one rank in turn. Layers with a sliding window keep no more than it, see
+    `activate_past_recording`. Logits are those of the whole text on every rank, as in one process: of a long prompt say
+    logits_to_keep=1, as `generate()` does. When a prompt is read, all ranks take over the random state of the group's
+    first, so that they draw the same tokens.
 
-    Keys and values are (rows, num_kv_heads, tokens, head_dim), in the model's dtype and on its device. Raises TypeError
-    and ValueError for a group as `ringattn.ContextParallel` does. The model raises UnsupportedError for labels beside
-    it, and ValueError for one that was made for another group.
+    Keys and values are (rows, num_kv_heads, tokens, head_dim), in the model's dtype and on its device; no gradient
+    passes through them. Raises TypeError and ValueError for a group as `ringattn.ContextParallel` does. The model
+    raises UnsupportedError for labels together with a cache, for a backward pass through a call that read on from one,
+    and for a layer whose keys did not come from the cache; ValueError for a cache of another group, and RuntimeError
+    for one whose last call failed.
     """
 
     def __init__(self, group: Group = None) -> None:
         super().__init__(layer_class_to_replicate=ShardedLayer)
         self.comm: Communicator = communicator(group)
-        self.length = 0  # tokens on all ranks, those of the call under way not among them
-        self._arriving = Arriving(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64))
+        self.length = 0  # tokens on all ranks, without those of the call under way
+        self.held: list[int] = []  # the positions of this rank's tokens, ascending; a layer has the last of them
+        self._record_past = False
+        self._call: _Call | None = None
 
-    def expect(self, rows: Tensor, positions: Tensor) -> None:
-        """Of the next keys that each layer brings, keep these rows, which stand at these positions of the text."""
-        self._arriving = Arriving(rows, positions)
+    def __deepcopy__(self, memo: dict[int, Any]) -> ShardedCache:
+        """A copy for the same ranks, to read on from one text in several ways."""
+        memo[id(self.comm)] = self.comm  # a process group cannot be copied
+        copied = memo[id(self)] = type(self).__new__(type(self))
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
+
+    @property
+    def rows(self) -> int | None:
+        """How many rows of a batch the cache is for; None before the first call."""
+        return next((len(layer.keys) for layer in self.layers if layer.keys is not None), None)
+
+    def expect(self, tokens: int, rows: Tensor, positions: list[int]) -> None:
+        """Begin a call with so many tokens; of the keys that each layer brings, keep these rows.
+
+        rows: (kept,) int64; positions: where in the text they stand, ascending. Raises RuntimeError where the call
+        before has not finished.
+        """
+        if self._call is not None:
+            raise RuntimeError(
+                "The last call with this ShardedCache failed, so that some layers have its tokens and others do not. "
+                "Call cache.reset(), or make another, and read the text again."
+            )
+        self._call = _Call(self.length + tokens, rows)
+        self.held += positions
+
+    def finish(self) -> None:
+        """End the call: its tokens count from now on."""
+        assert self._call is not None, "a call ends after it has begun"
+        self.length, self._call = self._call.length, None
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Store this rank's share; returns all that is stored, or, while a prompt is read, what came in."""
+        assert self._call is not None, "a call of the model has begun"
         while len(self.layers) <= layer_idx:
-            self.layers.append(ShardedLayer())
-        stored = self.layers[layer_idx].store(key_states, value_states, self._arriving)
-        return stored if self.length else (key_states, value_states)
+            self.layers.append(ShardedLayer(self._record_past))
+        layer = self._call.layer = self.layers[layer_idx]
+        stored: tuple[Tensor, Tensor] = layer.store(key_states, value_states, self._call.rows)
+        if self.length == 0:
+            return key_states, value_states
+        self._call.returned.append((stored[0], layer))
+        return stored
+
+    def check(self, name: str, keys: Tensor, window: int | None) -> None:
+        """Raise UnsupportedError unless a layer attends to keys that `update` has returned in this call."""
+        assert self._call is not None, "a call of the model has begun"
+        if self._call.layer is not None:
+            known = keys.shape[2] == self._call.layer.count
+        else:  # A layer that shares another's keys got them as they were returned.
+            known = any(keys is given and window == layer.window for given, layer in self._call.returned)
+        if not known:
+            raise UnsupportedError(
+                f"{name} attends to {keys.shape[2]} keys that are not those of its ShardedCache. Some models do not "
+                "use their cache in training mode with gradient checkpointing: call model.eval(). Where a layer puts "
+                "keys together by itself, generate with use_cache=False."
+            )
+
+    def attended(self, window: int | None) -> None:
+        """The layer that has brought its keys last is done with them, and keeps no more than its window."""
+        assert self._call is not None, "a call of the model has begun"
+        layer, self._call.layer = self._call.layer, None
+        if layer is not None and window is not None:
+            layer.window = window
+            if not layer.record_past:
+                self._forget(layer, self._call.length)
 
     def positions(self, layer_idx: int) -> Tensor:
-        """Where in the text the tokens stand whose keys this rank has: (tokens,) int64."""
-        positions: Tensor = self.layers[layer_idx].positions
-        return positions
-
-    def forget(self, layer_idx: int, window: int, length: int) -> None:
-        """Drop what no token after the first `length` sees through a window."""
-        self.layers[layer_idx].keep(self.positions(layer_idx) > length - window)
+        """Where in the text the tokens stand whose keys this rank has: (tokens,) int64, ascending."""
+        return torch.tensor(self.held[len(self.held) - self.layers[layer_idx].count :], dtype=torch.int64)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.length
@@ -74,74 +132,66 @@ class ShardedCache(Cache):  # type: ignore[misc]
     def get_mask_sizes(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         return self.length + 1, 0  # of masks that "ringattn" never makes
 
-    def crop(self, max_length: int) -> None:
-        """Forget the tokens from `max_length` on, or the last -max_length ones.
-
-        Raises UnsupportedError where a layer has dropped what its window would then show again.
-        """
-        stop = max_length if max_length > 0 else self.length + max_length
-        if stop < self.length and any(layer.dropped for layer in self.layers):
-            raise UnsupportedError(
-                "A ShardedCache whose layers keep only their sliding window cannot go back to an earlier token."
-            )
+    def activate_past_recording(self) -> None:
+        """From now on, layers with a window forget nothing until the next `crop`, which can go back to any token read
+        since; `crop` leaves them their window. Assisted generation calls this by itself."""
+        self._record_past = True
         for layer in self.layers:
-            layer.keep(layer.positions < stop)
-        self.length = min(self.length, stop)
+            layer.record_past = True
+
+    def crop(self, max_length: int) -> None:
+        """Forget the tokens from `max_length` on, or, where it is not positive, the last -max_length ones.
+
+        Raises UnsupportedError, on all ranks alike and before anything is forgotten, where a layer has dropped keys
+        that its window would then show again; ValueError for more tokens than there are.
+        """
+        stop = min(self.length, max_length) if max_length > 0 else self.length + max_length
+        if stop < 0:
+            raise ValueError(f"crop({max_length}) would forget more than the {self.length} tokens in the cache.")
+        if stop == 0:
+            return self.reset()
+        for number, layer in enumerate(self.layers):
+            if layer.first > max(0, stop - (layer.window or 0) + 1):
+                raise UnsupportedError(
+                    f"This ShardedCache of {self.length} tokens cannot go back to {stop}: layer {number} sees the last "
+                    f"{layer.window} tokens and has dropped those before token {layer.first}. Call "
+                    "cache.activate_past_recording() before the model reads what crop is to take back."
+                )
+        del self.held[bisect_left(self.held, stop) :]
+        self.length = stop
+        for layer in self.layers:
+            layer.drop_last(layer.count - self._kept_from(layer.first))
+            if layer.window is not None:
+                self._forget(layer, stop)
 
     def reset(self) -> None:
+        """Forget everything."""
         self.layers.clear()
-        self.length = 0
+        self.held.clear()
+        self.length, self._call = 0, None
+
+    def _forget(self, layer: ShardedLayer, length: int) -> None:
+        """Drop what no token after the first `length` sees."""
+        assert layer.window is not None, "the others drop nothing"
+        layer.first = max(layer.first, length - layer.window + 1)
+        layer.drop_first(layer.count - self._kept_from(layer.first))
+
+    def _kept_from(self, first: int) -> int:
+        """How many tokens this rank keeps from position `first` on."""
+        return len(self.held) - bisect_left(self.held, first)
+
+
+class _Call:
+    """What a call of the model leaves in the cache while it runs."""
+
+    def __init__(self, length: int, rows: Tensor) -> None:
+        self.length = length  # after the call
+        self.rows = rows
+        self.layer: ShardedLayer | None = None  # the one that has brought its keys and not yet attended to them
+        self.returned: list[tuple[Tensor, ShardedLayer]] = []
 
 
 def cache_of(arguments: dict[str, Any]) -> Cache | None:
     """The cache among a model's arguments, under the new or the old name."""
     old: Cache | None = arguments.get("past_key_values")
     return arguments.get("cache", old)
-
-
-class Arriving:
-    """Which of the keys that come in are to be kept, and where in the text they stand."""
-
-    def __init__(self, rows: Tensor, positions: Tensor) -> None:
-        self.rows, self.positions = rows, positions
-
-
-class ShardedLayer(DynamicLayer):  # type: ignore[misc]
-    """One layer's keys and values of this rank's tokens, in no order but that of `positions`."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__()
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
-        self.positions = torch.empty(0, dtype=torch.int64)
-        self.dropped = False
-
-    def store(self, keys: Tensor, values: Tensor, arriving: Arriving) -> tuple[Tensor, Tensor]:
-        keys, values = (x.index_select(2, arriving.rows) for x in (keys, values))
-        if self.keys is not None and self.values is not None:
-            keys, values = torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
-            arriving = Arriving(arriving.rows, torch.cat([self.positions, arriving.positions]))
-        self.keys, self.values, self.positions = keys, values, arriving.positions
-        return keys, values
-
-    def keep(self, kept: Tensor) -> None:
-        """Keep the tokens for which the mask (tokens,) is true."""
-        rows = kept.nonzero().flatten()
-        self.dropped = self.dropped or len(rows) < len(kept)
-        self._change(lambda x: x.index_select(2, rows))
-        self.positions = self.positions[rows]
-
-    # The rows of the batch are on every rank, so that a rank without a token of its own has to follow too.
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        self.batch_select_indices(beam_idx)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        self._change(lambda x: x.repeat_interleave(repeats, dim=0))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        self._change(lambda x: x[indices.to(x.device)])
-
-    def _change(self, change: Callable[[Tensor], Tensor]) -> None:
-        if self.keys is not None and self.values is not None:
-            self.keys, self.values = change(self.keys), change(self.values)

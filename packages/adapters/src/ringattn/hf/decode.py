@@ -1,34 +1,67 @@
-"""A few new tokens, on every rank, against the keys of a whole text, spread over the ranks.
+"""New tokens, on every rank, against the keys of a whole text, spread over the ranks.
 
-Each rank attends to what it holds, and the parts are added up by their log-sum-exp: tree attention in one step (Shyam
-et al. 2024, arXiv:2408.04093), flash decoding's across devices.
+Each rank attends to the keys that it has, and one all-gather a layer brings the parts together, which add up by their
+log-sum-exp: tree attention in one step (Shyam et al. 2024, arXiv:2408.04093), flash decoding's across devices.
 """
 
 from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ringattn.hf.cache import ShardedCache
+from ringattn.hf.partial import fused, plain
+from ringattn_core.errors import UnsupportedError
 from ringattn_core.kernel import accumulator_dtype
-
-SCORES = 1 << 26  # at most so many scores at a time, but for one query
 
 
 class Decoding:
     """A call with `tokens` new tokens after those in the cache: what its layers' attention gets to know.
 
-    mask: (rows, all tokens), False at padding, or None.
+    mask: (rows, all tokens), False at padding, or None. The cache expects the tokens already.
     """
 
     # No dataclass, for the reason that `ShardedBatch` is none.
-    def __init__(self, cache: ShardedCache, tokens: int, mask: Tensor | None) -> None:
-        self.cache, self.tokens, self.mask = cache, tokens, mask
+    def __init__(self, cache: ShardedCache, tokens: int, mask: Tensor | None, device: torch.device) -> None:
+        self.cache, self.tokens, self.mask, self.device = cache, tokens, mask, device
+        self._spans: dict[int | None, tuple[int, int, int]] = {}
 
     @property
     def start(self) -> int:
         """The position of the first new token."""
         return self.cache.length
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """Where this rank's keys stand in the text: (keys,), on the device of the tokens."""
+        return torch.tensor(self.cache.held, dtype=torch.int64, device=self.device)
+
+    def spans(self, window: int | None) -> tuple[int, int, int]:
+        """How many of this rank's keys, counted from the last, begin at each of three places.
+
+        The first is the oldest key that any new token sees, the second the oldest that all see, and the third the
+        first that not all see any more, because it is newer than the first of them. With three new tokens at positions
+        8, 9 and 10, a window of 4, and the keys 3, 5, 7, 9 on this rank, these are 5, 7 and 9: (3, 2, 1).
+        """
+        if window not in self._spans:
+            held, last = self.cache.held, self.start + self.tokens - 1
+            seen = 0 if window is None else bisect_left(held, self.start - window + 1)
+            later = bisect_right(held, self.start)
+            shared = min(later, seen if window is None else bisect_left(held, last - window + 1))
+            self._spans[window] = len(held) - seen, len(held) - shared, len(held) - later
+        return self._spans[window]
+
+    def alive(self, queries: slice, keys: slice, window: int | None) -> Tensor:
+        """Which of some keys each of some new tokens sees: (rows or 1, 1, tokens, keys)."""
+        at = self.positions[keys]
+        new = torch.arange(self.start + queries.start, self.start + queries.stop, device=self.device)
+        behind = new[:, None] - at[None, :]
+        alive = (behind >= 0) if window is None else (behind >= 0) & (behind < window)
+        return alive[None, None] if self.mask is None else alive & self.mask[:, at][:, None, None, :]
 
 
 def attend(
@@ -36,7 +69,6 @@ def attend(
     k: Tensor,
     v: Tensor,
     step: Decoding,
-    positions: Tensor,
     *,
     scale: float,
     window: int | None,
@@ -46,47 +78,66 @@ def attend(
     """The new tokens' attention: (rows, tokens, num_heads, head_dim_v), in q's dtype.
 
     q: (rows, num_heads, tokens, head_dim), the same on every rank. k, v: (rows, num_kv_heads, keys, head_dim and
-    head_dim_v), this rank's, at `positions` (keys,).
+    head_dim_v), the last of this rank's. A backward pass through it raises UnsupportedError.
     """
-    height = max(1, SCORES // (q.shape[0] * q.shape[1] * max(1, k.shape[2])))
+    with torch.no_grad():
+        out, lse = _local(q, k, v, step, window, scale, softcap)
+        parts = step.cache.comm.all_gather(torch.cat([out, lse.unsqueeze(-1)], dim=-1)).wait()
+        out, _ = _sum(parts[..., :-1], parts[..., -1], sinks)
+        out = out.to(q.dtype).transpose(1, 2).contiguous()
+    return _NoBackward.apply(out, q) if q.requires_grad else out  # type: ignore[no-untyped-call]
+
+
+def _local(
+    q: Tensor, k: Tensor, v: Tensor, step: Decoding, window: int | None, scale: float, softcap: float
+) -> tuple[Tensor, Tensor]:
+    """What this rank's keys say: (rows, num_heads, tokens, head_dim_v) and lse (rows, num_heads, tokens)."""
+    first, shared, later = step.spans(window)
+    if step.mask is not None:
+        shared = later  # Padding: which keys are seen differs between rows.
     parts = []
-    for first in range(0, q.shape[2], height):
-        block = q[:, :, first : first + height]
-        alive = _alive(block, step, positions, step.start + first, window)
-        parts.append(_partial(block, k, v, alive, scale, softcap))
-    out, lse = (torch.cat(each, dim=2) for each in zip(*parts, strict=True))
-    return _merged(out, lse, step, sinks).to(q.dtype).transpose(1, 2)
-
-
-def _alive(q: Tensor, step: Decoding, positions: Tensor, first: int, window: int | None) -> Tensor:
-    """Which keys each query sees: (rows or 1, 1, tokens, keys)."""
-    behind = torch.arange(first, first + q.shape[2], device=q.device)[:, None] - positions[None, :]
-    alive = (behind >= 0) if window is None else (behind >= 0) & (behind < window)
-    return alive[None, None] if step.mask is None else alive & step.mask[:, positions][:, None, None, :]
-
-
-def _partial(q: Tensor, k: Tensor, v: Tensor, alive: Tensor, scale: float, softcap: float) -> tuple[Tensor, Tensor]:
-    """What this rank's keys say: (rows, num_heads, tokens, head_dim_v) and lse (rows, num_heads, tokens, 1)."""
-    # The query heads of one kv head lie below each other, as rows of one product: no key is copied for each of them.
-    rows, heads, tokens, _ = q.shape
-    _, kv_heads, keys, _ = k.shape
+    # Keys that only the first new tokens see, keys that all see, and keys that only the last see.
+    for begin, end in ((first, shared), (shared, later), (later, 0)):
+        if begin > end:
+            keys = slice(k.shape[2] - begin, k.shape[2] - end)
+            block_k, block_v, held = k[:, :, keys], v[:, :, keys], len(step.cache.held)
+            if (begin, end) == (shared, later) and (found := fused(q, block_k, block_v, scale, softcap)) is not None:
+                parts.append(found)
+            else:
+                alive = partial(step.alive, keys=slice(held - begin, held - end), window=window)
+                parts.append(plain(q, block_k, block_v, alive, scale, softcap))
     dtype = accumulator_dtype(q.dtype)
-    grouped = q.to(dtype).reshape(rows, kv_heads, -1, q.shape[3])
-    scores = (grouped @ k.to(dtype).mT * scale).view(rows, heads, tokens, keys)
-    if softcap:
-        scores = torch.tanh(scores / softcap) * softcap
-    scores = scores.masked_fill(~alive, -torch.inf)
-    lse = scores.logsumexp(dim=-1, keepdim=True)
-    # A rank without a key for a query has lse -inf there, and a weight of 0.
-    weights = torch.exp(scores - lse).nan_to_num(0.0).view(rows, kv_heads, grouped.shape[2], keys)
-    return (weights @ v.to(dtype)).view(rows, heads, tokens, v.shape[3]), lse
+    if not parts:
+        shape = (*q.shape[:3], v.shape[3])
+        return q.new_zeros(shape, dtype=dtype), q.new_full(shape[:3], -torch.inf, dtype=dtype)
+    outs, lses = zip(*parts, strict=True)
+    if len(parts) == 1:
+        return outs[0].to(dtype), lses[0].to(dtype)
+    return _sum(torch.stack([out.to(dtype) for out in outs]), torch.stack(lses))
 
 
-def _merged(out: Tensor, lse: Tensor, step: Decoding, sinks: Tensor | None) -> Tensor:
-    """All ranks' parts as one; the sinks count once."""
-    gathered = step.cache.comm.all_gather(torch.cat([out, lse], dim=-1)).wait()
-    outs, lses = gathered[..., :-1], gathered[..., -1:]
-    total = lses.logsumexp(dim=0)
+def _sum(outs: Tensor, lses: Tensor, sinks: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Parts (parts, rows, num_heads, tokens, dim) and their lse (parts, rows, num_heads, tokens), added up.
+
+    A sink is one more key per head, of value 0. A query without any key has out 0.
+    """
+    every = lses
     if sinks is not None:
-        total = torch.logaddexp(total, sinks.to(total.dtype)[None, :, None, None])
-    return (torch.exp(lses - total).nan_to_num(0.0) * outs).sum(dim=0)
+        every = torch.cat([lses, sinks.to(lses.dtype)[None, None, :, None].expand_as(lses[:1])])
+    weights = every.softmax(dim=0).nan_to_num(0.0)[: len(outs)]
+    return torch.einsum("prht,prhtd->rhtd", weights, outs), every.logsumexp(dim=0)
+
+
+class _NoBackward(torch.autograd.Function):
+    """What it is given; but no gradient passes."""
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, q: Tensor) -> Tensor:
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        raise UnsupportedError(
+            "There is no backward pass through a call that read on from a ShardedCache: the keys that it keeps have no "
+            "gradient. Train on whole texts, without a cache, and generate under torch.no_grad()."
+        )

@@ -2,26 +2,63 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import PretrainedConfig
+from transformers import GenerationConfig, GenerationMixin, PretrainedConfig
+from transformers.generation.configuration_utils import GenerationMode
 
 from ringattn.context_parallel import ContextParallel
-from ringattn.hf import inputs, rope
+from ringattn.hf import inputs, logits, rope
 from ringattn.hf.batch import ShardedBatch
-from ringattn.hf.cache import ShardedCache, cache_of
+from ringattn.hf.cache import ARGUMENT, ShardedCache, cache_of
 from ringattn.hf.decode import Decoding
 from ringattn_comms.communicator import Communicator
 from ringattn_core.errors import UnsupportedError
 
+# Ways to lay out the same keys and values, in whose place a ShardedCache does the same; some models' generation config
+# names one.
+_REPLACED = (None, "dynamic", "dynamic_full", "static", "hybrid", "hybrid_chunked", "sliding_window")
 
-def prepare(arguments: dict[str, Any], cp: ContextParallel, config: PretrainedConfig) -> dict[str, Any]:
+
+def prepare_cache(
+    model: GenerationMixin,
+    cp: ContextParallel,
+    config: GenerationConfig,
+    arguments: dict[str, Any],
+    mode: GenerationMode,
+) -> None:
+    """Before `generate` begins: put a ShardedCache among the model's arguments, unless a cache is given or unwanted.
+
+    Raises UnsupportedError for an implementation of the cache that a ShardedCache cannot stand for.
+    """
+    _share_random_state(cp.communicator, model.device)
+    if not model._supports_logits_to_keep():
+        arguments.setdefault(logits.NAME, 1)  # the hook chooses
+    if cache_of(arguments) is None:
+        if config.use_cache is False:
+            return
+        arguments[ARGUMENT] = ShardedCache(cp.communicator)
+    cache = cache_of(arguments)
+    if not isinstance(cache, ShardedCache):
+        return  # The model refuses it.
+    if config.cache_implementation not in _REPLACED:
+        raise UnsupportedError(
+            f"cache_implementation={config.cache_implementation!r} cannot be spread over ranks: leave it out, and "
+            f"generate() keeps its keys in a ringattn.hf.ShardedCache, of which each rank has a part."
+        )
+    if mode == GenerationMode.ASSISTED_GENERATION or config.is_assistant:
+        cache.activate_past_recording()
+    config.cache_implementation = None  # This config is the call's own.
+
+
+def prepare(
+    arguments: dict[str, Any], cp: ContextParallel, config: PretrainedConfig, model_chooses: bool
+) -> dict[str, Any]:
     """The arguments, with the plan for a text's next tokens.
 
-    Raises UnsupportedError for what no cache goes with, and ValueError for a cache of another group.
+    model_chooses: does the model take logits_to_keep? Raises UnsupportedError for what no cache goes with, and
+    ValueError for a cache of another group or another batch.
     """
     cache = cache_of(arguments)
     assert isinstance(cache, ShardedCache), "the hook has asked"
@@ -30,73 +67,63 @@ def prepare(arguments: dict[str, Any], cp: ContextParallel, config: PretrainedCo
             f"The ShardedCache was made for a group of {cache.comm.size} ranks, and the model is parallelized over "
             f"{cp.cp_size}: give both the same group."
         )
-    if getattr(config.get_text_config(), "num_kv_shared_layers", 0):
-        raise UnsupportedError("Layers that share their keys with others cannot generate from a ShardedCache.")
     if arguments.get("labels") is not None:
         raise UnsupportedError("labels go with whole texts, not with a ShardedCache: leave one of them out.")
-    prepared = _read(arguments, cp, cache, config) if cache.length == 0 else _go_on(arguments, cache)
-    return {**prepared, "use_cache": True}
+    planned = (
+        _go_on(arguments, cache, model_chooses) if cache.length else _read(arguments, cp, cache, config, model_chooses)
+    )
+    return {**planned, "use_cache": True}
 
 
 def _read(
-    arguments: dict[str, Any], cp: ContextParallel, cache: ShardedCache, config: PretrainedConfig
+    arguments: dict[str, Any], cp: ContextParallel, cache: ShardedCache, config: PretrainedConfig, model_chooses: bool
 ) -> dict[str, Any]:
     """The prompt, or its first part."""
     batch = inputs.divided(arguments, cp, cache)
     rope.check(config, batch, arguments.get("position_ids"))
     device = inputs.tokens_of(arguments).device
-    positions = batch.shard(torch.arange(batch.length, device=device), dim=0)
-    rows = (positions < batch.tokens).nonzero().flatten()
-    cache.expect(rows, positions[rows])
-    return keep_last(inputs.planned(arguments, batch), batch)
-
-
-def keep_last(planned: dict[str, Any], batch: ShardedBatch) -> dict[str, Any]:
-    """The planned arguments, with the last token of the text for what logits are to be kept of, if the model asks."""
-    batch.last_only = True
-    device = inputs.tokens_of(planned).device
-    # Every step of `generate` without a cache comes here too. Where there are gradients nobody generates.
-    if batch.cache is not None or not torch.is_grad_enabled():
-        _share_random_state(batch.row.communicator, device)
-    if planned.get("logits_to_keep") is not None:
-        owner, index = batch.place(batch.tokens - 1)
-        # The other ranks' logits go nowhere, but all have to be of one shape.
-        planned["logits_to_keep"] = torch.tensor([index if owner == batch.row.cp_rank else 0], device=device)
+    planned = keep(inputs.planned(arguments, batch), batch, model_chooses)
+    positions, rows = batch.shard(torch.arange(batch.length, device=device), dim=0).sort()
+    rows = rows[positions < batch.tokens]
+    cache.expect(batch.tokens, rows, positions[: len(rows)].tolist())
     return planned
 
 
-def _go_on(arguments: dict[str, Any], cache: ShardedCache) -> dict[str, Any]:
+def keep(planned: dict[str, Any], batch: ShardedBatch, model_chooses: bool) -> dict[str, Any]:
+    """The planned arguments of a call whose logits every rank gets."""
+    device = inputs.tokens_of(planned).device
+    # Every step of a loop without a cache comes here too. Where there are gradients, no tokens are drawn.
+    if batch.cache is not None or not torch.is_grad_enabled():
+        _share_random_state(batch.row.communicator, device)
+    return logits.plan(planned, batch, device, model_chooses)
+
+
+def _go_on(arguments: dict[str, Any], cache: ShardedCache, model_chooses: bool) -> dict[str, Any]:
     """New tokens, which every rank computes; the keys of each are kept by one of them, in turn."""
     new = inputs.tokens_of(arguments)
     rows, tokens = new.shape[:2]
+    if cache.rows not in (None, rows):
+        raise ValueError(
+            f"The ShardedCache has {cache.rows} rows, and the model got {rows}: every call reads on in all."
+        )
     mask = arguments.get("attention_mask")
     if mask is not None and mask.shape != (rows, cache.length + tokens):
         raise ValueError(
             f"attention_mask must be (rows, tokens) = ({rows}, {cache.length + tokens}), for the {cache.length} tokens "
             f"in the cache and the {tokens} new ones, got {tuple(mask.shape)}."
         )
-    positions = torch.arange(cache.length, cache.length + tokens, device=new.device)
-    kept = (positions % cache.comm.size == cache.comm.rank).nonzero().flatten()
-    cache.expect(kept, positions[kept])
-    return inputs.planned(arguments, Decoding(cache, tokens, None if mask is None else mask.bool()))
-
-
-def with_last(output: Any, batch: ShardedBatch) -> Any:
-    """The output, a ModelOutput or a tuple, with the logits of the last token, on every rank."""
-    if isinstance(output, tuple):
-        return (_last_logits(output[0], batch), *output[1:])
-    output["logits"] = _last_logits(output["logits"], batch)
-    return output
-
-
-def _last_logits(logits: Tensor, batch: ShardedBatch) -> Tensor:
-    """Those of a text's last token, (rows, 1, vocabulary), from the rank that has them."""
-    owner, index = batch.place(batch.tokens - 1)
-    # A model that knows of logits_to_keep has kept this one already.
-    index = 0 if logits.shape[1] == 1 or owner != batch.row.cp_rank else index
-    one_each = replace(batch.row, layout="contiguous", cu_seqlens=None)
-    everyone: Tensor = one_each.unshard(logits[:, index : index + 1])
-    return everyone[:, owner : owner + 1]
+    mask = None if mask is None or bool((mask != 0).all()) else mask.bool()
+    if logits.asked(arguments):
+        # Some models choose tokens before their last layers where they get a number, and would lose queries there.
+        kept = logits.chosen(arguments[logits.NAME], tokens, new.device)
+        arguments = logits.replaced(arguments, kept if model_chooses else None)
+    first = cache.length
+    kept_here = [place for place in range(tokens) if (first + place) % cache.comm.size == cache.comm.rank]
+    planned = inputs.planned(arguments, Decoding(cache, tokens, mask, new.device))
+    cache.expect(
+        tokens, torch.tensor(kept_here, dtype=torch.int64, device=new.device), [first + at for at in kept_here]
+    )
+    return planned
 
 
 def _share_random_state(comm: Communicator, device: torch.device) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import inspect
+from types import MethodType
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers.generation.configuration_utils import GenerationMode
 
 from ringattn.context_parallel import ContextParallel
-from ringattn.hf import generate, hybrid, inputs, outputs, refuse, rope
+from ringattn.hf import generate, hybrid, inputs, logits, outputs, refuse, rope
 from ringattn.hf.alike import FirstCalls
 from ringattn.hf.batch import KEYWORD, ShardedBatch
 from ringattn.hf.cache import ShardedCache, cache_of
@@ -18,6 +20,7 @@ from ringattn.hf.decode import Decoding
 from ringattn.untraced import untraced
 from ringattn_core.errors import UnsupportedError
 
+_CACHE = "_prepare_cache_for_generation"  # where `generate` makes a cache; a part of the model's class
 _ATTRIBUTE = "ringattn_hooks"  # of the model, so that a copy of the model finds its copy of the hooks
 
 
@@ -46,6 +49,9 @@ class Hooks:
         if self.has_tower:
             self._handles.append(tower.register_forward_pre_hook(self.inside, with_kwargs=True))
         setattr(model, _ATTRIBUTE, self)
+        if isinstance(model, GenerationMixin):
+            # Bound to the model, so that a copy of the model has a copy that is bound to it.
+            setattr(model, _CACHE, MethodType(_prepare_cache_for_generation, model))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Hooks:
         copied = memo[id(self)] = Hooks.__new__(Hooks)
@@ -60,6 +66,7 @@ class Hooks:
         for handle in self._handles:
             handle.remove()
         delattr(model, _ATTRIBUTE)
+        vars(model).pop(_CACHE, None)
 
     @untraced
     def before(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]] | None:
@@ -71,13 +78,13 @@ class Hooks:
         inputs.check(arguments)
         self.first_calls.check(arguments, self.cp.communicator)
         if isinstance(cache_of(arguments), ShardedCache):
-            planned = generate.prepare(arguments, self.cp, self.config)
+            planned = generate.prepare(arguments, self.cp, self.config, _takes(model, logits.NAME))
         else:
             self.last = inputs.divided(arguments, self.cp)
             rope.check(self.config, self.last, arguments.get("position_ids"))
             planned = inputs.planned(arguments, self.last)
-            if arguments.get("logits_to_keep"):
-                planned = generate.keep_last(planned, self.last)
+            if logits.asked(arguments):
+                planned = generate.keep(planned, self.last, _takes(model, logits.NAME))
         return (), planned if self.has_tower else self._local(planned)
 
     @untraced
@@ -96,7 +103,7 @@ class Hooks:
         """The loss becomes the whole batch's. Raises UnsupportedError for a model whose attention went elsewhere."""
         batch = kwargs[KEYWORD]
         if isinstance(batch, Decoding):
-            batch.cache.length += batch.tokens
+            batch.cache.finish()
             return output
         if self.has_attention and not batch.was_used:
             raise UnsupportedError(
@@ -104,10 +111,25 @@ class Hooks:
                 "attended to its own tokens alone: its attention layers do not use transformers' AttentionInterface."
             )
         if batch.cache is not None:
-            batch.cache.length += batch.tokens
-        if batch.last_only:
-            return generate.with_last(output, batch)
+            batch.cache.finish()
+        if batch.kept is not None:
+            return logits.whole(output, batch)
         return outputs.mend(output, batch, with_loss=kwargs.get("labels") is not None, whole=self.whole)
+
+
+def _prepare_cache_for_generation(
+    model: GenerationMixin, config: GenerationConfig, arguments: dict[str, Any], mode: GenerationMode, *rest: Any
+) -> None:
+    """What a model does of this name, after its arguments have got a ShardedCache."""
+    hooks = Hooks.of(model)
+    assert hooks is not None, "this goes with the hooks"
+    generate.prepare_cache(model, hooks.cp, config, arguments, mode)
+    type(model)._prepare_cache_for_generation(model, config, arguments, mode, *rest)
+
+
+def _takes(model: nn.Module, name: str) -> bool:
+    """Does a model's forward name this argument?"""
+    return name in inspect.signature(model.forward).parameters
 
 
 def _named(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ringattn.hf import hybrid, layers
+from ringattn.hf import hybrid, layers, logits
 from ringattn.hf.cache import ARGUMENT, ShardedCache, cache_of
 from ringattn.hf.register import NAME
 from ringattn_core.errors import UnsupportedError
@@ -178,11 +178,10 @@ def check_call(name: str, arguments: dict[str, Any], config: PretrainedConfig) -
             f"{ARGUMENT}=ringattn.hf.ShardedCache(group), or use_cache=False, with which generate() reads the whole "
             "text again for every token."
         )
-    keep, most = arguments.get("logits_to_keep", 0), 1 if arguments.get("labels") is None else 0
-    if not isinstance(keep, int) or keep not in range(most + 1):
+    if arguments.get("labels") is not None and logits.asked(arguments):
         raise UnsupportedError(
-            f"{name} got logits_to_keep={keep}, which would keep as many of each rank's tokens: leave it out, and take "
-            "the last logits from ringattn.hf.unshard(model, output.logits). Without labels, 1 is supported."
+            f"{name} got labels and logits_to_keep={arguments[logits.NAME]}: a loss takes the logits of all tokens. "
+            "Leave one of them out."
         )
 
 

@@ -1,0 +1,64 @@
+"""Attention of a few queries to some of the keys, with the log-sum-exp by which such parts add up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ringattn_core.kernel import accumulator_dtype
+from ringattn_core.kernels.gpu import unfit
+
+SCORES = 1 << 26  # at most so many scores at a time, except that one query is the least
+
+Part = tuple[Tensor, Tensor]  # out (rows, num_heads, tokens, head_dim_v), lse (rows, num_heads, tokens)
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float) -> Part | None:
+    """PyTorch's flash attention, where every query sees every key; None where it cannot take such tensors.
+
+    q: (rows, num_heads, tokens, head_dim); k, v: (rows, num_kv_heads, keys, head_dim). On a GPU it divides the keys of
+    one query among multiprocessors (flash decoding). Its out is in q's dtype.
+    """
+    dim = q.shape[3]
+    if softcap or dim != v.shape[3] or any(x.stride(3) != 1 for x in (q, k, v)):
+        return None
+    if q.device.type == "cpu":
+        # The kv heads are its batch, and the query heads of each share its keys: no key is copied.
+        group = q.view(q.shape[0], k.shape[1], -1, *q.shape[2:]).flatten(0, 1)
+        keys, values = (x.flatten(0, 1).unsqueeze(1).expand(-1, group.shape[1], -1, -1) for x in (k, v))
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(group, keys, values, scale=scale)
+        return out.reshape(q.shape), lse.reshape(q.shape[:3])
+    if unfit(q, "Ampere") is not None or dim > 256 or dim % 8:
+        return None
+    by_token = (x.transpose(1, 2) for x in (q, k, v))
+    lengths = (None, None, q.shape[2], k.shape[2])
+    out, lse, *_ = torch.ops.aten._flash_attention_forward(*by_token, *lengths, 0.0, False, False, scale=scale)
+    return out.transpose(1, 2), lse
+
+
+def plain(q: Tensor, k: Tensor, v: Tensor, alive: Callable[[slice], Tensor], scale: float, softcap: float) -> Part:
+    """The same in plain PyTorch, in the accumulator's dtype, a block of queries at a time.
+
+    alive: for a slice of the queries, which keys they see, (rows or 1, 1, tokens, keys).
+    """
+    rows, heads, tokens, _ = q.shape
+    kv_heads, keys, dtype = k.shape[1], k.shape[2], accumulator_dtype(q.dtype)
+    k, v = k.to(dtype), v.to(dtype)
+    height = max(1, SCORES // (rows * heads * keys))
+    parts = []
+    for start in range(0, tokens, height):
+        queries = slice(start, min(tokens, start + height))
+        # The query heads of one kv head lie below each other, as rows of one product: no key is copied for each.
+        grouped = q[:, :, queries].to(dtype).reshape(rows, kv_heads, -1, q.shape[3])
+        scores = (grouped @ k.mT * scale).view(rows, heads, -1, keys)
+        if softcap:
+            scores = torch.tanh(scores / softcap) * softcap
+        scores = scores.masked_fill(~alive(queries), -torch.inf)
+        lse = scores.logsumexp(dim=-1)
+        # A query that sees none of these keys has lse -inf, and a weight of 0.
+        weights = torch.exp(scores - lse.unsqueeze(-1)).nan_to_num(0.0).view(rows, kv_heads, -1, keys)
+        parts.append(((weights @ v).view(rows, heads, -1, v.shape[3]), lse))
+    outs, lses = zip(*parts, strict=True)
+    return torch.cat(outs, dim=2), torch.cat(lses, dim=2)
