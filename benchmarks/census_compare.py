@@ -114,7 +114,7 @@ def one_by_one(model: PreTrainedModel, packed: Batch) -> dict[str, Tensor]:
     borders, targets = packed["cu_seq_lens_q"].tolist(), (packed["labels"] != IGNORED).sum()
     whole: dict[str, Tensor] = {}
     for first, last in itertools.pairwise(borders):
-        row = {name: packed[name][:, first:last] for name in ("input_ids", "labels")}
+        row = {name: packed[name][:, first:last] for name in ("input_ids", "labels", "position_ids")}
         weight = (row["labels"] != IGNORED).sum() / targets
         for name, value in results(model, row, use_cache=False).items():
             if name == "logits":

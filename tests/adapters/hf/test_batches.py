@@ -117,7 +117,7 @@ def padding() -> Found:
     """Rows of three lengths, padded at either side; positions counted from the first token, or from the padding."""
     found = {}
     ids = compare.tokens(3, 17)
-    for side, name in product(("left", "right"), ("llama", "mistral", "gemma3_text", "gpt_oss")):
+    for side, name in product(("left", "right"), ("llama", "mistral", "gemma3_text", "gpt_oss", "opt", "roberta")):
         mask = torch.ones_like(ids)
         for row, missing in enumerate((0, 4, 9)):
             mask[row, slice(missing) if side == "left" else slice(17 - missing, 17)] = 0
@@ -125,10 +125,12 @@ def padding() -> Found:
         # What padding at the left predicts is nobody's business, and differs between transformers' own kernels.
         labels[:, 1:][(mask[:, 1:] == 1) & (mask[:, :-1] == 0)] = -100
         inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-        found[f"{side} {name}"] = compare.errors(build(name), inputs, real=mask.bool())
+        # OPT's attention is so sharp that in single precision gradients differ by rounding.
+        model = build(name).double() if name == "opt" else build(name)
+        found[f"{side} {name}"] = compare.errors(copy.deepcopy(model), inputs, real=mask.bool())
         if side == "left":
             inputs["position_ids"] = (mask.cumsum(dim=1) - 1).masked_fill(mask == 0, 1)  # as generate() does
-            found[f"{side} {name} counted"] = compare.errors(build(name), inputs, real=mask.bool())
+            found[f"{side} {name} counted"] = compare.errors(model, inputs, real=mask.bool())
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import nullcontext
 from importlib.metadata import version
 from typing import Any
@@ -50,10 +51,9 @@ def default(name: str, **settings: Any) -> PreTrainedModel:
         ("deepseek_v32", {"layer_types": FULL}, "DeepseekV32Attention passes 'indices'.*a sparse indexer"),
         ("inkling_text", {"layer_types": FULL}, "InklingAttention passes 'position_bias'.*a bias for every pair"),
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
-        ("nemotron", {}, "(NemotronDecoderLayer does not pass|its own code)"),
         ("bloom", {}, "its attention is its own code"),
-        ("xlm-roberta-xl", {}, "counts positions from the padding"),
-        ("opt", {"word_embed_proj_dim": 32, "ffn_dim": 48}, "counts positions from the padding"),
+        ("bart", {}, "its forward takes no position_ids: it numbers the tokens that it gets"),
+        ("blt", {}, "it pools bytes into patches"),
     ],
 )
 def test_a_decoder(name: str, settings: dict[str, Any], message: str) -> None:
@@ -237,17 +237,28 @@ def test_rotary_embeddings_that_depend_on_the_length(kind: str) -> None:
 
 
 def test_layers_that_lose_the_plan() -> None:
-    """As NemotronDecoderLayer does; one that cannot be seen to do so says it when it runs."""
+    """What takes the plan and does not pass it on gets help; what takes none is seen, or says it when it runs."""
+    layer: Any = type(build("llama").model.layers[0])
 
-    class Lossy(type(build("llama").model.layers[0])):  # type: ignore[misc]
-        def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> Any:
-            return super().forward(hidden_states, position_embeddings=kwargs["position_embeddings"])
-
-    class Blind(Lossy):
+    class Keeping(layer):
         def forward(self, hidden_states: torch.Tensor, position_embeddings: Any = None, **kwargs: Any) -> Any:
             return super().forward(hidden_states, position_embeddings=position_embeddings)
 
-    model = build("llama")
+    class Lossy(layer):
+        def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> Any:
+            return super().forward(hidden_states, position_embeddings=kwargs["position_embeddings"])
+
+    class Blind(layer):
+        def forward(self, hidden_states: torch.Tensor, attention_mask: Any = None, position_ids: Any = None) -> Any:
+            return super().forward(hidden_states, attention_mask, position_ids)
+
+    model = build("llama").eval()
+    expected = model(IDS).logits
+    model.model.layers[1].__class__ = Keeping
+    for each in (model, copy.deepcopy(ringattn.hf.parallelize(model, Solo()))):
+        torch.testing.assert_close(each(IDS).logits, expected)
+    ringattn.hf.restore(model)
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
     model.model.layers[1].__class__ = Blind
     with pytest.raises(UnsupportedError, match=r"its Blind does not pass \*\*kwargs on"):
         ringattn.hf.parallelize(model, Solo())

@@ -12,11 +12,12 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.generation.configuration_utils import GenerationMode
 
 from ringattn.context_parallel import ContextParallel
-from ringattn.hf import generate, hybrid, inputs, logits, outputs, refuse, rope
+from ringattn.hf import generate, hybrid, inputs, logits, outputs, refuse, relay, rope
 from ringattn.hf.alike import FirstCalls
 from ringattn.hf.batch import KEYWORD, ShardedBatch
 from ringattn.hf.cache import ShardedCache, cache_of
 from ringattn.hf.decode import Decoding
+from ringattn.hf.positions import Counted
 from ringattn.untraced import untraced
 from ringattn_core.errors import UnsupportedError
 
@@ -40,9 +41,10 @@ class Hooks:
         self.first_calls = FirstCalls()
         tower = refuse.tower(model)
         self.has_tower = tower is not model
-        self.has_attention = hybrid.has_attention(tower)
+        self.has_attention, self.counted = hybrid.has_attention(tower), Counted(tower, tower.config)
         self._handles = [
             *hybrid.hooks(tower),
+            *relay.hooks(tower),
             model.register_forward_pre_hook(self.before, with_kwargs=True),
             model.register_forward_hook(self.after, with_kwargs=True),
         ]
@@ -57,7 +59,7 @@ class Hooks:
         copied = memo[id(self)] = Hooks.__new__(Hooks)
         # A copy of the model runs over the same ranks, and a process group cannot be copied.
         copied.cp, copied.has_tower, copied.whole, copied.last = self.cp, self.has_tower, self.whole, None
-        copied.first_calls, copied.has_attention = FirstCalls(), self.has_attention
+        copied.first_calls, copied.has_attention, copied.counted = FirstCalls(), self.has_attention, self.counted
         copied.config, copied._handles = copy.deepcopy((self.config, self._handles), memo)
         return copied
 
@@ -93,7 +95,7 @@ class Hooks:
         return (), self._local(_named(tower, args, kwargs))
 
     def _local(self, planned: dict[str, Any]) -> dict[str, Any]:
-        local = inputs.local(planned)
+        local = inputs.local(self.counted.of(planned))
         if self.has_attention:
             return local
         return local | {hybrid.MASK: hybrid.InPlaceOfMask(local[KEYWORD])}

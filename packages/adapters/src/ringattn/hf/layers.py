@@ -5,7 +5,7 @@ from __future__ import annotations
 import dis
 import inspect
 from collections.abc import Iterator
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import cast
 
 from torch import nn
@@ -19,31 +19,43 @@ BEYOND_BANDS = {
 
 def reasons(model: nn.Module) -> Iterator[str]:
     """Why the attention layers within a model cannot run on shards, as far as their code says."""
-    for way in dict.fromkeys(_ways(model)):
+    for way in dict.fromkeys(tuple(map(type, way)) for way in _ways(model)):
         attention = way[-1]
         for argument in sorted(BEYOND_BANDS.keys() & _keywords(_forward(attention))):
             yield f"its {attention.__name__} passes {argument!r} to its attention: {BEYOND_BANDS[argument]}"
-        for kind in way:
-            if not _passes_on(_forward(kind)):
+        for kind, inner in zip(way, (*way[1:], None), strict=True):
+            if not _passes_on(_forward(kind)) and not (inner is attention and _takes_more(_forward(kind))):
                 yield (
                     f"its {kind.__name__} does not pass **kwargs on, through which the plan of a batch has to reach "
                     "the attention layers"
                 )
 
 
-def asks_interface(model: nn.Module) -> bool:
+def ask_interface(model: nn.Module) -> bool:
     """Does any layer within a model ask transformers' AttentionInterface for a function?"""
-    return any(_ways(model))
+    return any(True for _ in _ways(model))
 
 
-def _ways(model: nn.Module) -> Iterator[tuple[type[nn.Module], ...]]:
-    """The classes from the model down to each of its attention layers, without mere containers."""
+def that_keep_the_plan(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """The layers that take **kwargs and leave them out in the call of their attention, each with its attention."""
+    for *_, layer, attention in (way for way in _ways(model) if len(way) > 1):
+        if _takes_more(_forward(type(layer))) and not _passes_on(_forward(type(layer))):
+            yield layer, attention
+
+
+def code_of(kind: type[nn.Module]) -> CodeType:
+    """The code of a class's forward."""
+    return _forward(kind).__code__
+
+
+def _ways(model: nn.Module) -> Iterator[tuple[nn.Module, ...]]:
+    """The modules from the model down to each of its attention layers, without mere containers."""
     modules = dict(model.named_modules())
     for path, module in modules.items():
-        if "ALL_ATTENTION_FUNCTIONS" in _forward(type(module)).__code__.co_names:
+        if "ALL_ATTENTION_FUNCTIONS" in code_of(type(module)).co_names:
             parts = path.split(".") if path else []
-            way = (type(modules[".".join(parts[:end])]) for end in range(len(parts) + 1))
-            yield tuple(kind for kind in way if _forward(kind) is not nn.Module.forward)
+            way = (modules[".".join(parts[:end])] for end in range(len(parts) + 1))
+            yield tuple(each for each in way if _forward(type(each)) is not nn.Module.forward)
 
 
 def _forward(kind: type[nn.Module]) -> FunctionType:
@@ -57,10 +69,19 @@ def _keywords(forward: FunctionType) -> set[str]:
     return {name for names in forward.__code__.co_consts if isinstance(names, tuple) for name in names}
 
 
+def _rest(forward: FunctionType) -> set[str]:
+    """The name of its **kwargs, if it has any."""
+    parameters = inspect.signature(forward).parameters.values()
+    return {each.name for each in parameters if each.kind is inspect.Parameter.VAR_KEYWORD}
+
+
+def _takes_more(forward: FunctionType) -> bool:
+    return bool(_rest(forward))
+
+
 def _passes_on(forward: FunctionType) -> bool:
     """Does it take **kwargs, and read them again?"""
-    parameters = inspect.signature(forward).parameters.values()
-    rest = {each.name for each in parameters if each.kind is inspect.Parameter.VAR_KEYWORD}
+    rest = _rest(forward)
     for each in dis.get_instructions(forward):
         # Newer versions of Python load two variables at once.
         names = each.argval if isinstance(each.argval, tuple) else (each.argval,)

@@ -50,17 +50,10 @@ _HEADS = (
     "ForMultipleChoice",
     "ForMaskedLM",
 )
-# These count positions from the padding in the batch, which a shard does not have.
-_OWN_POSITIONS = (
-    "camembert",
-    "data2vec-text",
-    "opt",
-    "roberta",
-    "roberta-prelayernorm",
-    "xlm-roberta",
-    "xlm-roberta-xl",
-    "xmod",
-)
+# Text models whose tokens meet in a way that no attribute of their configuration tells.
+_MIXING = {
+    "blt": "it pools bytes into patches, and looks each up by those before it, which the border of a shard parts"
+}
 
 
 def check(model: PreTrainedModel) -> None:
@@ -81,15 +74,16 @@ def _reasons(model: PreTrainedModel, config: PretrainedConfig) -> Iterator[str]:
     yield from _layer_reasons(text, reader)
     if getattr(text, "use_bidirectional_attention", None):
         yield "use_bidirectional_attention asks for a mask that the attention call does not get to know"
-    if text.model_type in _OWN_POSITIONS:
-        yield f"{text.model_type!r} counts positions from the padding in its batch, of which a shard has only a part"
+    if text.model_type in _MIXING:
+        yield _MIXING[text.model_type]
     if name.endswith(_HEADS):
         yield "its head looks for one token or its loss is not that of the next token (use the ...ForCausalLM class)"
     yield from layers.reasons(reader)
-    # The flag of the class is missing in most hybrid models, so that of these the code is asked.
-    asks = type(reader).is_backend_compatible() or (hybrid.mixers(reader) and layers.asks_interface(reader))
-    if hybrid.has_attention(reader) and not asks:
-        yield "its attention is its own code, which does not ask transformers' AttentionInterface for a function"
+    if hybrid.has_attention(reader):
+        if not layers.ask_interface(reader):
+            yield "its attention is its own code, which does not ask transformers' AttentionInterface for a function"
+        elif "position_ids" not in inspect.signature(reader.forward).parameters:
+            yield "its forward takes no position_ids: it numbers the tokens that it gets, a shard by itself"
     if _computes_its_loss(model):
         yield "this version of transformers computes its loss in its own code, which shifts the labels of a shard again"
     if not all(map(_takes_more, (model, reader))):
