@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import accumulate, pairwise
+from math import inf
 
 import pytest
 
 from ringattn_core.auto import CANDIDATES, EQUAL, GATHER_FIRST, NEARLY, WAVES_FIRST, Routes, auto_routes, typical
 from ringattn_core.layout import Division, Layout, balanced, contiguous, striped, zigzag
-from ringattn_core.machine import H100
+from ringattn_core.machine import H100, H200
 from ringattn_core.planner import plan_all
 from ringattn_core.schedule import Schedule
 from ringattn_core.settled import early_rows
-from ringattn_core.shape import Shape
+from ringattn_core.shape import Shape, total_bytes
 from ringattn_core.simulate import predict
 from ringattn_core.tile import FULL
 
@@ -151,3 +152,26 @@ def test_a_route_that_no_kernel_can_compute_is_not_taken() -> None:
 
     assert choice(1 << 12, 4, kernel=waves_only) == WAVES
     assert choice(1 << 12, 4, kernel=lambda schedule: None) == WAVES
+
+
+@pytest.mark.parametrize("cp_size", [4, 32])
+def test_what_does_not_fit_is_never_taken(cp_size: int) -> None:
+    division, window, shape = Division(zigzag, (0, 2**16 * cp_size), cp_size), (-1, 0), Shape(32, 32, 128)
+    needed = {}
+    for name, route in CANDIDATES.items():
+        schedules = plan_all(zigzag, route, division.cu_seqlens, cp_size, window=window)
+        parts = [
+            [total_bytes(schedule, shape, backward=backward, one_sided=False) for schedule in schedules]
+            for backward in (False, True)
+        ]
+        needed[name] = Routes(*map(max, parts))
+    assert needed["ring"].backward < needed["waves"].backward
+
+    def chosen(capacity: float) -> Routes:
+        return auto_routes(division, window, shape, replace(H200, capacity=capacity), one_sided=False)
+
+    assert chosen(inf).backward == "waves"
+    for capacity in (needed["waves"].backward - 1, needed["ring"].backward):
+        found = chosen(capacity)
+        assert needed[found.forward].forward <= capacity and needed[found.backward].backward <= capacity
+    assert chosen(1) == ("ring", "ring")

@@ -30,6 +30,24 @@ def test_plan() -> None:
     assert " s " in full and "12.5%" in full  # of the work: balanced
 
 
+def test_what_does_not_fit_the_gpu_is_marked_and_never_taken() -> None:
+    few = run("plan", "--seqlen", "4M", "--cp", "8", "--head-dim", "256", "--kv-heads", "32", "--gpu", "h100")
+    assert "No route here fits: the smallest needs " in few and "Take more ranks." in few
+    some = run("plan", "--seqlen", "4M", "--cp", "32", "--kv-heads", "32", "--gpu", "h200")
+    marked = {line.split()[0]: " ✗" in line for line in some.splitlines() if " GiB" in line and " ms " in line}
+    assert marked == {"ring": False, "waves": True, "waves(3)": True, "gather": True, "auto": False}
+    assert "ring ← backward" in some and "✗ does not fit into the 139 GiB of an H200" in some
+    assert "✗" not in run("plan", "--seqlen", "128k", "--cp", "8")
+
+
+def test_plan_of_auto_alone() -> None:
+    output = run("plan", "--seqlen", "1e6", "--route", "auto")
+    assert "1,000,000 tokens on 8 ranks" in output and "auto = gather / waves " in output
+    assert routes(output) == ["auto"]
+    assert routes(run("plan", "--seqlen", "1M", "--route", "auto", "--route", "ring")) == ["ring", "auto"]
+    assert routes(run("plan", "--cp", "1", "--route", "auto")) == ["auto"]
+
+
 def routes(output: str) -> list[str]:
     return [line.split()[0] for line in output.splitlines() if " ms " in line]
 
@@ -129,11 +147,11 @@ def test_help_has_examples() -> None:
         (["demo", "--route", "rings"], "'--route': There is no route 'rings'"),
         (["draw", "--seqlen", "0"], "'--seqlen': '0' is no number of tokens"),
         (["draw", "--seqlen", "7,,12"], "'--seqlen': '' in '7,,12' is no number of tokens"),
-        (["draw", "--seqlen", "7,,12"], "a list of documents' lengths such as 7,5,12"),
-        (["plan", "--seqlen", "many"], "8192, 64k or 1M"),
+        (["draw", "--seqlen", "7,,12"], "lengths of documents such as 7,5,12"),
+        (["plan", "--seqlen", "many"], "8192, 64k, 1M or 1e6"),
         (["plan", "--seqlen", "0"], "--seqlen"),
         (["plan", "--seqlen", "-4k"], "'-4k' is no number of tokens"),
-        (["plan", "--seqlen", "1.3"], "8192, 64k or 1M"),
+        (["plan", "--seqlen", "1.3"], "8192, 64k, 1M or 1e6"),
         (
             ["plan", "--seqlen", "10", "--documents", "11"],
             "'--documents': 11 documents need as many tokens or more, got 10.",
@@ -151,7 +169,7 @@ def test_help_has_examples() -> None:
         (["draw", "--route", "rings"], "Did you mean 'ring'"),
         (["draw", "--route", "waves(0)"], "a count of 1 or more, got 0"),
         (["draw", "--route", ""], "'gather'"),
-        (["draw", "--seqlen", "4,,5"], "8192, 64k or 1M"),
+        (["draw", "--seqlen", "4,,5"], "8192, 64k, 1M or 1e6"),
         (["draw", "--window", "-1"], "'--window'"),
         (["draw", "--svg", "/"], "'--svg': / cannot be written: Is a directory"),
         (["doctor", "--verbose"], "--verbose"),
@@ -167,12 +185,34 @@ def test_a_mistake_gets_a_message_and_no_trace(arguments: list[str], message: st
 
 def test_sizes() -> None:
     assert [sizes.tokens(text) for text in ("8192", "64k", "1M", "1.5k", "8_192")] == [8192, 65536, 2**20, 1536, 8192]
+    assert [sizes.tokens(text) for text in ("1e6", "1.5E3", "1B", "2G", "0.5b")] == [10**6, 1500, 2**30, 2**31, 2**29]
+    for text in ("1e30", "1e-3", "1e", "e6", "1.0001"):
+        with pytest.raises(typer.BadParameter, match=f"'{text}' is no number of tokens"):
+            sizes.tokens(text)
     with pytest.raises(typer.BadParameter, match="'8,192' is no number of tokens"):
         sizes.tokens("8,192")  # A comma stands between lengths.
     assert sizes.lengths("64k") == [65536] and sizes.lengths("7, 5,1k") == [7, 5, 1024]
     assert sizes.count(1, "token") == "1 token" and sizes.count(8192, "token") == "8,192 tokens"
     assert [sizes.data(size) for size in (512, 1010 * 2**20, 3 * 2**30)] == ["512 B", "0.986 GiB", "3 GiB"]
-    assert sizes.data(2**40) == "1 TiB" and sizes.duration(0.0123) == "12.3 ms" and sizes.digits(3941.2) == "3,940"
+    assert sizes.data(2**40) == "1 TiB" and sizes.digits(3941.2) == "3,940"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0123, "12.3 ms"),
+        (0.9996, "1 s"),
+        (59.9, "59.9 s"),
+        (59.96, "1 min"),
+        (125, "2 min 5 s"),
+        (3599.6, "1 h"),
+        (12_000, "3 h 20 min"),
+        (48 * 3600 - 20, "2 days"),
+        (187_200, "2 days 4 h"),
+    ],
+)
+def test_durations_as_people_say_them(seconds: float, text: str) -> None:
+    assert sizes.duration(seconds) == text
 
 
 def test_without_the_extra() -> None:

@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 from ringattn_core.layout import Division, striped
 from ringattn_core.machine import Machine
-from ringattn_core.planner import plan_all
+from ringattn_core.planner import plan, plan_all
 from ringattn_core.route import Route, gather, ring, waves
 from ringattn_core.schedule import Schedule
 from ringattn_core.settled import early_rows
-from ringattn_core.shape import Shape
+from ringattn_core.shape import Shape, total_bytes
 from ringattn_core.simulate import fastest, predict
 from ringattn_core.tile import Window
 
@@ -49,13 +49,17 @@ def auto_routes(
     one_sided: bool,
     kernel: Callable[[Schedule], str | None] = lambda schedule: "flash_attn_4",
 ) -> Routes:
-    """The names of the routes for sequences that are divided so; for very many ranks, "waves".
+    """The names of the routes for sequences that are divided so, among those that fit into the machine's memory.
 
-    `kernel` names the kernel that computes a schedule, or None where there is none that should: not every kernel can do
-    what every route asks of it. All else is as of `plan` and `predict`.
+    Where none fits it is the one that needs the least. For very many ranks nothing is predicted: it is the first of
+    "waves", "waves(3)" and "ring" that fits. `kernel` names the kernel that computes a schedule, or None where there is
+    none that should: not every kernel can do what every route asks of it. All else is as of `plan` and `predict`.
     """
-    if division.cp_size > _MOST_RANKS or division.cu_seqlens[-1] == 0:
+    if division.cu_seqlens[-1] == 0:
         return Routes("waves", "waves")
+    if division.cp_size > _MOST_RANKS:
+        first, second = (_first_that_fits(division, window, shape, machine, one_sided, back) for back in (False, True))
+        return Routes(first, second)
 
     def fastest_of(passes: dict[str, tuple[tuple[Schedule, ...], tuple[Schedule, ...]]], alike: float) -> str:
         """By the schedules of a forward pass and, if there are any, of a backward pass, in order of preference."""
@@ -66,12 +70,34 @@ def auto_routes(
                 machines = [machine.running(each) for each in kernels if each]
                 found = [predict(forward, shape, each, backward=backward, one_sided=one_sided) for each in machines]
                 forecasts[name] = max(found, key=lambda forecast: forecast.time)
-        return fastest(forecasts, alike=alike) if forecasts else "waves"
+        fitting = {name: each for name, each in forecasts.items() if each.total_bytes <= machine.capacity}
+        if forecasts and not fitting:
+            return min(forecasts, key=lambda name: forecasts[name].total_bytes)
+        return fastest(fitting, alike=alike) if fitting else "waves"
 
     forward, backward = candidates(division, window)
     first = fastest_of({name: (forward[name], ()) for name in GATHER_FIRST}, EQUAL)
     order = GATHER_FIRST if _fetches_little(backward["gather"]) else WAVES_FIRST
     return Routes(first, fastest_of({name: (forward[first], backward[name]) for name in order}, NEARLY))
+
+
+def _first_that_fits(
+    division: Division, window: Window, shape: Shape, machine: Machine, one_sided: bool, backward: bool
+) -> str:
+    """Of "waves", "waves(3)" and "ring", by the memory of the first and the last rank; "ring" needs the least."""
+    for name in ("waves", "waves(3)"):
+        ends = [
+            plan(
+                *(division.layout, CANDIDATES[name], division.cu_seqlens, division.cu_seqlens, rank, division.cp_size),
+                window=window,
+                per_sequence=division.per_sequence,
+                batch=division.batch,
+            )
+            for rank in (0, division.cp_size - 1)
+        ]
+        if all(total_bytes(each, shape, backward=backward, one_sided=one_sided) <= machine.capacity for each in ends):
+            return name
+    return "ring"
 
 
 def candidates(division: Division, window: Window) -> tuple[Plans, Plans]:

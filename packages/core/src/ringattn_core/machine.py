@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class Machine:
     two_sided: Link  # send and receive, between any number of ranks at once
     collective: Link  # all-gather and reduce-scatter
     one_sided: Link  # a copy out of another device's memory
+    capacity: float = inf  # bytes of memory of a device
 
     def running(self, kernel: str) -> Machine:
         """The machine with another kernel than FlashAttention 4; of one that is not in `SPEED` nothing is known."""
@@ -76,12 +78,14 @@ H100 = Machine(
     forward=Kernels(flops=745e12, ramp=7e-6, call=71e-6, row=400),
     backward=Kernels(flops=635e12, ramp=20e-6, call=100e-6, row=260),
     memory=4e12,
+    capacity=79 * 2**30,
     **_LINKS,
 )
 H200 = Machine(
     forward=Kernels(flops=730e12, ramp=7e-6, call=71e-6, row=400),
     backward=Kernels(flops=640e12, ramp=10e-6, call=100e-6, row=260),
     memory=8e12,
+    capacity=139 * 2**30,
     **_LINKS,
 )
 MACHINES = {"h100": H100, "h200": H200}

@@ -37,6 +37,20 @@ class Shape:
         return 2 * area * self.num_heads * (3 * dim + 2 * dim_v if backward else dim + dim_v)
 
 
+def input_bytes(schedule: Schedule, shape: Shape, *, backward: bool) -> int:
+    """Bytes of a rank's q, k and v; in a backward pass also of their gradients and of the gradient of the result."""
+    dim, dim_v = shape.dims
+    rows = schedule.query_length * shape.num_heads * shape.itemsize
+    inputs = rows * dim + schedule.key_length * shape.token(shape.itemsize)
+    return 2 * inputs + rows * dim_v if backward else inputs
+
+
+def total_bytes(schedule: Schedule, shape: Shape, *, backward: bool, one_sided: bool) -> int:
+    """Bytes of all that a pass has in memory on a rank."""
+    peak = peak_bytes(schedule, shape, backward=backward, one_sided=one_sided)
+    return peak + input_bytes(schedule, shape, backward=backward)
+
+
 def peak_bytes(schedule: Schedule, shape: Shape, *, backward: bool, one_sided: bool) -> int:
     """Bytes beside q, k and v: results, the block or gradients of the largest launch, and the buffers of two steps.
 

@@ -14,7 +14,7 @@ from ringattn_core.boxes import boxes
 from ringattn_core.machine import Link, Machine
 from ringattn_core.route import traffic
 from ringattn_core.schedule import Launch, Schedule, Step
-from ringattn_core.shape import ACCUMULATOR, Shape, peak_bytes
+from ringattn_core.shape import ACCUMULATOR, Shape, peak_bytes, total_bytes
 from ringattn_core.touch import row_touches
 
 
@@ -30,6 +30,7 @@ class Forecast:
     bytes_sent: int
     bytes_received: int
     peak_bytes: int  # of memory beside q, k, v and their gradients' final place
+    total_bytes: int  # of memory with them, and in a backward pass with the gradient of the result
 
     @property
     def efficiency(self) -> float:
@@ -50,12 +51,14 @@ def predict(
     Keys are handed on from neighbour to neighbour where the schedules shift, else whole shards come from their owners;
     `one_sided` copies only the rows that a step needs, or `boxes` of them, straight out of the owners' memory.
     """
-    ranks, ideal, peaks = [_Rank() for _ in schedules], 0.0, []
+    ranks, ideal, peaks, totals = [_Rank() for _ in schedules], 0.0, [], []
     passes = ((schedules, machine.forward, False), *([(backward, machine.backward, True)] if backward else []))
     for planned, kernels, is_backward in passes:
         _Pass(ranks, planned, shape, machine, one_sided, is_backward).walk()
         ideal += shape.flop(sum(schedule.area for schedule in planned), backward=is_backward) / kernels.flops
-        peaks += [peak_bytes(schedule, shape, backward=is_backward, one_sided=one_sided) for schedule in planned]
+        for schedule in planned:
+            peaks.append(peak_bytes(schedule, shape, backward=is_backward, one_sided=one_sided))
+            totals.append(total_bytes(schedule, shape, backward=is_backward, one_sided=one_sided))
     return Forecast(
         time=max(rank.device for rank in ranks),
         ideal=ideal / len(ranks),
@@ -65,6 +68,7 @@ def predict(
         bytes_sent=max(rank.sent for rank in ranks),
         bytes_received=max(rank.received for rank in ranks),
         peak_bytes=max(peaks),
+        total_bytes=max(totals),
     )
 
 

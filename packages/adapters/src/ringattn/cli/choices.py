@@ -14,6 +14,7 @@ from ringattn_core.layout import layout_named
 from ringattn_core.planner import plan
 from ringattn_core.route import route_named
 from ringattn_core.schedule import Schedule
+from ringattn_core.tile import Window
 
 
 def _known_to(look_up: Callable[[str], object]) -> Callable[[str], str]:
@@ -51,9 +52,9 @@ RoutesOption = Annotated[
     list[str] | None,
     typer.Option(
         "--route",
-        parser=_known_to(route_named),
+        parser=_known_to(lambda name: name == "auto" or route_named(name)),
         metavar="ROUTE",
-        help=f"A route to show: {ROUTES}. Repeat it for more. Without it: those that auto chooses from.",
+        help=f"A route to show: {ROUTES}, auto. Repeat it for more. Without it: those that auto chooses from.",
         show_default=False,
     ),
 ]
@@ -62,7 +63,7 @@ SeqlenOption = Annotated[
     typer.Option(
         parser=_seqlen,
         metavar="TOKENS",
-        help="Tokens: 8192, 64k, 1M; or the lengths of packed documents: 7,5,12.",
+        help="Tokens: 8192, 64k, 1M, 1e6; or the lengths of packed documents: 7,5,12.",
     ),
 ]
 CpOption = Annotated[
@@ -72,6 +73,12 @@ WindowOption = Annotated[
     int | None,
     typer.Option(parser=sizes.tokens, metavar="TOKENS", help="Sliding window: tokens that a query sees, with itself."),
 ]
+
+
+def band(window: int | None, *, causal: bool = True) -> Window:
+    """The keys that a query sees before and after it, where -1 is all of them."""
+    left = -1 if window is None else window - 1
+    return left, 0 if causal else left
 
 
 def schedules(
@@ -85,11 +92,10 @@ def schedules(
     ahead: int = 0,
 ) -> tuple[Schedule, ...]:
     """The schedules of all ranks. Raises BadParameter for a route that does not fit."""
-    left = -1 if window is None else window - 1
     borders = tuple(accumulate(lengths, initial=0))
     try:
         how = layout_named(layout), route_named(route), borders, borders
         ranks = followed(range(cp), f"planning {route}")
-        return tuple(plan(*how, rank, cp, window=(left, 0 if causal else left), ahead=ahead) for rank in ranks)
+        return tuple(plan(*how, rank, cp, window=band(window, causal=causal), ahead=ahead) for rank in ranks)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="'--route'") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Annotated
 
 import typer
@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ringattn.cli import choices, sizes
-from ringattn.cli.progress import followed
+from ringattn.cli.progress import busy, followed
 from ringattn_core.auto import CANDIDATES, Routes, auto_routes, typical
 from ringattn_core.errors import lookup
-from ringattn_core.layout import Division
+from ringattn_core.layout import Division, layout_named
 from ringattn_core.machine import MACHINES
 from ringattn_core.route import route_named
 from ringattn_core.schedule import Schedule
@@ -25,6 +25,7 @@ from ringattn_core.shape import ACCUMULATOR, Shape
 from ringattn_core.simulate import Forecast, predict
 from ringattn_core.tile import chunk
 
+FULL = "✗"  # what does not fit
 Passes = tuple[tuple[Schedule, ...], tuple[Schedule, ...]]  # all ranks' schedules of a forward and of a backward pass
 
 
@@ -52,7 +53,7 @@ def plan(
     - waiting: in which a GPU waits for keys, for gradients or for its host
     - TFLOP: what is computed
     - received: keys, values and gradients of other ranks
-    - memory: the most that is held beside q, k, v and their gradients
+    - memory: the most that is held beside q, k, v and their gradients; ✗ where that does not fit the GPU
 
     Examples: ringattn plan --seqlen 1M --window 4096; ringattn plan --route ring --route 'double_ring(4)'
     """
@@ -70,14 +71,15 @@ def plan(
         forward, backward = (choices.schedules(layout, name, lengths, cp, window, ahead=ahead) for ahead in (early, 0))
         return forward, backward
 
-    plans = {name: planned(name) for name in route or _routes(cp)}
     shape = Shape(heads, kv_heads, head_dim, grad_itemsize=2 if one_sided else ACCUMULATOR)
-    some, _ = next(iter(plans.values()))
-    like = typical(some[0].queries)
-    auto = auto_routes(like, some[0].window, shape, machine, one_sided=one_sided)
+    like = typical(Division(layout_named(layout), tuple(accumulate(lengths, initial=0)), cp))
+    with busy("choosing for auto"):
+        auto = auto_routes(like, choices.band(window), shape, machine, one_sided=one_sided)
+    plans = {name: planned(name) for name in route or _routes(cp) if name != "auto"}
     marks = {name: _chosen(name, auto) if cp > 1 else "" for name in plans}
-    if cp > 1 and " ← auto" not in marks.values():
+    if not plans or (cp > 1 and " ← auto" not in marks.values()):
         plans["auto"] = planned(auto.forward)[0], planned(auto.backward)[1]
+        marks["auto"] = "" if any(marks.values()) else f" = {' / '.join(dict.fromkeys(auto))}"
     found = {
         name: predict(forward, shape, machine, backward=backward, one_sided=one_sided)
         for name in followed(list(plans), "predicting")
@@ -87,13 +89,26 @@ def plan(
     console = Console(highlight=False)
     title = f"{_stream(lengths)} on {sizes.count(cp, 'rank')}, {layout}, {heads} heads over {kv_heads}, bf16, one layer"
     console.print(title, style="bold")
-    console.print(_table(found, work, marks))
-    for note in _notes(some, like):
+    console.print(_table(found, work, marks, machine.capacity))
+    some, _ = next(iter(plans.values()))
+    for note in (*_notes(some, like), *_room(found, machine.capacity, gpu.upper())):
         console.print(f"[yellow]{note}[/]")
     console.print(
         f"[dim]{_work(some, shape)} Predicted for {gpu.upper()}s from measured kernels and links "
         "(ringattn_core/machine.py).[/]"
     )
+
+
+def _room(found: dict[str, Forecast], capacity: float, gpu: str) -> list[str]:
+    """What a reader should know of the routes that do not fit into a GPU."""
+    large = [name for name, forecast in found.items() if forecast.total_bytes > capacity]
+    if not large:
+        return []
+    needed = min(forecast.total_bytes for forecast in found.values())
+    note = f"{FULL} does not fit into the {sizes.data(capacity)} of an {gpu}, with q, k, v and gradients of this layer."
+    if len(large) < len(found):
+        return [note]
+    return [note, f"No route here fits: the smallest needs {sizes.data(needed)} in all. Take more ranks."]
 
 
 def _work(schedules: tuple[Schedule, ...], shape: Shape) -> str:
@@ -162,12 +177,13 @@ def _flop(shape: Shape, area: int) -> int:
     return sum(shape.flop(area, backward=backward) for backward in (False, True))
 
 
-def _table(found: dict[str, Forecast], work: dict[str, int], marks: dict[str, str]) -> Table:
+def _table(found: dict[str, Forecast], work: dict[str, int], marks: dict[str, str], capacity: float) -> Table:
     table = Table(header_style="dim", box=SIMPLE_HEAD)
     table.pad_edge, table.collapse_padding = False, True  # so that it fits a terminal of 80 columns
     for title in ("route", "time", "of ideal", "waiting", "TFLOP", "received", "memory"):
         table.add_column(title, justify="left" if title == "route" else "right", no_wrap=True)
     for name, forecast in found.items():
+        memory = sizes.data(forecast.peak_bytes)
         table.add_row(
             Text.assemble(name, (marks.get(name, ""), "bold green")),
             sizes.duration(forecast.time),
@@ -175,6 +191,6 @@ def _table(found: dict[str, Forecast], work: dict[str, int], marks: dict[str, st
             sizes.duration(forecast.waiting),
             sizes.digits(work[name] / 1e12),
             sizes.data(forecast.bytes_received),
-            sizes.data(forecast.peak_bytes),
+            Text(memory) if forecast.total_bytes <= capacity else Text(f"{memory} {FULL}", "bold red"),
         )
     return table

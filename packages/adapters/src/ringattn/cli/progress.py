@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import track
 
 T = TypeVar("T")
+
+
+def busy(description: str) -> AbstractContextManager[object]:
+    """What shows on a terminal that something is under way which cannot say how far it is."""
+    console = Console(stderr=True)
+    return console.status(description) if console.is_terminal else nullcontext()
 
 
 def followed(items: Sequence[T], description: str) -> Iterable[T]:

@@ -1,20 +1,22 @@
-"""Numbers as people write and read them: `64k` and `1M` tokens, bytes, seconds."""
+"""Numbers as people write and read them: `64k`, `1M` and `1e6` tokens, bytes, seconds, hours."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from fractions import Fraction
 
 import typer
 
-_UNITS = {"": 1, "k": 1024, "m": 1024**2}
+_UNITS = {"": 1, "k": 1024, "m": 1024**2, "b": 1024**3, "g": 1024**3}
+_MOST = 2**53  # beyond which no count of tokens makes sense
 
 
 def tokens(text: str | int) -> int:
-    """`8192`, `8_192`, `64k` (65,536) or `1M` (1,048,576). Raises BadParameter with these examples."""
+    """`8192`, `8_192`, `1e6`, `64k` (65,536), `1M` (1,048,576) or `1B` (2**30). Raises BadParameter with examples."""
     number = _tokens(str(text))
     if not number:
-        raise typer.BadParameter(f"{text!r} is no number of tokens: write 8192, 64k or 1M.")
+        raise typer.BadParameter(f"{text!r} is no number of tokens: write 8192, 64k, 1M or 1e6.")
     return number
 
 
@@ -25,16 +27,16 @@ def lengths(text: str) -> list[int]:
     if not all(found):
         wrong = f"{parts[found.index(0)]!r} in {text!r}" if len(parts) > 1 else repr(text)
         raise typer.BadParameter(
-            f"{wrong} is no number of tokens: write 8192, 64k or 1M, or a list of documents' lengths such as 7,5,12."
+            f"{wrong} is no number of tokens: write 8192, 64k, 1M or 1e6, or lengths of documents such as 7,5,12."
         )
     return found
 
 
 def _tokens(text: str) -> int:
     """A whole number of tokens, or 0."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([km]?)", text.strip().lower().replace("_", ""))
-    number = float(found[1]) * _UNITS[found[2]] if found else 0.0
-    return int(number) if number == int(number) else 0
+    found = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\+?\d{1,2})?)([kmbg]?)", text.strip().lower().replace("_", ""))
+    number = Fraction(found[1]) * _UNITS[found[2]] if found else Fraction(0)
+    return int(number) if number.denominator == 1 and number <= _MOST else 0
 
 
 def whole(least: int, most: int | None = None) -> Callable[[str | int], int]:
@@ -66,8 +68,22 @@ def data(size: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`12.3 ms`."""
-    return f"{digits(seconds)} s" if seconds >= 1 else f"{digits(seconds * 1e3)} ms"
+    """`12.3 ms`, `59.9 s`, `2 min 5 s`, `3 h 20 min` or `2 days 4 h`."""
+    if seconds < 0.9995:
+        return f"{digits(seconds * 1e3)} ms"
+    if seconds < 59.95:
+        return f"{digits(seconds)} s"
+    if round(seconds) < 3600:
+        return _mixed(round(seconds), 60, "min", "s")
+    if round(seconds / 60) < 48 * 60:
+        return _mixed(round(seconds / 60), 60, "h", "min")
+    return _mixed(round(seconds / 3600), 24, "days", "h")
+
+
+def _mixed(number: int, base: int, large: str, small: str) -> str:
+    """A number of small units, `base` of which are a large one."""
+    whole, rest = divmod(number, base)
+    return f"{whole:,} {large}" + (f" {rest} {small}" if rest else "")
 
 
 def digits(number: float) -> str:
