@@ -19,6 +19,7 @@ pytest.importorskip("trl")
 multiprocessing.get_context("forkserver").set_forkserver_preload(["torch", "adapters.hf.models", "ringattn.hf"])
 
 LENGTHS = (18, 14, 12, 11, 9, 7, 6, 5)
+KEPT = ("loss", "eval_loss", "aux_loss", "num_tokens", "entropy", "mean_token_accuracy", "rewards/margins")
 
 
 Run = tuple[dict[str, list[float]], dict[str, Tensor]]  # the metrics of every step, and the weights
@@ -52,7 +53,16 @@ def run(trainer: Any) -> Run:
         ringattn.hf.parallelize(trainer, cp=2)
     trainer.train()
     trainer.evaluate()
-    kept = ("loss", "mean_token_accuracy", "entropy", "rewards/margins", "eval_loss", "logps/chosen")
+    kept = (
+        "loss",
+        "mean_token_accuracy",
+        "entropy",
+        "rewards/margins",
+        "eval_loss",
+        "logps/chosen",
+        "aux_loss",
+        "num_tokens",
+    )
     history = trainer.state.log_history
     metrics = {name: [entry[name] for entry in history if name in entry] for name in kept}
     weights = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
@@ -77,14 +87,15 @@ def shared_out(**changed: Any) -> dict[str, Any]:
     return settings(bf16=False, max_length=24, **batches, **changed)
 
 
-def fine_tuning(*, packing: bool) -> Any:
+def fine_tuning(*, packing: bool, model: str = "mistral", **changed: Any) -> Any:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     texts = [compare.tokens(1, length, seed)[0].tolist() for seed, length in enumerate(LENGTHS)]
     data = Dataset.from_list([{"input_ids": text} for text in texts])
     arguments = SFTConfig(**shared_out(packing=packing, pad_to_multiple_of=None, dataset_num_proc=None))
-    return SFTTrainer(build("mistral"), arguments, train_dataset=data, eval_dataset=data, processing_class=tokenizer())
+    made = build(model, **changed)
+    return SFTTrainer(made, arguments, train_dataset=data, eval_dataset=data, processing_class=tokenizer())
 
 
 def dpo() -> Any:

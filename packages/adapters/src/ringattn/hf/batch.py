@@ -29,7 +29,7 @@ class ShardedBatch:
     tokens: how many of a row's tokens are the user's; more are padding, where there are fewer than ranks.
     targets: how many targets a row has for the caller: one less than tokens, if the model was to shift the labels.
     cache: where the keys are to be kept, if the batch is a prompt.
-    mask, position_ids: as the model got them, (rows, tokens) or None; what mixes tokens outside attention reads them.
+    mask, position_ids: as the model got them, (rows, tokens) or None, for what else of the model needs them.
     """
 
     # No dataclass: with mixed precision FSDP2 takes those among a layer's arguments apart, and makes new ones.

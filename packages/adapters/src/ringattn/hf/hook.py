@@ -12,7 +12,7 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.generation.configuration_utils import GenerationMode
 
 from ringattn.context_parallel import ContextParallel
-from ringattn.hf import generate, hybrid, inputs, logits, outputs, refuse, relay, rope
+from ringattn.hf import generate, hybrid, inputs, logits, outputs, refuse, relay, rope, router
 from ringattn.hf.alike import FirstCalls
 from ringattn.hf.batch import KEYWORD, ShardedBatch
 from ringattn.hf.cache import ShardedCache, cache_of
@@ -45,6 +45,7 @@ class Hooks:
         self._handles = [
             *hybrid.hooks(tower),
             *relay.hooks(tower),
+            *router.hooks(model),
             model.register_forward_pre_hook(self.before, with_kwargs=True),
             model.register_forward_hook(self.after, with_kwargs=True),
         ]
@@ -84,6 +85,7 @@ class Hooks:
         else:
             self.last = inputs.divided(arguments, self.cp)
             rope.check(self.config, self.last, arguments.get("position_ids"))
+            router.check(model, arguments, self.config)
             planned = inputs.planned(arguments, self.last)
             if logits.asked(arguments):
                 planned = generate.keep(planned, self.last, _takes(model, logits.NAME))

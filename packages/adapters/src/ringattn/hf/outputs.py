@@ -31,6 +31,8 @@ def mend(output: Any, batch: ShardedBatch, *, with_loss: bool, whole: tuple[str,
             output[name] = (
                 tuple(_vectors(x, batch) for x in value) if isinstance(value, tuple) else batch.unshard(value)
             )
+        elif name == "router_logits":
+            output[name] = tuple(value)  # which the router's loss alone needs to know the batch of
         elif isinstance(value, Tensor) and value.shape == (batch.rows, batch.local):
             output[name] = _numbers(value, batch)[:, : batch.targets]
     return output
@@ -50,9 +52,10 @@ def _numbers(x: Tensor, batch: ShardedBatch) -> Tensor:
 
 
 def mean_over_ranks(loss: Tensor, comm: Communicator) -> Tensor:
-    """The mean of all ranks' losses. Its gradient is the own loss's, so that gradients are averaged over ranks too.
+    """The mean of all ranks' losses, or of the numbers that a loss is made of.
 
-    That is what DDP and FSDP do with them; without either, average the parameters' gradients over the group.
+    Its gradient is the own loss's, so that gradients are averaged over ranks too. That is what DDP and FSDP do with
+    them; without either, average the parameters' gradients over the group.
     """
     mean: Tensor = _Mean.apply(loss, comm)  # type: ignore[no-untyped-call]
     return mean
@@ -61,7 +64,7 @@ def mean_over_ranks(loss: Tensor, comm: Communicator) -> Tensor:
 class _Mean(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, loss: Tensor, comm: Communicator) -> Tensor:
-        return comm.all_gather(loss.reshape(1)).wait().mean()
+        return comm.all_gather(loss.reshape(1, -1)).wait().mean(dim=0).view_as(loss)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:

@@ -142,12 +142,6 @@ def check_call(name: str, arguments: dict[str, Any], config: PretrainedConfig) -
             f"model.set_attn_implementation({NAME!r}), or let the model run in one process again with "
             f"ringattn.hf.restore(model, {implementation!r})."
         )
-    routers = arguments.get("output_router_logits")
-    if getattr(config, "output_router_logits", False) if routers is None else routers:
-        raise UnsupportedError(
-            f"{name} got output_router_logits=True: the loss that balances experts is no mean over tokens, so that the "
-            "shards' losses do not add up to it. Set config.output_router_logits to False."
-        )
     for states in _CROSS:
         if arguments.get(states) is not None:
             raise UnsupportedError(
