@@ -42,7 +42,7 @@ class Reference:
         for cells in _cells(launch, (q,), (k, v), options):
             scores = _scores(q, k, cells, options).scores
             block_lse = torch.logsumexp(scores, dim=-1)
-            # Scores that are all -inf weigh 0 beside finite ones elsewhere.
+            # Scores that are all -inf weigh 0: the row may have finite ones in other launches.
             divisor = block_lse.masked_fill(block_lse == -torch.inf, 0.0).unsqueeze(-1)
             weights = torch.exp(scores - divisor) * _kept(scores, cells, options)
             at = slice(cells.q.start - rows.start, cells.q.stop - rows.start)
