@@ -49,8 +49,17 @@ def labels(text: str) -> list[str]:
 
 def test_the_mask_tells_ranks_and_hops() -> None:
     found = labels(svg.mask(causal(zigzag, ring, 4, 32)))
-    assert found[-4:] == ["hop 0", "hop 1", "hop 2", "hop 3"]
-    assert found.count("0") == 4 + 32 * 33 // 2 - 4 * 96, "two strips of each side, and what is computed on hop 0"
+    assert found[-5:] == ["0", "1", "2", "3", "hop"]
+    assert found.count("0") == 5 + 32 * 33 // 2 - 4 * 96, "two strips of each side, what is computed on hop 0, a scale"
+
+
+def test_no_two_hops_look_alike() -> None:
+    picture = ElementTree.fromstring(svg.mask(causal(zigzag, ring, 64, 1 << 10)))
+    shapes = [shape for shape in picture.iter(f"{SVG}rect") if shape.find(f"{SVG}title") is not None]
+    assert [shape[0].text for shape in shapes] == [f"hop {hop}" for hop in range(64)]
+    assert len({shape.attrib["fill"] for shape in shapes}) == 64
+    numbers = labels(svg.mask(causal(zigzag, ring, 64, 1 << 10)))[-17:-1]
+    assert numbers == [str(hop) for hop in range(0, 64, 4)], "as many as there is room for"
 
 
 def test_the_timeline_tells_shares() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import typer
@@ -108,6 +110,39 @@ def test_draw(tmp_path: Path) -> None:
     assert picture.read_text().startswith("<svg")
 
 
+def test_a_picture_is_what_its_name_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = tmp_path / "mask.PNG"
+    converted = ModuleType("cairosvg")
+    converted.__dict__["svg2png"] = lambda bytestring, scale: b"\x89PNG of " + bytestring[:4]
+    monkeypatch.setitem(sys.modules, "cairosvg", converted)
+    run("draw", "--svg", str(picture))
+    assert picture.read_bytes() == b"\x89PNG of <svg"
+    monkeypatch.setitem(sys.modules, "cairosvg", None)
+    refused = CliRunner().invoke(app, ["draw", "--svg", "mask.png"], env={"COLUMNS": "240"})
+    assert refused.exit_code == 2 and "mask.png needs CairoSVG (python -m pip install cairosvg), or" in refused.output
+
+
+def test_pictures_that_cairosvg_draws(tmp_path: Path) -> None:
+    pytest.importorskip("cairosvg")
+    run("draw", "--svg", str(tmp_path / "mask.png"))
+    content = (tmp_path / "mask.png").read_bytes()
+    width, height = (int.from_bytes(content[at : at + 4]) for at in (16, 20))
+    assert content.startswith(b"\x89PNG\r\n") and (width, height) == (1024, 1016)
+
+
+@pytest.mark.parametrize("width", ["24", "40", "60"])
+def test_a_narrow_terminal_gets_whole_numbers(width: str) -> None:
+    wide, narrow = (
+        CliRunner().invoke(app, ["plan", "--seqlen", "16M"], env={"COLUMNS": columns}).output
+        for columns in ("160", width)
+    )
+    assert "…" not in narrow
+    rows = [line for line in wide.splitlines() if line.startswith((" ring", " waves", " gather"))]
+    assert len(rows) == 4
+    for number in (cell for row in rows for cell in re.split(r"  +", row.strip())):
+        assert number in narrow
+
+
 @pytest.mark.parametrize("arguments", [(), ("--cp", "8"), ("--layout", "striped"), ("--seqlen", "100k,20k,7")])
 def test_drawings_fit_a_terminal(arguments: tuple[str, ...]) -> None:
     seqlen = () if "--seqlen" in arguments else ("--seqlen", "1k")
@@ -171,6 +206,7 @@ def test_help_has_examples() -> None:
         (["draw", "--route", ""], "'gather'"),
         (["draw", "--seqlen", "4,,5"], "8192, 64k, 1M or 1e6"),
         (["draw", "--window", "-1"], "'--window'"),
+        (["draw", "--svg", "mask.jpg"], "'--svg': mask.jpg would be JPG: name a file that ends in .svg or .png."),
         (["draw", "--svg", "/"], "'--svg': / cannot be written: Is a directory"),
         (["doctor", "--verbose"], "--verbose"),
         (["draw", "--route", "double_ring(3)"], "double_ring(3)"),

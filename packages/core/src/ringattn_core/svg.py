@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from html import escape
 from itertools import groupby
+from math import ceil
 from typing import TypeVar
 
-from ringattn_core.draw import symbol
 from ringattn_core.layout import Division
 from ringattn_core.raster import held, raster, samples, sequence_at
 from ringattn_core.schedule import Schedule
 
-# After Tableau's ten, which are made to be told apart. The eleventh hop or sequence looks like the first.
-COLOURS = ["#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#76b7b2", "#b07aa1", "#9c755f", "#d37295", "#a0a02c", "#79706e"]
+# What the scale of colours runs through, from dark to light, so that it reads in grey too: viridis of matplotlib.
+SCALE = [(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)]
 DEAD = "#f2f2f2"
 LEFT, TOP = 64, 64  # room for labels
 
@@ -33,14 +33,14 @@ def mask(schedules: Sequence[Schedule], *, size: int = 96) -> str:
         parts += _label(LEFT + side * at, TOP - 22, side * length, 18, rank)
     for at, length, rank in _runs(picture.query_ranks):
         parts += _label(LEFT - 22, TOP + side * at, 18, side * length, rank)
+    hops = 1 + max(step.hop for step in schedules[0].first_group)
     for number, row in enumerate(picture.hops):
         for at, length, hop in _runs(row):
-            parts.append(_rect(LEFT + side * at, TOP + side * number, side * length, side, _colour(hop)))
-        if side >= 14:
+            parts.append(_rect(LEFT + side * at, TOP + side * number, side * length, side, _colour(hop, hops)))
+        if side >= max(14, 8 * len(str(hops - 1))):
             y = TOP + side * (number + 0.5)
-            signs = [(LEFT + side * (at + 0.5), symbol(hop)) for at, hop in enumerate(row) if hop is not None]
-            parts += [_text(x, y, sign, fill="white") for x, sign in signs]
-    hops = sorted({hop for row in picture.hops for hop in row if hop is not None})
+            signs = [(LEFT + side * (at + 0.5), hop) for at, hop in enumerate(row) if hop is not None]
+            parts += [_text(x, y, str(hop), fill=_on(hop, hops)) for x, hop in signs]
     return _svg("Which rank computes which part of the mask, on which hop", width, height, parts, hops)
 
 
@@ -60,7 +60,7 @@ def timeline(schedules: Sequence[Schedule], *, width: int = 640) -> str:
             x, filled = LEFT + column * index, (column - 4) * step.area / most
             title = f"rank {schedule.cp_rank}, hop {step.hop}: {step.area:,} cells in {len(step.launches)} launches"
             parts.append(_rect(x, y + 3, column - 4, line - 6, DEAD))
-            parts.append(_rect(x, y + 3, filled, line - 6, _colour(step.hop), title))
+            parts.append(_rect(x, y + 3, filled, line - 6, _colour(step.hop, 1 + own[-1].hop), title))
     return _svg(
         "What each rank computes on each hop, and its share of all cells", width + 60, line * len(schedules), parts
     )
@@ -69,7 +69,7 @@ def timeline(schedules: Sequence[Schedule], *, width: int = 640) -> str:
 def ownership(division: Division, *, width: int = 640) -> str:
     """Who holds which tokens of the stream; sequences are told apart by their colours."""
     positions = samples(division.cu_seqlens[-1], 160, division.cp_size)
-    side, line = width / max(1, len(positions)), 26
+    side, line, sequences = width / max(1, len(positions)), 26, len(division.cu_seqlens) - 1
     parts = []
     for rank in range(division.cp_size):
         y, mine = TOP + line * rank, {number for _, number in held(division, rank, positions)}
@@ -78,7 +78,7 @@ def ownership(division: Division, *, width: int = 640) -> str:
         row = [sequence_at(division, p) if number in mine else None for number, p in enumerate(positions)]
         for at, length, sequence in _runs(row):
             title = None if sequence is None else f"rank {rank}, sequence {sequence}"
-            parts.append(_rect(LEFT + side * at, y + 3, side * length, line - 6, _colour(sequence), title))
+            parts.append(_rect(LEFT + side * at, y + 3, side * length, line - 6, _colour(sequence, sequences), title))
     return _svg("Who holds which tokens, and how many", width, line * division.cp_size, parts)
 
 
@@ -91,8 +91,23 @@ def _runs(values: Sequence[T]) -> Iterator[tuple[int, int, T]]:
         at += length
 
 
-def _colour(number: int | None) -> str:
-    return DEAD if number is None else COLOURS[number % len(COLOURS)]
+def _colour(number: int | None, count: int) -> str:
+    """The colour of one of `count` hops or sequences: none has that of another."""
+    return DEAD if number is None else "#" + "".join(f"{channel:02x}" for channel in _channels(number, count))
+
+
+def _channels(number: int, count: int) -> list[int]:
+    place = number / max(1, count - 1) * (len(SCALE) - 1)
+    before = min(int(place), len(SCALE) - 2)
+    return [
+        round(low + (high - low) * (place - before)) for low, high in zip(SCALE[before], SCALE[before + 1], strict=True)
+    ]
+
+
+def _on(number: int, count: int) -> str:
+    """The colour of what is written on that of a hop."""
+    red, green, blue = _channels(number, count)
+    return "white" if 0.3 * red + 0.59 * green + 0.11 * blue < 140 else "black"
 
 
 def _rect(x: float, y: float, width: float, height: float, fill: str, title: str | None = None) -> str:
@@ -107,18 +122,27 @@ def _text(x: float, y: float, text: str, *, fill: str = "#333", turned: bool = F
 
 def _label(x: float, y: float, width: float, height: float, rank: int) -> list[str]:
     """A strip for what a rank holds, in one of two greys, with its number where there is room."""
-    number = [_text(x + width / 2, y + height / 2, str(rank), fill="white")] if min(width, height) >= 9 else []
+    number = (
+        [_text(x + width / 2, y + height / 2, str(rank), fill="white")]
+        if width >= 2 + 7 * len(str(rank)) and height >= 9
+        else []
+    )
     return [_rect(x, y, width, height, "#999" if rank % 2 else "#666"), *number]
 
 
-def _svg(title: str, width: float, height: float, parts: Sequence[str], hops: Sequence[int] = ()) -> str:
-    """The whole picture around parts that fill `width` times `height` from (LEFT, TOP) on, and a legend of the hops."""
-    across = max(1, int(max(width, 240) // 60))
-    legend = []
-    for index, hop in enumerate(hops):
-        x, y = LEFT + 60 * (index % across), TOP + height + 14 + 20 * (index // across)
-        legend += [_rect(x, y, 12, 12, _colour(hop)), _text(x + 34, y + 6, f"hop {hop}")]
-    wide, high = f"{LEFT + max(width, 240) + LEFT:g}", f"{TOP + height + 20 + 20 * -(-len(hops) // across):g}"
+def _scale(hops: int, width: float, y: float) -> list[str]:
+    """The colours of all hops in a strip, with as many numbers under it as there is room for."""
+    part = width / hops
+    strip = [_rect(LEFT + part * hop, y, part, 12, _colour(hop, hops), f"hop {hop}") for hop in range(hops)]
+    every = max(1, ceil(30 / part))
+    numbers = [_text(LEFT + part * (hop + 0.5), y + 22, str(hop)) for hop in range(0, hops, every)]
+    return [*strip, *numbers, _text(LEFT - 22, y + 6, "hop")]
+
+
+def _svg(title: str, width: float, height: float, parts: Sequence[str], hops: int = 0) -> str:
+    """The whole picture around parts that fill `width` times `height` from (LEFT, TOP) on, and the scale of hops."""
+    legend = _scale(hops, max(width, 240), TOP + height + 14) if hops else []
+    wide, high = f"{LEFT + max(width, 240) + LEFT:g}", f"{TOP + height + (60 if hops else 20):g}"
     head = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" width="{wide}" height="{high}"',
         ' role="img" font-family="sans-serif" font-size="11" text-anchor="middle" dominant-baseline="central">',

@@ -71,7 +71,11 @@ CpOption = Annotated[
 ]
 WindowOption = Annotated[
     int | None,
-    typer.Option(parser=sizes.tokens, metavar="TOKENS", help="Sliding window: tokens that a query sees, with itself."),
+    typer.Option(
+        parser=sizes.tokens,
+        metavar="TOKENS",
+        help="Sliding window: tokens that a query sees, itself and those before it; with --no-causal, also after it.",
+    ),
 ]
 
 

@@ -20,7 +20,8 @@ def draw(
     window: choices.WindowOption = None,
     causal: Annotated[bool, typer.Option(help="Does a query see no key after it?")] = True,
     svg: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the attention matrix to this file instead.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the attention matrix to this file instead: mask.svg, or mask.png."),
     ] = None,
 ) -> None:
     """Draw the tokens of every rank, the attention matrix with the hop of every cell, and the work of every hop.
@@ -30,10 +31,7 @@ def draw(
     schedules = choices.schedules(layout, route, sizes.lengths(seqlen), cp, window, causal=causal)
     console = Console(highlight=False)
     if svg is not None:
-        try:
-            svg.write_text(vector.mask(schedules), encoding="utf-8")
-        except OSError as error:
-            raise typer.BadParameter(f"{svg} cannot be written: {error.strerror}.", param_hint="'--svg'") from error
+        _write(svg, vector.mask(schedules))
         console.print(f"The attention matrix is in {svg}.")
         return
     width = console.width
@@ -44,3 +42,30 @@ def draw(
     ):
         pictures.show(console, drawing)
         console.print()
+
+
+def _write(path: Path, picture: str) -> None:
+    """Write an SVG in the format that the file's name asks for. Raises BadParameter."""
+    kind = path.suffix.lower()
+    if kind not in ("", ".svg", ".png"):
+        raise _refused(f"{path} would be {kind[1:].upper()}: name a file that ends in .svg or .png.")
+    content = _png(picture, path) if kind == ".png" else picture.encode()
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise _refused(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def _png(picture: str, path: Path) -> bytes:
+    try:
+        from cairosvg import svg2png
+    except (ImportError, OSError) as error:  # OSError where the library below it is missing
+        raise _refused(
+            f"{path} needs CairoSVG (python -m pip install cairosvg), or name it {path.with_suffix('.svg')}: {error}."
+        ) from error
+    png: bytes = svg2png(bytestring=picture.encode(), scale=2)
+    return png
+
+
+def _refused(message: str) -> typer.BadParameter:
+    return typer.BadParameter(message, param_hint="'--svg'")

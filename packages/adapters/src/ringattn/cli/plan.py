@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -89,7 +90,10 @@ def plan(
     console = Console(highlight=False)
     title = f"{_stream(lengths)} on {sizes.count(cp, 'rank')}, {layout}, {heads} heads over {kv_heads}, bf16, one layer"
     console.print(title, style="bold")
-    console.print(_table(found, work, marks, machine.capacity))
+    table = _table(found, work, marks, machine.capacity)
+    if Measurement.get(console, console.options.update(max_width=1000), table).maximum > console.width:
+        table = _upright(table)
+    console.print(table)
     some, _ = next(iter(plans.values()))
     for note in (*_notes(some, like), *_room(found, machine.capacity, gpu.upper())):
         console.print(f"[yellow]{note}[/]")
@@ -175,6 +179,18 @@ def _described(division: Division) -> str:
 def _flop(shape: Shape, area: int) -> int:
     """Of both passes."""
     return sum(shape.flop(area, backward=backward) for backward in (False, True))
+
+
+def _upright(table: Table) -> Table:
+    """The table for a terminal that is too narrow for it: a line for each number, and none of them cut."""
+    upright = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
+    titles, *columns = ([column.header, *column.cells] for column in table.columns)
+    for row, title in enumerate(titles[1:], 1):
+        upright.add_row("", "")
+        upright.add_row(Text("route", "dim"), title)
+        for column in columns:
+            upright.add_row(Text(str(column[0]), "dim"), column[row])
+    return upright
 
 
 def _table(found: dict[str, Forecast], work: dict[str, int], marks: dict[str, str], capacity: float) -> Table:
