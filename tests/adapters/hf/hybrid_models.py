@@ -122,7 +122,17 @@ _ALL: dict[str, dict[str, Any]] = {
     },
 }
 # Transformers 4 has its own attention code in some of these models, and its own loss in others: refused there.
-_REFUSED_BEFORE_5 = {"bamba", "falcon_h1", "falcon_mamba", "jamba", "mamba", "recurrent_gemma", "zamba", "zamba2"}
+_REFUSED_BEFORE_5 = {
+    "bamba",
+    "falcon_h1",
+    "falcon_mamba",
+    "granitemoehybrid",
+    "jamba",
+    "mamba",
+    "recurrent_gemma",
+    "zamba",
+    "zamba2",
+}
 
 HYBRIDS = {
     name: settings

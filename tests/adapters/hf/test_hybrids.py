@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import multiprocessing
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ import ringattn.hf
 from adapters.hf import compare
 from adapters.hf.hybrid_models import HYBRIDS
 from adapters.hf.models import build
+from ringattn.hf.cache import argument_of
 from ringattn_comms.communicator import Solo
 
 multiprocessing.get_context("forkserver").set_forkserver_preload(["torch", "adapters.hf.models", "ringattn.hf"])
@@ -26,12 +28,16 @@ Found = dict[str, compare.Errors]
 LENGTHS = (9, 16, 5, 1, 3)  # longer than all windows and chunks, and of three kinds of length
 
 
+# Its convolutions in transformers 4 do not know of the padding, and let it into the first tokens.
+LEAKS = {("lfm2", "left")} if version("transformers") < "5" else set()
+
+
 @pytest.mark.parametrize("size", [2, 4])
 def test_loss_and_gradients(size: int) -> None:
     """Four ranks for one model of each kind of layer."""
     names = list(HYBRIDS) if size == 2 else ["qwen3_next", "mamba2", "lfm2"]
     for found in processes.run(size, batches, names, timeout=300):
-        assert len(found) == 4 * len(names) + 1
+        assert len(found) == 4 * len(names) + 1 - len({name for name, _ in LEAKS} & set(names))
         wrong = {name: errors for name, errors in found.items() if max(errors.values()) > 1e-5}
         assert not wrong
 
@@ -43,6 +49,8 @@ def batches(names: list[str]) -> Found:
         found[f"{name} plain"] = compare.errors(build(name), {"input_ids": ids, "labels": ids})
         found[f"{name} packed"] = packed(build(name), one_row())
         for side in ("left", "right"):
+            if (name, side) in LEAKS:
+                continue
             batch = padded(side)
             found[f"{name} padded at the {side}"] = compare.errors(
                 build(name), batch, real=batch["attention_mask"].bool()
@@ -172,6 +180,64 @@ def checkpointed_mixer() -> float:
         for name in {"mamba", "conv"} & set(dict(layer.named_children())):
             setattr(layer, name, Checkpointed(getattr(layer, name)))
     return max(compare.errors(model, padded("right"), real=padded("right")["attention_mask"].bool()).values())
+
+
+@pytest.mark.skipif(version("transformers") < "5", reason="each model keeps its states in a way of its own")
+def test_generate() -> None:
+    for found in processes.run(2, generated, timeout=300):
+        wrong = [name for name, same in found.items() if not same]
+        assert len(found) == len(HYBRIDS) + 7 and not wrong
+
+
+def generated() -> dict[str, bool]:
+    """Greedy tokens of three rows, two of them padded at the left, and other ways to read and to go on."""
+    prompt = {name: value for name, value in padded("left").items() if name in ("input_ids", "attention_mask")}
+    found = {name: same(name, prompt, use_cache=name != "minimax") for name in HYBRIDS}
+    for name in ("qwen3_next", "mamba2", "falcon_h1"):
+        found[f"{name}, beams"] = same(name, prompt, max_new_tokens=6, num_beams=2)
+        found[f"{name}, in parts"] = in_parts(name)
+    found["lfm2, candidates"] = same("lfm2", {"input_ids": compare.tokens(1, 12)}, prompt_lookup_num_tokens=3)
+    return found
+
+
+def same(name: str, prompt: Batch, **how: Any) -> bool:
+    """Does a sharded copy generate what the model does? What is read for every token is compared with the same."""
+    how = {"max_new_tokens": 24, "min_new_tokens": how.get("max_new_tokens", 24), "do_sample": False} | how
+    model = build(name).eval()
+    sharded = ringattn.hf.parallelize(copy.deepcopy(model))
+    return torch.equal(sharded.generate(**prompt, **how), model.generate(**prompt, **how))
+
+
+@torch.no_grad()
+def in_parts(name: str) -> bool:
+    """A prompt in three parts gives the logits of the whole, also with a cache that is used again."""
+    model, ids = build(name).eval(), compare.tokens(2, 17)
+    expected = model(ids, use_cache=False).logits[:, -1:]
+    sharded, cache = ringattn.hf.parallelize(copy.deepcopy(model)), ringattn.hf.ShardedCache()
+    found = []
+    for _ in range(2):
+        for part in ids.split([8, 6, 3], dim=1):
+            logits = sharded(part, **{argument_of(model): cache}).logits[:, -1:]
+        found.append(compare.relative(logits, expected))
+        cache.reset()
+    return max(found) <= 1e-5
+
+
+@pytest.mark.skipif(version("transformers") < "5", reason="each model keeps its states in a way of its own")
+def test_what_a_state_cannot_do() -> None:
+    ids = compare.tokens(1, 12)
+    model, cache = ringattn.hf.parallelize(build("mamba").eval(), Solo()), ringattn.hf.ShardedCache(Solo())
+    model(ids, **{argument_of(model): cache})
+    with pytest.raises(ringattn.UnsupportedError, match=r"MambaMixer got 12 tokens to read on .* in one call"):
+        model(ids, **{argument_of(model): cache})
+    with pytest.raises(
+        ringattn.UnsupportedError, match="states of this ShardedCache cannot go back from 12 to 10 tokens"
+    ):
+        cache.crop(-2)
+    assert not cache.is_croppable
+    model = ringattn.hf.parallelize(build("minimax").eval(), Solo())
+    with pytest.raises(ringattn.UnsupportedError, match=r"'minimax' are kept in a class of its own.*use_cache=False"):
+        model(ids, **{argument_of(model): ringattn.hf.ShardedCache(Solo())})
 
 
 def test_restore_and_copies() -> None:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from bisect import bisect_left
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor
-from transformers import Cache
+from transformers import Cache, PretrainedConfig, PreTrainedModel
 
 from ringattn.hf.cache_layer import ShardedLayer
+from ringattn.hf.states import States
 from ringattn_comms.communicator import Communicator
 from ringattn_comms.connect import Group, communicator
 from ringattn_core.errors import UnsupportedError
 
-# What transformers calls the argument.
+# Names of the argument: the new one, the old one, and the old one of Mamba.
+NAMES = ("cache", "past_key_values", "cache_params")
+# What most models of this version of transformers call it.
 ARGUMENT = "cache" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 24) else "past_key_values"
 
 
@@ -48,6 +52,7 @@ class ShardedCache(Cache):  # type: ignore[misc]
         self.comm: Communicator = communicator(group)
         self.length = 0  # tokens on all ranks, without those of the call under way
         self.held: list[int] = []  # the positions of this rank's tokens, ascending; a layer has the last of them
+        self._states: States | None = None
         self._record_past = False
         self._call: _Call | None = None
 
@@ -96,6 +101,15 @@ class ShardedCache(Cache):  # type: ignore[misc]
         self._call.returned.append((stored[0], layer))
         return stored
 
+    def states(self, config: PretrainedConfig) -> Cache:
+        """Where layers that mix tokens outside attention keep their states: whole, and alike on every rank.
+
+        config: of the model that reads the text. Raises UnsupportedError before transformers 5.
+        """
+        if self._states is None:
+            self._states = States(config, self._record_past)
+        return self._states.cache
+
     def check(self, name: str, keys: Tensor, window: int | None) -> None:
         """Raise UnsupportedError unless a layer attends to keys that `update` has returned in this call."""
         assert self._call is not None, "a call of the model has begun"
@@ -138,6 +152,8 @@ class ShardedCache(Cache):  # type: ignore[misc]
         self._record_past = True
         for layer in self.layers:
             layer.record_past = True
+        if self._states is not None:
+            self._states.record_past()
 
     def crop(self, max_length: int) -> None:
         """Forget the tokens from `max_length` on, or, where it is not positive, the last -max_length ones.
@@ -157,9 +173,13 @@ class ShardedCache(Cache):  # type: ignore[misc]
                     f"{layer.window} tokens and has dropped those before token {layer.first}. Call "
                     "cache.activate_past_recording() before the model reads what crop is to take back."
                 )
+        if self._states is not None:
+            self._states.crop(self.length, stop)
         del self.held[bisect_left(self.held, stop) :]
         self.length = stop
         for layer in self.layers:
+            if layer.keys is None:
+                continue  # It has a state, and no keys.
             layer.drop_last(layer.count - self._kept_from(layer.first))
             if layer.window is not None:
                 self._forget(layer, stop)
@@ -168,7 +188,25 @@ class ShardedCache(Cache):  # type: ignore[misc]
         """Forget everything."""
         self.layers.clear()
         self.held.clear()
-        self.length, self._call = 0, None
+        self.length, self._call, self._states = 0, None, None
+
+    @property
+    def is_croppable(self) -> bool:
+        """Can `crop` go back, once `activate_past_recording` was called? Not where a layer has a recurrent state."""
+        return super().is_croppable and (self._states is None or self._states.is_croppable)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)
+        if self._states is not None:
+            self._states.reorder(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.reorder_cache(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        if self._states is not None:
+            self._states.reorder(torch.arange(self._states.rows).repeat_interleave(repeats))
 
     def _forget(self, layer: ShardedLayer, length: int) -> None:
         """Drop what no token after the first `length` sees."""
@@ -192,6 +230,11 @@ class _Call:
 
 
 def cache_of(arguments: dict[str, Any]) -> Cache | None:
-    """The cache among a model's arguments, under the new or the old name."""
-    old: Cache | None = arguments.get("past_key_values")
-    return arguments.get("cache", old)
+    """The cache among a model's arguments, under the new name or an old one."""
+    return next((arguments[name] for name in NAMES if arguments.get(name) is not None), None)
+
+
+def argument_of(model: PreTrainedModel) -> str:
+    """What a model calls its cache."""
+    parameters = inspect.signature(model.forward).parameters
+    return next((name for name in NAMES if name in parameters), ARGUMENT)

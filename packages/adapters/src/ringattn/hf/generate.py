@@ -11,7 +11,7 @@ from transformers.generation.configuration_utils import GenerationMode
 from ringattn.context_parallel import ContextParallel
 from ringattn.hf import inputs, logits, rope
 from ringattn.hf.batch import ShardedBatch
-from ringattn.hf.cache import ARGUMENT, ShardedCache, cache_of
+from ringattn.hf.cache import ShardedCache, argument_of, cache_of
 from ringattn.hf.decode import Decoding
 from ringattn_comms.communicator import Communicator
 from ringattn_core.errors import UnsupportedError
@@ -19,6 +19,9 @@ from ringattn_core.errors import UnsupportedError
 # Ways to lay out the same keys and values, in whose place a ShardedCache does the same; some models' generation config
 # names one.
 _REPLACED = (None, "dynamic", "dynamic_full", "static", "hybrid", "hybrid_chunked", "sliding_window")
+
+# Models that raise an error for caches of any other class.
+_OWN_CACHES = ("minimax",)
 
 
 def prepare_cache(
@@ -38,7 +41,7 @@ def prepare_cache(
     if cache_of(arguments) is None:
         if config.use_cache is False:
             return
-        arguments[ARGUMENT] = ShardedCache(cp.communicator)
+        arguments[argument_of(model)] = ShardedCache(cp.communicator)
     cache = cache_of(arguments)
     if not isinstance(cache, ShardedCache):
         return  # The model refuses it.
@@ -66,6 +69,11 @@ def prepare(
         raise ValueError(
             f"The ShardedCache was made for a group of {cache.comm.size} ranks, and the model is parallelized over "
             f"{cp.cp_size}: give both the same group."
+        )
+    if config.model_type in _OWN_CACHES:
+        raise UnsupportedError(
+            f"The states of {config.model_type!r} are kept in a class of its own, and not in a ShardedCache: generate "
+            "with use_cache=False, which reads the whole text again for every token."
         )
     if arguments.get("labels") is not None:
         raise UnsupportedError("labels go with whole texts, not with a ShardedCache: leave one of them out.")

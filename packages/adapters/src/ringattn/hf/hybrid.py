@@ -12,10 +12,10 @@ import inspect
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ringattn.hf.batch import KEYWORD, ShardedBatch, padded
-from ringattn.hf.cache import ShardedCache
+from ringattn.hf.cache import NAMES, ShardedCache
 from ringattn.hf.decode import Decoding
 from ringattn.hf.texts import Texts
 from ringattn.untraced import untraced
@@ -33,6 +33,14 @@ _CLASSES = (
     "MambaMixer",
     "RecurrentBlock",
     "ShortConv",
+)
+# Of several new tokens these forget the state that they have.
+_ONE_AT_A_TIME = (
+    "FalconMambaMixer",
+    "JambaMambaMixer",
+    "MambaMixer",
+    "RecurrentGemmaRecurrentBlock",
+    "ZambaMambaMixer",
 )
 MASK = "attention_mask"
 # How configurations call layers that have one of them, some beside attention.
@@ -59,7 +67,7 @@ def has_attention(model: nn.Module) -> bool:
 def hooks(model: PreTrainedModel) -> list[Any]:
     """Let every mixer of a model run on whole sequences, until what is returned is removed."""
     found = mixers(model)
-    handles: list[Any] = [WholeSequences(mixer) for mixer in found.values()]
+    handles: list[Any] = [WholeSequences(mixer, model.config) for mixer in found.values()]
     parts = [name.split(".") for name in found]
     around = {".".join(each[:end]) for each in parts for end in range(1, len(each))}
     for caller in map(model.get_submodule, sorted(around)):
@@ -106,8 +114,8 @@ def _also_by_keyword(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tup
 class WholeSequences:
     """What a mixer runs instead of its forward, until it is removed."""
 
-    def __init__(self, mixer: nn.Module) -> None:
-        self._mixer, self._inner = mixer, mixer.forward
+    def __init__(self, mixer: nn.Module, config: PretrainedConfig) -> None:
+        self._mixer, self._inner, self._config = mixer, mixer.forward, config
         self._had_own = "forward" in vars(mixer)
         self._signature = inspect.signature(mixer.forward)
         mixer.forward = self.forward
@@ -133,14 +141,22 @@ class WholeSequences:
                 f"{type(self._mixer).__name__} mixes tokens of whole sequences, and got no plan of the batch: call it "
                 "through its model, whose layers have to pass **kwargs on to it."
             )
-        for cache in ("cache", "cache_params", "past_key_values"):
-            if isinstance(given.get(cache), ShardedCache):
-                given[cache] = given[cache].states
+        for name in NAMES:
+            if isinstance(given.get(name), ShardedCache):
+                given[name] = given[name].states(self._config)
         if isinstance(batch, Decoding):
-            # New tokens are on every rank already.
-            mask = None if batch.mask is None or batch.tokens == 1 else batch.mask[:, -batch.tokens :]
-            return self._inner(hidden, **given, **{MASK: mask})
+            return self._decoded(batch, hidden, given)
         return self._sharded(batch, hidden, given)
+
+    def _decoded(self, step: Decoding, hidden: Tensor, given: dict[str, Any]) -> Any:
+        """New tokens are on every rank already, and so is the state."""
+        if step.tokens > 1 and type(self._mixer).__name__ in _ONE_AT_A_TIME:
+            raise UnsupportedError(
+                f"{type(self._mixer).__name__} got {step.tokens} tokens to read on from its state, which transformers' "
+                "code does one token at a time, and else would start anew: read the whole prompt in one call."
+            )
+        mask = None if step.mask is None or step.tokens == 1 else step.mask[:, -step.tokens :]
+        return self._inner(hidden, **given, **{MASK: mask})
 
     def _sharded(self, batch: ShardedBatch, hidden: Tensor, given: dict[str, Any]) -> Any:
         """On the whole sequences, gathered. An exchange of heads, where each rank runs a few of them, belongs here."""

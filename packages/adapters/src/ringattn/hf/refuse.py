@@ -14,7 +14,7 @@ from ringattn.hf.cache import ARGUMENT, ShardedCache, cache_of
 from ringattn.hf.register import NAME
 from ringattn_core.errors import UnsupportedError
 
-_SUPPORTED = ("full_attention", "sliding_attention")
+_SUPPORTED = ("attention", "full_attention", "sliding_attention")
 # Layers of one token each: of experts alone, or a network.
 _PER_TOKEN = ("mlp", "moe")
 
