@@ -118,6 +118,7 @@ def ways() -> dict[str, bool]:
         "one candidate": same(model, {"input_ids": row["input_ids"].repeat(1, 2)}, prompt_lookup_num_tokens=1),
         # transformers 4.57 calls model.forward for chunks, past all hooks.
         "prompt in chunks": OLD or same(windowed, prompt, prefill_chunk_size=5),
+        "prompt in chunks, for layers that share keys": OLD or same(shared(), prompt, prefill_chunk_size=5),
         "the kind of cache that a config names": same(windowed, row, cache_implementation="static"),
         "without a cache": same(windowed, prompt, use_cache=False),
         "without a cache, sampled": same(model, prompt, use_cache=False, **sampled),
@@ -125,6 +126,10 @@ def ways() -> dict[str, bool]:
         "pipeline": through_a_pipeline(model),
         "kept": kept(),
     }
+
+
+def shared() -> PreTrainedModel:
+    return build_from("gemma4_text", COMMON | OTHERWISE_CACHED["gemma4_text"]).eval()
 
 
 def through_a_pipeline(model: PreTrainedModel) -> bool:

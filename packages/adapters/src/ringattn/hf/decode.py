@@ -83,8 +83,7 @@ def attend(
     with torch.no_grad():
         out, lse = _local(q, k, v, step, window, scale, softcap)
         parts = step.cache.comm.all_gather(torch.cat([out, lse.unsqueeze(-1)], dim=-1)).wait()
-        out, _ = _sum(parts[..., :-1], parts[..., -1], sinks)
-        out = out.to(q.dtype).transpose(1, 2).contiguous()
+        out = _sum(parts[..., :-1], parts[..., -1], sinks).to(q.dtype).transpose(1, 2).contiguous()
     return _NoBackward.apply(out, q) if q.requires_grad else out  # type: ignore[no-untyped-call]
 
 
@@ -113,19 +112,19 @@ def _local(
     outs, lses = zip(*parts, strict=True)
     if len(parts) == 1:
         return outs[0].to(dtype), lses[0].to(dtype)
-    return _sum(torch.stack([out.to(dtype) for out in outs]), torch.stack(lses))
+    every = torch.stack(lses)
+    return _sum(torch.stack([out.to(dtype) for out in outs]), every), every.logsumexp(dim=0)
 
 
-def _sum(outs: Tensor, lses: Tensor, sinks: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def _sum(outs: Tensor, lses: Tensor, sinks: Tensor | None = None) -> Tensor:
     """Parts (parts, rows, num_heads, tokens, dim) and their lse (parts, rows, num_heads, tokens), added up.
 
     A sink is one more key per head, of value 0. A query without any key has out 0.
     """
-    every = lses
     if sinks is not None:
-        every = torch.cat([lses, sinks.to(lses.dtype)[None, None, :, None].expand_as(lses[:1])])
-    weights = every.softmax(dim=0).nan_to_num(0.0)[: len(outs)]
-    return torch.einsum("prht,prhtd->rhtd", weights, outs), every.logsumexp(dim=0)
+        lses = torch.cat([lses, sinks.to(lses.dtype)[None, None, :, None].expand_as(lses[:1])])
+    weights = lses.softmax(dim=0).nan_to_num(0.0)[: len(outs)]
+    return (weights.unsqueeze(-1) * outs).sum(dim=0)
 
 
 class _NoBackward(torch.autograd.Function):

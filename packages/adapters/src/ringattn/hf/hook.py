@@ -74,27 +74,28 @@ class Hooks:
     @untraced
     def before(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]] | None:
         """The whole batch's arguments become this rank's, or planned, where only a tower's are to be."""
-        arguments = _named(model, args, kwargs)
+        signature = inspect.signature(model.forward)
+        arguments, chooses = _named(signature, args, kwargs), logits.NAME in signature.parameters
         if arguments.get(KEYWORD) is not None:
             return None  # a parallelized model around this one has done it
         refuse.check_call(type(model).__name__, arguments, self.config)
         inputs.check(arguments)
         self.first_calls.check(arguments, self.cp.communicator)
         if isinstance(cache_of(arguments), ShardedCache):
-            planned = generate.prepare(arguments, self.cp, self.config, _takes(model, logits.NAME))
+            planned = generate.prepare(arguments, self.cp, self.config, chooses)
         else:
             self.last = inputs.divided(arguments, self.cp)
             rope.check(self.config, self.last, arguments.get("position_ids"))
             router.check(model, arguments, self.config)
             planned = inputs.planned(arguments, self.last)
             if logits.asked(arguments):
-                planned = generate.keep(planned, self.last, _takes(model, logits.NAME))
+                planned = generate.keep(planned, self.last, chooses)
         return (), planned if self.has_tower else self._local(planned)
 
     @untraced
     def inside(self, tower: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
         """The text tower's arguments become this rank's: the features of images are in their places by now."""
-        return (), self._local(_named(tower, args, kwargs))
+        return (), self._local(_named(inspect.signature(tower.forward), args, kwargs))
 
     def _local(self, planned: dict[str, Any]) -> dict[str, Any]:
         local = inputs.local(self.counted.of(planned))
@@ -131,14 +132,8 @@ def _prepare_cache_for_generation(
     type(model)._prepare_cache_for_generation(model, config, arguments, mode, *rest)
 
 
-def _takes(model: nn.Module, name: str) -> bool:
-    """Does a model's forward name this argument?"""
-    return name in inspect.signature(model.forward).parameters
-
-
-def _named(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+def _named(signature: inspect.Signature, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     """All arguments of a call by their names, those of `**kwargs` among them."""
-    signature = inspect.signature(model.forward)
     named = dict(signature.bind_partial(*args, **kwargs).arguments)
     for parameter in signature.parameters.values():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
