@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -268,3 +270,51 @@ def test_families_check_as_attention_does(family: Family) -> None:
     ):
         with pytest.raises((TypeError, ValueError), match=message):
             function(*own, *between, group=Mute(0, 2), **given)
+
+
+@pytest.mark.parametrize("way", ["shard", "unshard"])
+def test_three_dimensions_are_two_things(way: str) -> None:
+    """(batch, tokens, hidden) and (tokens, heads, head_dim): heads were divided in silence."""
+    cp = ContextParallel(Solo())
+    with pytest.raises(ValueError, match=r"shape \(8, 4, 2\) may be \(batch, .* say dim=1, or \(tokens, .* say dim=0"):
+        getattr(cp, way)(tensor(1, 8), tensor(8, 4, 2))
+    assert getattr(cp, way)(tensor(8, 4, 2), dim=0).shape == (8, 4, 2)
+    lengths = cp.with_cu_seqlens([0, 3, 4])
+    assert getattr(lengths, way)(tensor(8, 4, 2)).shape == (8, 4, 2), "tokens are counted"
+    with pytest.raises(ValueError, match=r"cu_seqlens ends at 4, but|Rank 0 holds 4 of 4 tokens, but"):
+        getattr(lengths, way)(tensor(4, 2, 8))
+
+
+ARRAY = np.zeros((1, 8, 4, 8), dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda cp: attention(ARRAY, ARRAY, ARRAY, cp=cp), "q, k and v must be tensors, got ndarray, ndarray, ndarray"),
+        (lambda cp: attention(*[tensor(1, 8, 4, 8)] * 3, cp=cp, sinks=ARRAY), "sinks must be a tensor, got ndarray"),
+        (lambda cp: attention(*[tensor(1, 8, 4, 8)] * 3, alibi_slopes=ARRAY), "alibi_slopes must be a tensor, got"),
+        (lambda cp: ringattn.ring_flash_attn_func(ARRAY, ARRAY, ARRAY), "q, k and v must be tensors, got ndarray, nd"),
+        (lambda cp: ringattn.ring_flash_attn_kvpacked_func(tensor(1, 8, 4, 8), ARRAY), "kv must be a tensor, got nda"),
+        (lambda cp: ringattn.ring_flash_attn_qkvpacked_func(ARRAY), "qkv must be a tensor, got ndarray"),
+        (lambda cp: cp.shard(ARRAY), r"Tensors go in one by one, as in cp.shard\(q, k, v\), got ndarray"),
+        (lambda cp: cp.unshard(ARRAY), "got ndarray"),
+        (lambda cp: cp.shift_labels(ARRAY), "got ndarray"),
+    ],
+)
+def test_numpy_arrays(ask: Callable[[ContextParallel], Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message + ".*torch.from_numpy makes a tensor of a NumPy array"):
+        ask(ContextParallel(Solo()))
+
+
+def test_zero_rows_are_no_mistake() -> None:
+    """A batch that is empty on all ranks, such as the last of an evaluation, has an empty result."""
+    cp = ContextParallel(Mute(0, 2))
+    for shape in ((0, 8, 4, 8), (1, 0, 4, 8), (0, 4, 8)):
+        q = tensor(*shape).requires_grad_()
+        out = attention(q, q, q, cp=cp, causal=True)
+        assert out.shape == shape
+        out.sum().backward()
+        assert q.grad is not None and q.grad.shape == shape
+    assert cp.shard(tensor(0, 8)).shape == (0, 4) and cp.position_ids(0).shape == (1, 0)
+    assert cp.shift_labels(tensor(0, 8)).shape == (0, 8)

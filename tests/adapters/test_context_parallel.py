@@ -86,12 +86,12 @@ def test_there_and_back(layout: str, per_sequence: bool, size: int, cu_seqlens: 
 
     def main(comm: Communicator) -> list[Tensor]:
         cp = ContextParallel(comm, layout, cu_seqlens=cu_seqlens, per_sequence=per_sequence)
-        own, own_y, own_z = cp.shard(x), cp.shard(y, dim=0), cp.shard(z, dim=-1)
+        own, own_y, own_z = cp.shard(x, dim=1), cp.shard(y, dim=0), cp.shard(z, dim=-1)
         assert own.shape[1] == own_y.shape[0] == own_z.shape[2] == cp.division(length).length(comm.rank)
-        assert torch.equal(cp.unshard(own), x) and torch.equal(cp.unshard(own_z, dim=-1), z)
-        first, second = cp.unshard(own, own_y[None])
+        assert torch.equal(cp.unshard(own, dim=1), x) and torch.equal(cp.unshard(own_z, dim=-1), z)
+        first, second = cp.unshard(own, own_y[None], dim=1)
         assert torch.equal(first, x) and torch.equal(second[0], y)
-        several = cp.shard(x, y[None])
+        several = cp.shard(x, y[None], dim=1)
         assert isinstance(several, tuple) and torch.equal(several[0], own) and torch.equal(several[1][0], own_y)
         return [own_y, cp.position_ids(length)]
 
@@ -126,7 +126,7 @@ def test_gradient_of_shard() -> None:
     """That of an index: what this rank's share is made of."""
     x = torch.randn(1, 8, 2, requires_grad=True)
     cp = ContextParallel(Mute(1, 2))
-    cp.shard(x).sum().backward()
+    cp.shard(x, dim=1).sum().backward()
     assert x.grad is not None
     assert x.grad[0, :, 0].tolist() == [0, 0, 1, 1, 1, 1, 0, 0]
 

@@ -18,10 +18,7 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Raise unless q, k and v are tensors whose shapes are what `attention` takes, one with the other."""
-    if not all(isinstance(x, Tensor) for x in (q, k, v)):
-        kinds = ", ".join(type(x).__name__ for x in (q, k, v))
-        raise TypeError(f"q, k and v must be tensors, got {kinds}.")
+    """Raise unless the shapes of q, k and v are what `attention` takes, one with the other."""
     if q.dim() not in (3, 4) or k.dim() != q.dim() or v.dim() != q.dim():
         raise ValueError(
             "q, k and v must all be (batch, tokens, heads, head_dim), or all (tokens, heads, head_dim); got "

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ringattn.lengths import Borders, Lengths, read, sequence_positions
+from ringattn.tensors import check_tensors
 from ringattn.untraced import untraced
 from ringattn_comms.communicator import Communicator
 from ringattn_comms.connect import Group, communicator
@@ -119,29 +120,32 @@ class ContextParallel:
         return division
 
     @untraced
-    def shard(self, *tensors: Tensor, dim: int = 1) -> Any:
+    def shard(self, *tensors: Tensor, dim: int | None = None) -> Any:
         """This rank's share of whole tensors along `dim`: one tensor for one, a tuple for several.
 
         Any shapes, dtypes and devices; all ranks have the same whole tensors. Differentiable.
+        dim: where the tokens are; None is the second dimension, as in (batch, tokens) and (batch, tokens, heads,
+            head_dim). Three dimensions may be (tokens, heads, head_dim) too, so say it for them.
 
-        Raises ValueError for lengths that `cu_seqlens` contradicts, or that do not divide evenly without it, and for
-        tensors without that dimension.
+        Raises ValueError for lengths that `cu_seqlens` contradicts, or that do not divide evenly without it, for
+        tensors without that dimension, and where the dimension is in doubt; TypeError for what is no tensor.
         """
-        _check_tensors(tensors, dim)
+        dim = self._token_dim(tensors, dim)
         index = [stream_index(self.division(x.shape[dim]), self.cp_rank, x.device) for x in tensors]
         shards = tuple(x.index_select(dim, rows) for x, rows in zip(tensors, index, strict=True))
         return shards[0] if len(shards) == 1 else shards
 
     @untraced
-    def unshard(self, *tensors: Tensor, dim: int = 1) -> Any:
+    def unshard(self, *tensors: Tensor, dim: int | None = None) -> Any:
         """The whole tensors from every rank's shares: the inverse of `shard`, on every rank.
 
-        Of any dtype, on the device that the group communicates on; shapes differ between ranks along `dim` alone.
+        Of any dtype, on the device that the group communicates on; shapes differ between ranks along `dim` alone, which
+        is as for `shard`.
         Its gradient is the sum of all ranks' gradients of the whole, cut to this rank's share: exact where the loss is
         the sum of the ranks' losses, and cp_size times too large where each computes the same loss from the whole.
         Raises ValueError where the shares are not as long as those that `shard` hands out.
         """
-        _check_tensors(tensors, dim)
+        dim = self._token_dim(tensors, dim)
         whole = tuple(self._unshard(x, dim) for x in tensors)
         return whole[0] if len(whole) == 1 else whole
 
@@ -164,10 +168,24 @@ class ContextParallel:
         another rank's, so a shift of shards would lose it. The last token of every packed sequence gets `ignore_index`.
         Returns the same shape. Raises ValueError as `shard` does.
         """
-        division = self.division(labels.shape[dim])
+        division = self.division(labels.shape[self._token_dim((labels,), dim)])
         shifted = labels.roll(-1, dims=dim)
         last = torch.tensor(division.cu_seqlens[1:], device=labels.device) - 1
         return shifted.index_fill(dim, last[last >= 0], ignore_index)
+
+    def _token_dim(self, given: tuple[Tensor, ...], dim: int | None) -> int:
+        """The dimension of the tokens in all these tensors: `dim`, or the second one. Raises where there is a doubt."""
+        check_tensors("Tensors go in one by one, as in cp.shard(q, k, v)", *given)
+        for x in given:
+            # With cu_seqlens another dimension would have another length than theirs.
+            if dim is None and x.dim() == 3 and self.cu_seqlens is None:
+                raise ValueError(
+                    f"A tensor of shape {tuple(x.shape)} may be (batch, tokens, hidden), for which say dim=1, or "
+                    "(tokens, heads, head_dim), for which say dim=0."
+                )
+            if not -x.dim() <= (1 if dim is None else dim) < x.dim():
+                raise ValueError(f"There is no dimension {dim or 1} in a tensor of shape {tuple(x.shape)}: say dim=.")
+        return 1 if dim is None else dim
 
     def _unshard(self, x: Tensor, dim: int) -> Tensor:
         length = x.shape[dim] * self.cp_size if self.cu_seqlens is None else read(self.cu_seqlens)[-1]
@@ -216,14 +234,6 @@ def sound(division: Division) -> Division:
 @lru_cache(64)
 def _prove(division: Division) -> None:
     check_division(division, "tokens")
-
-
-def _check_tensors(tensors: tuple[Tensor, ...], dim: int) -> None:
-    for x in tensors:
-        if not isinstance(x, Tensor):
-            raise TypeError(f"Tensors go in one by one, as in cp.shard(q, k, v), got {type(x).__name__}.")
-        if not -x.dim() <= dim < x.dim():
-            raise ValueError(f"There is no dimension {dim} in a tensor of shape {tuple(x.shape)}: say dim=.")
 
 
 def _lengths(division: Division) -> Sequence[int]:

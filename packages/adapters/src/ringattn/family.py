@@ -18,6 +18,7 @@ from ringattn.context_parallel import ContextParallel
 from ringattn.lengths import Borders, read, scaled
 from ringattn.llama3 import head_groups, stream_borders, stream_slopes
 from ringattn.native import attention
+from ringattn.tensors import check_tensors
 from ringattn.untraced import untraced
 from ringattn_comms.connect import Group
 from ringattn_core.layout import Layout, contiguous
@@ -244,6 +245,7 @@ def _named(
 
 
 def _unpacked(packed: Tensor, count: int, name: str, rows: str) -> tuple[Tensor, ...]:
+    check_tensors(f"{name} must be a tensor", packed)
     if packed.dim() not in (4, 5) or packed.shape[-3] != count:
         raise ValueError(f"{name} must be ({rows}, {count}, heads, head_dim), got {tuple(packed.shape)}.")
     return packed.unbind(-3)

@@ -11,6 +11,7 @@ from ringattn import compiled
 from ringattn.call import Call, Request, autocasts, batched, flattened, lowered
 from ringattn.context_parallel import ContextParallel
 from ringattn.lengths import Lengths
+from ringattn.tensors import check_tensors
 from ringattn.untraced import untraced
 from ringattn_comms.communicator import Solo
 from ringattn_core.execute import Result
@@ -60,6 +61,10 @@ def attention(
     (float64 for float64). A query that sees no key has out 0 and lse -inf. Raises ValueError or TypeError for what does
     not fit, before anything is communicated. Ring attention: Liu et al. 2023, arXiv:2310.01889.
     """
+    check_tensors("q, k and v must be tensors", q, k, v)
+    for name, given in (("sinks", sinks), ("alibi_slopes", alibi_slopes)):
+        if given is not None:
+            check_tensors(f"{name} must be a tensor", given)
     if autocasts(q.device):
         q, k, v = (lowered(x) for x in (q, k, v))
     scale = (q.shape[-1] or 1) ** -0.5 if softmax_scale is None else softmax_scale
