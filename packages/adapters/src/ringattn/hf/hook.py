@@ -7,12 +7,12 @@ import inspect
 from types import MethodType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.generation.configuration_utils import GenerationMode
 
 from ringattn.context_parallel import ContextParallel
-from ringattn.hf import generate, hybrid, inputs, logits, outputs, refuse, relay, rope, router
+from ringattn.hf import generate, heads, hybrid, inputs, logits, outputs, refuse, relay, rope, router
 from ringattn.hf.alike import FirstCalls
 from ringattn.hf.batch import KEYWORD, ShardedBatch
 from ringattn.hf.cache import ShardedCache, cache_of
@@ -31,12 +31,17 @@ class Hooks:
     @staticmethod
     def of(model: PreTrainedModel) -> Hooks | None:
         """The hooks that a model has."""
-        hooks: Hooks | None = vars(model).get(_ATTRIBUTE)
+        hooks: Hooks | None = vars(heads.sharded_part(model)).get(_ATTRIBUTE)
         return hooks
 
     def __init__(self, model: PreTrainedModel, cp: ContextParallel, whole_logits: bool = False) -> None:
+        """model: of this the part that runs on shards gets the hooks, see `heads`."""
+        below_head = heads.sharded_part(model) is not model
+        model = heads.sharded_part(model)
         self.cp, self.config = cp, model.config
         self.whole: tuple[str, ...] = ("logits",) if whole_logits else ()
+        if below_head:
+            self.whole = outputs.PER_TOKEN
         self.last: ShardedBatch | None = None
         self.first_calls = FirstCalls()
         tower = refuse.tower(model)
@@ -49,6 +54,8 @@ class Hooks:
             model.register_forward_pre_hook(self.before, with_kwargs=True),
             model.register_forward_hook(self.after, with_kwargs=True),
         ]
+        if (pooler := heads.pooler(tower)) is not None:
+            self._handles.append(pooler.register_forward_pre_hook(self.pooling))
         if self.has_tower:
             self._handles.append(tower.register_forward_pre_hook(self.inside, with_kwargs=True))
         setattr(model, _ATTRIBUTE, self)
@@ -68,8 +75,9 @@ class Hooks:
         """Take the hooks off the model."""
         for handle in self._handles:
             handle.remove()
-        delattr(model, _ATTRIBUTE)
-        vars(model).pop(_CACHE, None)
+        part = heads.sharded_part(model)
+        delattr(part, _ATTRIBUTE)
+        vars(part).pop(_CACHE, None)
 
     @untraced
     def before(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]] | None:
@@ -96,6 +104,11 @@ class Hooks:
     def inside(self, tower: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
         """The text tower's arguments become this rank's: the features of images are in their places by now."""
         return (), self._local(_named(inspect.signature(tower.forward), args, kwargs))
+
+    @untraced
+    def pooling(self, pooler: nn.Module, args: Any) -> tuple[Tensor]:
+        """What makes one vector of a text's tokens gets all of them."""
+        return heads.whole(pooler, args, self.last)
 
     def _local(self, planned: dict[str, Any]) -> dict[str, Any]:
         local = inputs.local(self.counted.of(planned))

@@ -12,11 +12,14 @@ from ringattn.hf import packing
 from ringattn.hf.batch import KEYWORD, ShardedBatch, divide, padded
 from ringattn.hf.cache import ShardedCache
 from ringattn.hf.decode import Decoding
+from ringattn_core.errors import UnsupportedError
 
 IGNORED = -100  # transformers' label for "no target here"
 # Said of the whole batch, and used up here: what the model would make of them would be wrong on a shard.
 _PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 _CONSUMED = ("attention_mask", "cache_position")
+# Sharded by name, or chosen for this rank.
+_SHARDED = ("labels", "shift_labels", "num_items_in_batch", "position_ids", "logits_to_keep")
 
 
 def tokens_of(arguments: dict[str, Any]) -> Tensor:
@@ -29,7 +32,7 @@ def tokens_of(arguments: dict[str, Any]) -> Tensor:
     found: Tensor | None = arguments.get(name)
     if found is None:
         raise ValueError("The model got neither input_ids nor inputs_embeds: one of them says what to shard.")
-    if found.dim() < 2 + embedded:
+    if found.dim() != 2 + embedded:
         raise ValueError(f"{name} must be {shape}, got {tuple(found.shape)}: one text alone is a row, {name}[None].")
     return found
 
@@ -86,12 +89,30 @@ def local(arguments: dict[str, Any]) -> dict[str, Any]:
         positions = torch.arange(start, stop, device=tokens_of(local).device)[None]
     if isinstance(batch, Decoding):
         return local | {"position_ids": positions}
-    for name in ("input_ids", "inputs_embeds"):
-        if local.get(name) is not None:
-            local[name] = batch.shard(padded(local[name], batch.length, 1, 0))
+    local |= {name: _share(name, value, batch) for name, value in local.items() if name not in _SHARDED}
     # Global positions, of which rotary embeddings are made.
     last = positions.dim() - 1
     return local | {"position_ids": batch.shard(padded(positions, batch.length, last, 0), dim=last)}
+
+
+def _share(name: str, x: Any, batch: ShardedBatch) -> Any:
+    """This rank's part of an argument that has an entry for each token, as its shape says; others as they are.
+
+    Raises UnsupportedError where its tokens lie along another dimension than the second.
+    """
+    if isinstance(x, list | tuple):
+        return type(x)(_share(name, each, batch) for each in x)
+    if not isinstance(x, Tensor) or batch.tokens not in x.shape:
+        return x
+    if x.shape[:2] in ((batch.rows, batch.tokens), (1, batch.tokens)):
+        return batch.shard(padded(x, batch.length, 1, 0))
+    if x.shape == (batch.rows,):
+        return x
+    raise UnsupportedError(
+        f"The model got {name} of shape {tuple(x.shape)}, one of whose dimensions is as long as the texts, and nothing "
+        f"is known here of how to shard it. What has an entry for each token is (rows, tokens, ...) = ({batch.rows}, "
+        f"{batch.tokens}, ...)."
+    )
 
 
 def _borders(arguments: dict[str, Any], rows: int, tokens: int) -> list[packing.Borders]:

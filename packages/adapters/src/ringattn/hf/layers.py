@@ -21,7 +21,7 @@ def reasons(model: nn.Module) -> Iterator[str]:
     """Why the attention layers within a model cannot run on shards, as far as their code says."""
     for way in dict.fromkeys(tuple(map(type, way)) for way in _ways(model)):
         attention = way[-1]
-        for argument in sorted(BEYOND_BANDS.keys() & _keywords(_forward(attention))):
+        for argument in sorted(BEYOND_BANDS.keys() & keywords(code_of(attention))):
             yield f"its {attention.__name__} passes {argument!r} to its attention: {BEYOND_BANDS[argument]}"
         for kind, inner in zip(way, (*way[1:], None), strict=True):
             if not _passes_on(_forward(kind)) and not (inner is attention and _takes_more(_forward(kind))):
@@ -64,9 +64,9 @@ def _forward(kind: type[nn.Module]) -> FunctionType:
     return forward if isinstance(forward, FunctionType) else cast(FunctionType, nn.Module.forward)
 
 
-def _keywords(forward: FunctionType) -> set[str]:
+def keywords(code: CodeType) -> set[str]:
     """The names under which a function passes arguments to others: its code keeps those of a call in one tuple."""
-    return {name for names in forward.__code__.co_consts if isinstance(names, tuple) for name in names}
+    return {name for names in code.co_consts if isinstance(names, tuple) for name in names}
 
 
 def _rest(forward: FunctionType) -> set[str]:

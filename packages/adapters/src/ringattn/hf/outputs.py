@@ -11,19 +11,19 @@ from ringattn.hf.batch import ShardedBatch
 from ringattn_comms.communicator import Communicator
 
 # Outputs with a vector for each token, which stay shards unless they are asked for as a whole.
-PER_TOKEN = ("logits", "hidden_states", "router_logits")
+PER_TOKEN = ("last_hidden_state", "logits", "hidden_states", "router_logits")
 
 
 def mend(output: Any, batch: ShardedBatch, *, with_loss: bool, whole: tuple[str, ...] = ()) -> Any:
     """The output, a ModelOutput or a tuple, with the whole batch's loss and with whole numbers per token or target.
 
-    whole: which of `PER_TOKEN` are to be whole too; of a tuple, which has no names, only logits can be.
+    whole: which of `PER_TOKEN` are to be whole too; of a tuple, which has no names, only its first can be.
     """
     comm = batch.row.communicator
     if isinstance(output, tuple):
         loss = (mean_over_ranks(output[0], comm),) if with_loss else ()
         rest = output[len(loss) :]
-        return (*loss, batch.unshard(rest[0]), *rest[1:]) if "logits" in whole else (*loss, *rest)
+        return (*loss, batch.unshard(rest[0]), *rest[1:]) if whole else (*loss, *rest)
     for name, value in output.items():
         if with_loss and name == "loss":
             output[name] = mean_over_ranks(value, comm)

@@ -32,32 +32,36 @@ def parallelize(
 ) -> M:
     """Let every forward pass of `model` run on this rank's share of each sequence, with exact attention over all.
 
-    model: a decoder of transformers, a module around one (DDP, PEFT, compiled), or a Trainer; of a vision-language
-        model the text tower is sharded, and images are seen by every rank.
+    model: a decoder or an encoder of transformers, a module around one (DDP, PEFT, compiled), or a Trainer; of a
+        vision-language model the text tower is sharded, and images are seen by every rank. Below a head that does not
+        predict the next token (a classifier, a reward, spans, masked words) the base model is sharded, and the head is
+        computed from all hidden states on every rank, with whole logits and loss.
     group: a ProcessGroup, a one-dimensional DeviceMesh (`mesh["cp"]`), or None for all processes.
     cp: for a Trainer, instead of a group: so many neighbouring processes share each sequence.
     layout: as for `ringattn.ContextParallel`; "balanced" deals the documents of a packed row, most of them whole, and
         divides a row of one document, and every row of a batch of several, as "zigzag" does.
     route, head_groups, kernel: as for `ringattn.ContextParallel`.
     logits: "shards" are this rank's tokens' alone, see `unshard`; "whole" are all tokens', on every rank, for losses
-        that are computed outside the model.
+        that are computed outside the model. Of a head that is computed on every rank they are whole.
 
     From then on every rank of the group calls the model with the same whole batch: input_ids (rows, tokens), labels,
     and what else the collator gives: attention_mask with padding at either side, position_ids that restart or
-    cu_seq_lens_q for packed sequences. The loss is the whole batch's on every rank, as in one process, but for targets
-    that padding is to predict: the first real token of a row that is padded at the left, and padding that has labels.
-    What padding predicts depends on the attention implementation in one process too: label these targets -100 for
-    equal losses. Outputs of one number for each token or target are whole; hidden states are shards. Gradients are to
-    be averaged over the group, as DDP and FSDP do. To a Trainer the ranks of a group are one process: they get the same
-    batches, and what it gathers and counts has each text once.
+    cu_seq_lens_q for packed sequences, and anything else of (rows, tokens, ...). The loss is the whole batch's on every
+    rank, as in one process, but for targets that padding is to predict: the first real token of a row that is padded
+    at the left, and padding that has labels, or that a head chooses spans from. What padding predicts depends on the
+    attention implementation in one process too: label these targets -100 for equal losses. Outputs of one
+    number for each token or target are whole; hidden states are shards. Gradients are to be averaged over the group, as
+    DDP and FSDP do. To a Trainer the ranks of a group are one process: they get the same batches, and what it gathers
+    and counts has each text once.
     The model gets configs of its own, so that others with the same config object stay as they are. Calling it again
     changes the settings. Returns what it was given.
 
     Raises UnsupportedError for models that cannot run on a sharded sequence, with the layer type and the reason;
     ValueError for `cp` with a model, a group with a Trainer, a cp that does not divide the processes, groups of
-    completions (GRPO) that do not fill the batches of the processes that are left, or other `logits`; TypeError for
-    what holds no model of transformers; and what `ringattn.ContextParallel` raises. The first calls of the model raise
-    ValueError where ranks have different batches. The attention is that of `ringattn.attention`.
+    completions (GRPO) that do not fill the batches of the processes that are left, other `logits`, or whole ones of a
+    model without a head; TypeError for what holds no model of transformers; and what `ringattn.ContextParallel`
+    raises. The first calls of the model raise ValueError where ranks have different batches. The attention is that of
+    `ringattn.attention`.
     """
     if logits not in ("shards", "whole"):
         raise ValueError(
@@ -85,6 +89,11 @@ def parallelize(
 def _hook(model: nn.Module, cp: ContextParallel, whole_logits: bool) -> None:
     inner = refuse.outermost(model)
     refuse.check(inner)
+    if whole_logits and inner.base_model is inner:
+        raise ValueError(
+            f"logits='whole' is for models with logits, and {type(inner).__name__} has none: the hidden states of all "
+            "tokens are ringattn.hf.unshard(model, output.last_hidden_state)."
+        )
     # One communicator for all batches, and an error for a wrong group now rather than in the first batch.
     cp = ContextParallel(cp.communicator, cp.layout, cp.route, head_groups=cp.head_groups, kernel=cp.kernel)
     hooks = Hooks.of(inner)

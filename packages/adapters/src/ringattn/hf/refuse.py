@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ringattn.hf import hybrid, layers, logits
+from ringattn.hf import heads, hybrid, layers, logits
 from ringattn.hf.cache import ARGUMENT, ShardedCache, cache_of
 from ringattn.hf.register import NAME
 from ringattn_core.errors import UnsupportedError
@@ -42,14 +42,6 @@ _OTHER_TOWERS = {
 _CROSS = ("encoder_hidden_states", "cross_attention_states")
 # Of these the tokens of an image see each other in both directions.
 _TWO_WAY_IMAGES = ("gemma3",)
-# A head that reads its answer off one token, or has a loss that is not that of the next token.
-_HEADS = (
-    "ForSequenceClassification",
-    "ForQuestionAnswering",
-    "ForTokenClassification",
-    "ForMultipleChoice",
-    "ForMaskedLM",
-)
 # Text models whose tokens meet in a way that no attribute of their configuration tells.
 _MIXING = {
     "blt": "it pools bytes into patches, and looks each up by those before it, which the border of a shard parts"
@@ -59,25 +51,25 @@ _MIXING = {
 def check(model: PreTrainedModel) -> None:
     """Raise UnsupportedError, with the layer type and the reason, unless the model can run on shards."""
     name = type(model).__name__
-    for reason in _reasons(model, model.config):
+    for reason in _reasons(heads.sharded_part(model), model.config):
         raise UnsupportedError(f"{name} cannot run on a sharded sequence: {reason}.")
 
 
 def _reasons(model: PreTrainedModel, config: PretrainedConfig) -> Iterator[str]:
-    name = type(model).__name__
     if config.is_encoder_decoder:
         yield "it is an encoder-decoder, whose cross attention joins two sequences (decoder-only models are supported)"
     text, reader = config.get_text_config(), model
     if text is not config or config.model_type in _OTHER_TOWERS:
         yield from _tower_reasons(model, config)
         reader = tower(model)
+    if not {"input_ids", "inputs_embeds"} & inspect.signature(reader.forward).parameters.keys():
+        yield "its forward takes neither input_ids nor inputs_embeds, and only sequences of tokens are sharded"
     yield from _layer_reasons(text, reader)
     if getattr(text, "use_bidirectional_attention", None):
         yield "use_bidirectional_attention asks for a mask that the attention call does not get to know"
     if text.model_type in _MIXING:
         yield _MIXING[text.model_type]
-    if name.endswith(_HEADS):
-        yield "its head looks for one token or its loss is not that of the next token (use the ...ForCausalLM class)"
+    yield from heads.reasons(reader)
     yield from layers.reasons(reader)
     if hybrid.has_attention(reader):
         if not layers.ask_interface(reader):
@@ -154,7 +146,8 @@ def check_call(name: str, arguments: dict[str, Any], config: PretrainedConfig) -
             f"{name} got an image, whose tokens see each other in both directions: that mask is no band. Give it text "
             "alone, or a model whose attention is causal for images too."
         )
-    if arguments.get("output_attentions"):
+    weights = arguments.get("output_attentions")
+    if config.get_text_config().output_attentions if weights is None else weights:
         raise UnsupportedError(f"{name} got output_attentions=True: the weights are never formed as a whole.")
     cache = cache_of(arguments)
     if isinstance(cache, ShardedCache):
