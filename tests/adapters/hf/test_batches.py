@@ -204,3 +204,14 @@ def _tuple_loss(ids: Tensor) -> float:
     loss, logits, *_ = ringattn.hf.parallelize(model)(ids, labels=ids, return_dict=False)
     assert ringattn.hf.unshard(model, logits).shape == (2, 13, 64)
     return compare.relative(loss, expected)
+
+
+@pytest.mark.parametrize(
+    "given", [{"input_ids": torch.zeros(0, 8, dtype=torch.int64)}, {"inputs_embeds": torch.zeros(0, 8, 64)}]
+)
+def test_no_rows(given: dict[str, Tensor]) -> None:
+    """transformers' own models fail in a reshape then."""
+    model = build("llama")
+    ringattn.hf.parallelize(model, Mute(0, 2))
+    with pytest.raises(ValueError, match=r"has no rows, got \(0, 8.*: skip a batch that is empty on all ranks"):
+        model(**given)

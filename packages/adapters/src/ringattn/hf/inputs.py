@@ -34,6 +34,8 @@ def tokens_of(arguments: dict[str, Any]) -> Tensor:
         raise ValueError("The model got neither input_ids nor inputs_embeds: one of them says what to shard.")
     if found.dim() != 2 + embedded:
         raise ValueError(f"{name} must be {shape}, got {tuple(found.shape)}: one text alone is a row, {name}[None].")
+    if len(found) == 0:
+        raise ValueError(f"{name} has no rows, got {tuple(found.shape)}: skip a batch that is empty on all ranks.")
     return found
 
 
