@@ -11,6 +11,7 @@ from ringattn.extras import missing
 
 try:
     from ringattn.hf.cache import ShardedCache
+    from ringattn.hf.logprobs import token_logprobs
     from ringattn.hf.parallel import parallelize, restore, unshard
     from ringattn.hf.register import NAME
 except ImportError as error:
@@ -19,4 +20,4 @@ except ImportError as error:
         raise
     raise ModuleNotFoundError(reason) from error
 
-__all__ = ["NAME", "ShardedCache", "parallelize", "restore", "unshard"]
+__all__ = ["NAME", "ShardedCache", "parallelize", "restore", "token_logprobs", "unshard"]

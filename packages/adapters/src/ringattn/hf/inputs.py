@@ -138,15 +138,21 @@ def _labels(arguments: dict[str, Any], batch: ShardedBatch) -> dict[str, Any]:
 
     They are shifted before they are sharded: a shard's last target is the first token of another rank's.
     """
-    shifted = arguments.get("shift_labels")
-    if shifted is None:
+    targets = arguments.get("shift_labels")
+    if targets is None:
         if arguments.get("labels") is None:
             return {}
-        shifted = arguments["labels"].roll(-1, dims=1)
-        shifted[:, -1] = IGNORED
+        targets = shifted(arguments["labels"])
     items = arguments.get("num_items_in_batch")
-    items = (shifted != IGNORED).sum() if items is None else items
-    shifted = batch.shard(padded(shifted, batch.length, 1, IGNORED)).contiguous()
+    items = (targets != IGNORED).sum() if items is None else items
+    targets = batch.shard(padded(targets, batch.length, 1, IGNORED)).contiguous()
     # The loss reads shift_labels, and is computed at all only if there are labels.
-    labels = None if arguments.get("labels") is None else shifted
-    return {"labels": labels, "shift_labels": shifted, "num_items_in_batch": items / batch.row.cp_size}
+    labels = None if arguments.get("labels") is None else targets
+    return {"labels": labels, "shift_labels": targets, "num_items_in_batch": items / batch.row.cp_size}
+
+
+def shifted(labels: Tensor) -> Tensor:
+    """What each token of whole rows is to predict: the label of the next one, and nothing for the last."""
+    targets = labels.roll(-1, dims=1)
+    targets[:, -1] = IGNORED
+    return targets

@@ -28,7 +28,7 @@ def parallelize(
     route: str | Route = "auto",
     head_groups: int = 1,
     kernel: str | None = None,
-    logits: Literal["shards", "whole"] = "shards",
+    logits: Literal["shards", "whole"] | None = None,
 ) -> M:
     """Let every forward pass of `model` run on this rank's share of each sequence, with exact attention over all.
 
@@ -41,8 +41,10 @@ def parallelize(
     layout: as for `ringattn.ContextParallel`; "balanced" deals the documents of a packed row, most of them whole, and
         divides a row of one document, and every row of a batch of several, as "zigzag" does.
     route, head_groups, kernel: as for `ringattn.ContextParallel`.
-    logits: "shards" are this rank's tokens' alone, see `unshard`; "whole" are all tokens', on every rank, for losses
-        that are computed outside the model. Of a head that is computed on every rank they are whole.
+    logits: "shards" are this rank's tokens' alone, see `unshard` and `token_logprobs`; "whole" are all tokens', on
+        every rank, for losses that are computed outside the model. None is "shards", and "whole" for a Trainer that
+        computes its loss itself: one whose class overrides `compute_loss`, or that has a compute_loss_func or
+        label_smoothing_factor. Of a head that is computed on every rank they are whole.
 
     From then on every rank of the group calls the model with the same whole batch: input_ids (rows, tokens), labels,
     and what else the collator gives: attention_mask with padding at either side, position_ids that restart or
@@ -63,7 +65,7 @@ def parallelize(
     raises. The first calls of the model raise ValueError where ranks have different batches. The attention is that of
     `ringattn.attention`.
     """
-    if logits not in ("shards", "whole"):
+    if logits not in (None, "shards", "whole"):
         raise ValueError(
             f"logits must be 'shards', for each rank its own tokens', or 'whole', all tokens', on every rank, got "
             f"{logits!r}."
@@ -71,7 +73,7 @@ def parallelize(
     if isinstance(model, Trainer):
         if cp is None or group is not None:
             raise ValueError("Say how many processes share a sequence of a Trainer: parallelize(trainer, cp=8).")
-        whole = logits == "whole" or trainer.needs_whole_logits(model)
+        whole = trainer.computes_loss(model) if logits is None else logits == "whole"
         trainer.check(model)
         mesh = trainer.mesh_of(model, cp)
         trainer.check_groups(model, mesh["dp"].size())

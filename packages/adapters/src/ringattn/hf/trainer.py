@@ -87,9 +87,14 @@ def _check_groups(trainer: Trainer, group: str, batch: str, steps: int, dp_size:
     )
 
 
-def needs_whole_logits(trainer: Trainer) -> bool:
-    """Does the trainer compute its loss from logits itself?"""
-    return trainer.compute_loss_func is not None or trainer.args.label_smoothing_factor != 0
+def computes_loss(trainer: Trainer) -> bool:
+    """Does the trainer compute its loss itself, from what the model returns?
+
+    TRL's trainers that let the model return log-probabilities do so too; they have no logits, and so none to gather.
+    """
+    kind = type(trainer)
+    overrides = any(getattr(kind, name) is not getattr(Trainer, name) for name in ("compute_loss", "training_step"))
+    return overrides or trainer.compute_loss_func is not None or trainer.args.label_smoothing_factor != 0
 
 
 def share_batches(trainer: Trainer, mesh: DeviceMesh) -> None:
