@@ -231,7 +231,7 @@ def sound(division: Division) -> Division:
     return division
 
 
-@lru_cache(64)
+@lru_cache(16)
 def _prove(division: Division) -> None:
     check_division(division, "tokens")
 
@@ -240,6 +240,6 @@ def _lengths(division: Division) -> Sequence[int]:
     return [division.length(rank) for rank in range(division.cp_size)]
 
 
-@lru_cache(64)
+@lru_cache(16)
 def _even(division: Division) -> bool:
     return len(set(_lengths(division))) == 1

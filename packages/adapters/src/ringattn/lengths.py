@@ -87,13 +87,13 @@ def written(borders: Iterable[int], like: Tensor) -> Tensor:
     return tensor
 
 
-@lru_cache(64)
+@lru_cache(16)
 def scaled(borders: Borders, factor: int) -> Borders:
     """The borders where every sequence is `factor` times as long."""
     return Borders(border * factor for border in borders)
 
 
-@lru_cache(64)
+@lru_cache(16)
 def repeated(borders: Borders, batch: int) -> Borders:
     """The borders of `batch` rows that are each divided in this way, laid end to end."""
     if batch == 0:

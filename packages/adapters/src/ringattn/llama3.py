@@ -82,7 +82,7 @@ def stream_borders(
     return borders
 
 
-@lru_cache(64)
+@lru_cache(16)
 def _stream_borders(q: Borders, k: Borders, keys: range, tokens: range, total: int) -> Borders | None:
     inside = [keys.start + border for border in k]
     held = [min(max(border, tokens.start), tokens.stop) - tokens.start for border in inside]

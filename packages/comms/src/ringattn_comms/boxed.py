@@ -30,7 +30,7 @@ def boxed(schedule: Schedule, step: Step, device: torch.device) -> Boxed | None:
     return _boxed(schedule, step.hop, device) if boxes(step, schedule.cp_rank) else None
 
 
-@kept(256)
+@kept
 def _boxed(schedule: Schedule, hop: int, device: torch.device) -> Boxed:
     """The same for all head groups."""
     step = schedule.on_hop(hop)

@@ -39,7 +39,7 @@ def disarrange(schedule: Schedule, step: Step, buffer: Tensor) -> Tensor:
     return flat.view(len(step.sources), schedule.shard_size, *buffer.shape[1:])
 
 
-@kept(256)
+@kept
 def _rows(schedule: Schedule, hop: int, device: torch.device) -> Tensor:
     """For every row of a step's buffer, where it stands among the sources' parcels laid end to end; by its hop."""
     step = schedule.on_hop(hop)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache, lru_cache
+from functools import cache
 from itertools import pairwise
 
 import torch
@@ -22,6 +22,7 @@ from ringattn_comms.side import Side, side_stream
 from ringattn_comms.window import Move, Place, Region, Windows, copy
 from ringattn_core.gradient import Part
 from ringattn_core.index import kept, places
+from ringattn_core.memo import by_owner
 from ringattn_core.planner import lent
 from ringattn_core.schedule import Piece, Schedule, Step
 from ringattn_core.totals import add_parts
@@ -201,7 +202,7 @@ def _groups(schedule: Schedule, kv: KV) -> tuple[list[_Group], Region]:
 _MANY_SEQUENCES = 64
 
 
-@lru_cache(256)
+@by_owner
 def _lent_rows(schedule: Schedule) -> range:
     """A box around all rows of a rank's shard that others fetch."""
     if len(schedule.keys.cu_seqlens) > _MANY_SEQUENCES:
@@ -210,7 +211,7 @@ def _lent_rows(schedule: Schedule) -> range:
     return range(min(run.start for run in rows), max(run.stop for run in rows)) if rows else range(0)
 
 
-@kept(32)
+@kept
 def _homes(schedule: Schedule, device: torch.device) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
     """Where the gradients of each row of a rank's keys lie: by hop in its own steps, by slot in its inbox."""
     near, far = defaultdict[int, list[tuple[range, int]]](list), defaultdict[int, list[tuple[range, int]]](list)

@@ -6,15 +6,14 @@ it: of packed documents, cut into pieces for every rank, it is faster to copy th
 
 from __future__ import annotations
 
-from functools import lru_cache
-
+from ringattn_core.memo import by_owner
 from ringattn_core.schedule import Piece, Step
 
 _PIECES = 8  # of each source, on average: fewer travel one by one
 _ROWS = 512  # that are copied while one more copy begins: 4 KiB each, as of 8 kv heads of 128
 
 
-@lru_cache(1024)
+@by_owner
 def boxes(step: Step, own: int) -> tuple[Piece, ...] | None:
     """A box for each source, that of rank `own` last, side by side; None where the pieces are few or far apart."""
     if len(step.pieces) <= _PIECES * len(step.sources):

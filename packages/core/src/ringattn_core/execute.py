@@ -158,7 +158,7 @@ def _at(schedule: Schedule, step: Step, q: Tensor, kv: KV, options: Options) -> 
     return heads, options.at(heads, _positions(schedule, step, q.device) if options.positional else None)
 
 
-@kept(256)
+@kept
 def _positions(schedule: Schedule, step: Step, device: torch.device) -> Positions:
     ends_q, ends_k = (torch.tensor(division.cu_seqlens[1:]) for division in (schedule.queries, schedule.keys))
     cpu = torch.device("cpu")

@@ -183,12 +183,12 @@ class _Fold:
 _TOUCHED, _NARROW, _WIDE, _WIDEN = 1, 2, 4, 8  # a row's code: is it touched, read from where, written to where
 
 
-@kept(2048)
+@kept
 def _row_codes(schedule: Schedule, launch: Launch, device: torch.device) -> Tensor:
     return _codes(row_touches(schedule).of[launch], launch.rows, device)
 
 
-@kept(2048)
+@kept
 def _column_codes(step: Step, length: int, launch: Launch, device: torch.device) -> Tensor:
     return _codes(column_touches(step, length).of[launch], launch.columns, device)
 

@@ -2,53 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
-from functools import lru_cache, wraps
+from collections.abc import Callable, Iterable
+from functools import wraps
 from typing import TypeVar, TypeVarTuple
 
 import torch
 from torch import Tensor
 
 from ringattn_core.layout import Division
+from ringattn_core.memo import by_owner, recent
 from ringattn_core.schedule import Launch
 from ringattn_core.streams import capturing
 
 T = TypeVar("T")
+Owner = TypeVar("Owner")
 Key = TypeVarTuple("Key")
 
-
-def kept(count: int) -> Callable[[Callable[[*Key], T]], Callable[[*Key], T]]:
-    """As `lru_cache(count)`, for what lies on a device: what a CUDA graph reads while it is captured stays for good."""
-
-    def keep(make: Callable[[*Key], T]) -> Callable[[*Key], T]:
-        made: Callable[..., T] = lru_cache(count)(make)
-        captured = dict[Hashable, T]()
-
-        @wraps(make)
-        def get(*key: *Key) -> T:
-            found = made(*key)
-            if capturing():
-                captured[key] = found
-            return found
-
-        return get
-
-    return keep
+_MOST_CAPTURED = 1 << 16
+_captured = dict[int, object]()  # by id
 
 
-@kept(1024)
+def for_graphs(made: Callable[[*Key], T]) -> Callable[[*Key], T]:
+    """What a CUDA graph reads while it is captured stays for good: nothing tells when the last graph is gone.
+
+    Raises RuntimeError where graphs of ever new plans are captured, before that fills the memory.
+    """
+
+    @wraps(made)
+    def get(*key: *Key) -> T:
+        found = made(*key)
+        if capturing():
+            _captured[id(found)] = found
+            if len(_captured) > _MOST_CAPTURED:
+                raise RuntimeError(
+                    f"CUDA graphs have been captured that read {_MOST_CAPTURED} index tensors of different plans, all "
+                    "of which are kept for them: capture one graph for each of a few packings, and use them again."
+                )
+        return found
+
+    return get
+
+
+def kept(make: Callable[[Owner, *Key], T]) -> Callable[[Owner, *Key], T]:
+    """As `by_owner`, for what lies on a device and CUDA graphs may read."""
+    return for_graphs(by_owner(make))
+
+
+@kept
 def row_index(launch: Launch, device: torch.device) -> slice | Tensor:
     """The launch's rows: a slice if they have no gap."""
     return _index([tile.q for tile in launch.tiles], launch.rows if launch.dense_rows else None, device)
 
 
-@kept(1024)
+@kept
 def column_index(launch: Launch, device: torch.device) -> slice | Tensor:
     """The launch's columns: a slice if they have no gap."""
     return _index([tile.k for tile in launch.tiles], launch.columns if launch.dense_columns else None, device)
 
 
-@kept(128)
+@for_graphs
+@recent(64 << 20, lambda index: 8 * len(index))
 def stream_index(division: Division, cp_rank: int, device: torch.device) -> Tensor:
     """The stream positions of a rank's tokens, in storage order: (tokens,) int64."""
     with torch.inference_mode(False):  # What is kept here may be part of a backward pass later.
@@ -56,7 +69,8 @@ def stream_index(division: Division, cp_rank: int, device: torch.device) -> Tens
         return torch.cat(runs).to(device) if runs else torch.empty(0, dtype=torch.int64, device=device)
 
 
-@kept(128)
+@for_graphs
+@recent(64 << 20, lambda index: 8 * len(index))
 def sequence_index(division: Division, cp_rank: int, device: torch.device) -> Tensor:
     """The sequence of each of a rank's tokens, in storage order: (tokens,) int64."""
     with torch.inference_mode(False):

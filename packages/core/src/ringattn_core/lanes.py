@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from functools import cache, partial
+from functools import lru_cache, partial
 from itertools import cycle
 from typing import NamedTuple, TypeVar
 
@@ -84,7 +84,7 @@ def _after(main: torch.cuda.Stream, done: torch.cuda.Event, then: Callable[[], N
     then()
 
 
-@cache
+@lru_cache(64)
 def _lanes(main: torch.cuda.Stream, rank: int) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
     """Two streams beside one, for one thread: memory that it lets go of is used there again after `wait_stream`."""
     return torch.cuda.Stream(main.device), torch.cuda.Stream(main.device)  # type: ignore[no-untyped-call]

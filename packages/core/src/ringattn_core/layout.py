@@ -12,11 +12,12 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from itertools import pairwise
 
 from ringattn_core.balance import deal
 from ringattn_core.errors import lookup
+from ringattn_core.memo import shared
 from ringattn_core.tile import chunk
 
 Layout = Callable[[range, int, int], tuple[range, ...]]
@@ -39,7 +40,7 @@ def striped(extent: range, cp_rank: int, cp_size: int) -> tuple[range, ...]:
     return (extent[cp_rank::cp_size],)
 
 
-@cache
+@shared
 def windowed(window: int) -> Layout:
     """Zigzag within the first `window` tokens and contiguous beyond them: equal work under a causal sliding window.
 
@@ -72,10 +73,20 @@ def _share(cu_seqlens: Sequence[int], cp_rank: int, cp_size: int) -> tuple[range
     return tuple(range(start + run.start, start + run.stop) for run in runs)
 
 
-@lru_cache(64)
+@lru_cache(8)
 def _dealt(cu_seqlens: tuple[int, ...], cp_size: int) -> list[tuple[range, ...]]:
     """What `balanced` gives every rank."""
     return [share.runs for share in deal(cu_seqlens, cp_size)]
+
+
+def chunk_owners(layout: Layout, cp_size: int) -> Sequence[int] | None:
+    """The ranks that hold the equal chunks into which a layout cuts any extent, in order; None where it does not.
+
+    What is known of all extents at once makes the planning of many sequences quick: see `Chunks`.
+    """
+    if layout is contiguous:
+        return range(cp_size)
+    return (*range(cp_size), *reversed(range(cp_size))) if layout is zigzag else None
 
 
 LAYOUTS: dict[str, Layout] = {"contiguous": contiguous, "zigzag": zigzag, "striped": striped, "balanced": balanced}

@@ -8,24 +8,30 @@ falls out of this.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
+from ringattn_core.alive import alive
 from ringattn_core.arrange import arranged, merged
+from ringattn_core.columns import Pieces
 from ringattn_core.errors import check_cu_seqlens
 from ringattn_core.join import joined_tiles
 from ringattn_core.layout import Division, Layout
-from ringattn_core.lines import Line, Mask, Shard, shards
-from ringattn_core.route import Route, traffic
+from ringattn_core.lines import Mask, Shard, mask
+from ringattn_core.many import full_tiles, gathered
+from ringattn_core.memo import by_owner, recent, shared
+from ringattn_core.route import Route, Traffic, traffic
 from ringattn_core.schedule import Launch, Piece, Schedule, Step
 from ringattn_core.settled import begun_early, split
 from ringattn_core.tile import FULL, Tile, Window
 
+# The plans of the last batches, for every layer of a model looks up those of its batch: so many bytes of them, or those
+# of two masks forward and backward, if they are more.
+_BUDGET, _LEAST = 64 << 20, 4
 
-@lru_cache(256)
+
+@shared
 def plan(
     layout: Layout,
     route: Route,
@@ -72,24 +78,23 @@ def plan(
     return _planned(queries, keys, route, cp_rank, window, head_groups, ahead)
 
 
-@lru_cache(256)
+@recent(_BUDGET, lambda planned: planned.size, least=_LEAST)
 def _planned(
     queries: Division, keys: Division, route: Route, cp_rank: int, window: Window, head_groups: int, ahead: int
 ) -> Schedule:
     """The plan of a rank; where no row is sent ahead, it is the very plan without."""
-    cp_size = keys.cp_size
-    mask, columns, everyone = Mask(queries, keys, window), shards(keys), traffic(route, cp_size)
-    rows, hops = _rows(mask, queries, keys, route, cp_rank, ahead), []
+    whole, everyone = mask(queries, keys, window), traffic(route, keys.cp_size)
+    rows, hops = _rows(whole, everyone, cp_rank, ahead), []
     if ahead and not rows[1].begun:
         return _planned(queries, keys, route, cp_rank, window, head_groups, 0)
-    for hop, sources in enumerate(everyone.sources[cp_rank]):
-        pieces, launches = _hop(mask, rows[hop > 0], cp_rank, [columns.held[source] for source in sources])
-        if hop == 0 or launches or hop in _alive(queries, keys, window, route):
-            hops.append((hop, sources, everyone.destinations[cp_rank][hop], pieces, launches))
+    for hop, sources in enumerate(everyone.sources(cp_rank)):
+        pieces, launches = _hop(whole, rows[hop > 0], cp_rank, sources)
+        if hop == 0 or launches or hop in alive(queries, keys, window, route):
+            hops.append((hop, sources, everyone.destinations(cp_rank, hop), pieces, launches))
     return Schedule(
         cp_rank,
-        cp_size,
-        shard_size=columns.longest,
+        keys.cp_size,
+        shard_size=whole.keys.longest,
         steps=tuple(Step(*hop, head_group) for head_group in range(head_groups) for hop in hops),
         head_groups=head_groups,
         queries=queries,
@@ -133,18 +138,21 @@ def plan_all(
     )
 
 
-@lru_cache(1024)
+@by_owner
 def lent(schedule: Schedule, hop: int) -> tuple[Piece, ...]:
     """The rows of a rank's own shard that others fetch on a hop; `source` is here the rank that fetches them."""
-    queries, keys, route = schedule.queries, schedule.keys, schedule.route
-    mask, everyone = Mask(queries, keys, schedule.window), traffic(route, schedule.cp_size)
-    mine, found = shards(keys).held[schedule.cp_rank], []
-    for rank in everyone.destinations[schedule.cp_rank][hop]:
+    whole = mask(schedule.queries, schedule.keys, schedule.window)
+    everyone = traffic(schedule.route, schedule.cp_size)
+    mine, found = whole.keys.held(schedule.cp_rank), list[Piece]()
+    for rank in everyone.destinations(schedule.cp_rank, hop):
         if rank != schedule.cp_rank:
-            rows = _rows(mask, queries, keys, route, rank)[hop > 0]
-            # Beside other sources' keys or alone, what a rank needs of this one's is the same but for its gaps.
-            pieces, _ = _hop(mask, rows, rank, [mine] if len(everyone.sources[rank][hop]) == 1 else [mine, {}])
-            found += [Piece(rank, piece.rows, piece.rows.start) for piece in pieces]
+            rows, needed = _rows(whole, everyone, rank)[hop > 0], list[Piece]()
+            if len(everyone.sources(rank)[hop]) == 1:
+                needed += _hop(whole, rows, rank, [schedule.cp_rank])[0]
+            else:  # Beside other sources' keys a rank needs of this one's what it needs of them alone, without gaps.
+                for sequence, lines in rows.whole.items():
+                    arranged(whole, sequence, rank, lines, [], mine.get(sequence, []), needed)
+            found += [Piece(rank, piece.rows, piece.rows.start) for piece in needed]
     return tuple(found)
 
 
@@ -155,14 +163,12 @@ class _Rows(NamedTuple):
     begun: Shard  # they see those of others: their own rank's they saw on hop 0
 
 
-def _rows(
-    mask: Mask, queries: Division, keys: Division, route: Route, rank: int, ahead: int = 0
-) -> tuple[_Rows, _Rows]:
+def _rows(mask: Mask, everyone: Traffic, rank: int, ahead: int = 0) -> tuple[_Rows, _Rows]:
     """What is computed of a rank's queries on hop 0, and what on the later hops: all, each time, for most routes."""
-    rows = shards(queries).held[rank]
-    if not traffic(route, queries.cp_size).again[rank]:
+    rows = mask.queries.held(rank)
+    if not everyone.again[rank]:
         return _Rows(rows, {}), _Rows(rows, {})
-    own, settled, others = shards(keys).held[rank], Shard(), Shard()
+    own, settled, others = mask.keys.held(rank), Shard(), Shard()
     for sequence, lines in rows.items():
         settled[sequence], others[sequence] = split(mask, sequence, lines, own.get(sequence, []))
     if not ahead:
@@ -172,24 +178,41 @@ def _rows(
     return _Rows(first, {}), _Rows(rest, begun)
 
 
-def _hop(mask: Mask, rows: _Rows, rank: int, sources: Sequence[Shard]) -> tuple[tuple[Piece, ...], tuple[Launch, ...]]:
+def _hop(
+    mask: Mask, rows: _Rows, rank: int, sources: Sequence[int]
+) -> tuple[tuple[Piece, ...] | Pieces, tuple[Launch, ...]]:
     """The pieces of the sources' shards that a rank's queries need, and its launches over them."""
-    pieces: list[Piece] = []
-    sequences = []
+    if len(sources) == 1 and rows.whole is mask.queries.held(rank):
+        tiles = full_tiles(mask, rank, sources[0])
+        if tiles is not None:
+            full = (Launch(tiles),) if tiles else ()
+            return _piece(sources[0], full), full
+    buffer = gathered(mask, rank, sources) if len(sources) > 1 else None
+    shards = [] if buffer else [mask.keys.held(source) for source in sources]
+    pieces, sequences = list[Piece](), list[list[Tile]]()
     for sequence, whole in rows.whole.items():
         begun = rows.begun.get(sequence, [])
-        keys = [line for source in sources for line in source.get(sequence, ())]
-        if len(sources) > 1:
+        keys = [line for shard in shards for line in shard.get(sequence, ())]
+        if buffer:
+            keys = buffer.lines(sequence, whole, begun)
+        elif len(sources) > 1:
             keys = arranged(mask, sequence, rank, whole, begun, keys, pieces)
         sequences.append(joined_tiles(mask, sequence, whole, merged(mask, keys)))
         if begun:
             theirs = [line for line in keys if line[3] != rank]
             sequences.append(joined_tiles(mask, sequence, begun, merged(mask, theirs)))
     launches = tuple(_launches(sequences))
-    if len(sources) == 1 and launches:
-        start, stop = min(launch.columns.start for launch in launches), max(launch.columns.stop for launch in launches)
-        pieces = [Piece(next(iter(sources[0].values()))[0][3], range(start, stop), start)]
-    return tuple(pieces), launches
+    if len(sources) == 1:
+        return _piece(sources[0], launches), launches
+    return buffer.pieces() if buffer else tuple(pieces), launches
+
+
+def _piece(source: int, launches: Sequence[Launch]) -> tuple[Piece, ...]:
+    """What is needed of one source's shard, which is the buffer: from the first row to the last."""
+    if not launches:
+        return ()
+    start, stop = min(launch.columns.start for launch in launches), max(launch.columns.stop for launch in launches)
+    return (Piece(source, range(start, stop), start),)
 
 
 def _launches(sequences: Iterable[list[Tile]]) -> list[Launch]:
@@ -205,40 +228,3 @@ def _launches(sequences: Iterable[list[Tile]]) -> list[Launch]:
             else:
                 same.append([tile])
     return [Launch(tuple(batch)) for same in batches.values() for batch in same]
-
-
-@lru_cache(64)
-def _alive(queries: Division, keys: Division, window: Window, route: Route) -> set[int]:
-    """The hops on which any rank has a live cell, and hop 0."""
-    mask, rows, columns = Mask(queries, keys, window), shards(queries).held, shards(keys).held
-    sources, *_, again = traffic(route, queries.cp_size)
-    hop_of = [{source: hop for hop, owners in enumerate(hops) for source in owners} for hops in sources]
-    alive = {0}
-    for sequence in range(len(mask.shift)):
-        waiting = _waiting(mask, sequence, rows, columns, again)
-        lines = sorted(line for shard in columns for line in shard.get(sequence, ())) if waiting else []
-        longest = max((length for _, length, *_ in lines), default=0)
-        for rank, query in waiting:
-            first, last = mask.reach(sequence, query)
-            # A run of keys that begins before the first key seen may yet reach it.
-            near = (first - longest * mask.stride,), (last + 1,)
-            for line in lines[slice(*(bisect_left(lines, border) for border in near))]:
-                hop = hop_of[rank].get(line[3])
-                if hop is not None and hop not in alive and joined_tiles(mask, sequence, [query], [line]):
-                    alive.add(hop)
-        if len(alive) == len(sources[0]):
-            break
-    return alive
-
-
-def _waiting(
-    mask: Mask, sequence: int, rows: list[Shard], columns: list[Shard], again: list[bool]
-) -> list[tuple[int, Line]]:
-    """With their ranks, the queries of a sequence that are computed on later hops, too or only."""
-    found: list[tuple[int, Line]] = []
-    for rank, shard in enumerate(rows):
-        lines = shard.get(sequence, [])
-        if lines and again[rank]:
-            _, lines = split(mask, sequence, lines, columns[rank].get(sequence, []))
-        found += [(rank, line) for line in lines]
-    return found

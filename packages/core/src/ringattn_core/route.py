@@ -8,11 +8,13 @@ arXiv:2406.18485).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache, lru_cache
-from typing import NamedTuple
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from weakref import WeakKeyDictionary
 
 from ringattn_core.errors import lookup
+from ringattn_core.memo import shared
 from ringattn_core.tile import chunk
 
 Route = Callable[[int, int], tuple[tuple[int, ...], ...]]
@@ -29,7 +31,13 @@ def ring(cp_rank: int, cp_size: int) -> tuple[tuple[int, ...], ...]:
     return tuple(((cp_rank - hop) % cp_size,) for hop in range(cp_size))
 
 
-@cache
+_distances = WeakKeyDictionary[Route, Callable[[int], Sequence[range]]]()
+_distances[ring] = lambda cp_size: [range(hop, hop + 1) for hop in range(cp_size)]
+# Of the routes that are alike for all ranks: for a number of ranks and every hop, how far before a rank its sources
+# are. What all ranks have in common is then known without a look at each.
+
+
+@shared
 def waves(count: int) -> Route:
     """One's own keys first, then all the others' in `count` - 1 waves.
 
@@ -38,13 +46,18 @@ def waves(count: int) -> Route:
     if count < 1:
         raise ValueError(f"waves(count) takes a count of 1 or more, got {count}.")
 
+    def distances(cp_size: int) -> Sequence[range]:
+        if count == 1:
+            return [range(1), range(cp_size)][:cp_size]  # Alone, there is no other hop.
+        later = min(count - 1, cp_size - 1)
+        return [range(1), *(chunk(range(1, cp_size), wave, later) for wave in range(later))]
+
     def route(cp_rank: int, cp_size: int) -> tuple[tuple[int, ...], ...]:
         if count == 1:
-            return ((cp_rank,), tuple(range(cp_size)))[:cp_size]  # Alone, there is no other hop.
-        later = min(count - 1, cp_size - 1)
-        distances = [range(1)] + [chunk(range(1, cp_size), wave, later) for wave in range(later)]
-        return tuple(tuple((cp_rank - distance) % cp_size for distance in wave) for wave in distances)
+            return ((cp_rank,), tuple(range(cp_size)))[:cp_size]
+        return tuple(tuple((cp_rank - distance) % cp_size for distance in wave) for wave in distances(cp_size))
 
+    _distances[route] = distances
     route.__name__ = f"waves({count})" if count > 1 else "gather"
     return route
 
@@ -61,7 +74,7 @@ def at_once(cp_rank: int, cp_size: int) -> tuple[tuple[int, ...], ...]:
     return (tuple(range(cp_size)),)
 
 
-@cache
+@shared
 def double_ring(inner: int) -> Route:
     """One's own keys, then those of the same node (`inner` ranks side by side), then node after node."""
     if inner < 1:
@@ -94,37 +107,73 @@ def route_named(name: str | Route) -> Route:
     return lookup(name, ROUTES, "route", NUMBERED) if isinstance(name, str) else name
 
 
-class Traffic(NamedTuple):
+class Traffic(ABC):
     """A route of all ranks together."""
 
-    sources: list[tuple[tuple[int, ...], ...]]  # of every rank, for every hop: whose keys are at hand
-    destinations: list[tuple[tuple[int, ...], ...]]  # of every rank, for every hop: at whose hand its keys are
     shifts: list[bool]  # for every hop: does it bring each rank the keys of the one so many before?
     meets: list[bool]  # for every hop: has every rank everyone's keys at hand?
     again: list[bool]  # of every rank: do its own keys come again after hop 0?
 
+    @abstractmethod
+    def sources(self, rank: int) -> tuple[tuple[int, ...], ...]:
+        """For every hop, the ranks whose keys are at hand of this one."""
 
-@lru_cache(64)
+    @abstractmethod
+    def destinations(self, rank: int, hop: int) -> tuple[int, ...]:
+        """The ranks at whose hand the keys of this one are on a hop."""
+
+
+class _Alike(Traffic):
+    """A route that is alike for all ranks, each in its place: nobody's has to be looked at."""
+
+    def __init__(self, route: Route, cp_size: int) -> None:
+        self._route, self._size, self._distances = route, cp_size, _distances[route](cp_size)
+        self.shifts = [distances == range(hop, hop + 1) for hop, distances in enumerate(self._distances)]
+        self.meets = [len(distances) == cp_size for distances in self._distances]
+        self.again = [any(0 in distances for distances in self._distances[1:])] * cp_size
+
+    def sources(self, rank: int) -> tuple[tuple[int, ...], ...]:
+        return self._route(rank, self._size)
+
+    def destinations(self, rank: int, hop: int) -> tuple[int, ...]:
+        return tuple(sorted((rank + distance) % self._size for distance in self._distances[hop]))
+
+
+class _Each(Traffic):
+    """Any route, by what it says to every rank."""
+
+    def __init__(self, route: Route, cp_size: int) -> None:
+        self._sources = [route(rank, cp_size) for rank in range(cp_size)]
+        for rank, hops in enumerate(self._sources):
+            if met := {*range(cp_size)} ^ {owner for owners in hops for owner in owners}:
+                raise ValueError(
+                    f"A route gives rank {rank} of {cp_size} the sources {hops}, wrong about {sorted(met)}."
+                )
+        self._destinations = [[list[int]() for _ in hops] for hops in self._sources]
+        self.shifts = [True for _ in self._sources[0]]
+        for rank, hops in enumerate(self._sources):
+            for hop, owners in enumerate(hops):
+                self.shifts[hop] &= owners == ((rank - hop) % cp_size,)
+                for owner in owners:
+                    self._destinations[owner][hop].append(rank)
+        self.meets = [all(len(hops[hop]) == cp_size for hops in self._sources) for hop in range(len(self.shifts))]
+        self.again = [_comes_again(rank, hops) for rank, hops in enumerate(self._sources)]
+
+    def sources(self, rank: int) -> tuple[tuple[int, ...], ...]:
+        return self._sources[rank]
+
+    def destinations(self, rank: int, hop: int) -> tuple[int, ...]:
+        return tuple(self._destinations[rank][hop])
+
+
+@lru_cache(4)
 def traffic(route: Route, cp_size: int) -> Traffic:
     """Who meets whose keys: what the plans of all ranks have in common.
 
     Raises ValueError where a rank does not meet everyone's keys, or where its own come again, but not as a `Route` may
     have it.
     """
-    sources = [route(rank, cp_size) for rank in range(cp_size)]
-    for rank, hops in enumerate(sources):
-        if met := {*range(cp_size)} ^ {owner for owners in hops for owner in owners}:
-            raise ValueError(f"A route gives rank {rank} of {cp_size} the sources {hops}, wrong about {sorted(met)}.")
-    destinations = [[list[int]() for _ in hops] for hops in sources]
-    shifts = [True for _ in sources[0]]
-    for rank, hops in enumerate(sources):
-        for hop, owners in enumerate(hops):
-            shifts[hop] &= owners == ((rank - hop) % cp_size,)
-            for owner in owners:
-                destinations[owner][hop].append(rank)
-    meets = [all(len(hops[hop]) == cp_size for hops in sources) for hop in range(len(shifts))]
-    again = [_comes_again(rank, hops) for rank, hops in enumerate(sources)]
-    return Traffic(sources, [tuple(map(tuple, hops)) for hops in destinations], shifts, meets, again)
+    return (_Alike if route in _distances else _Each)(route, cp_size)
 
 
 def _comes_again(rank: int, hops: tuple[tuple[int, ...], ...]) -> bool:

@@ -5,19 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from ringattn_core.layout import Division
 from ringattn_core.route import Route
 from ringattn_core.tile import Tile, Window
+
+if TYPE_CHECKING:
+    from ringattn_core.columns import FullTiles, Pieces
+
+_TILE, _PIECE, _STEP = 300, 200, 1000  # bytes that one takes, with its numbers
 
 
 @dataclass(frozen=True, eq=False)
 class Launch:
     """Tiles that one kernel call takes: the same window, no row twice, no column twice, in order of their rows."""
 
-    tiles: tuple[Tile, ...]
+    tiles: tuple[Tile, ...] | FullTiles
 
     def __post_init__(self) -> None:
+        if not isinstance(self.tiles, tuple):
+            return  # Columns have checked themselves.
         window = self.tiles[0].window
         for before, after in pairwise(self.tiles):
             assert after.window == window, f"windows differ in one launch: {before} and {after}"
@@ -68,7 +76,7 @@ class Piece:
         return range(self.offset, self.offset + len(self.rows))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Step:
     """What a rank computes while the keys of `sources` are at hand.
 
@@ -81,7 +89,7 @@ class Step:
     hop: int
     sources: tuple[int, ...]
     destinations: tuple[int, ...]
-    pieces: tuple[Piece, ...]
+    pieces: tuple[Piece, ...] | Pieces
     launches: tuple[Launch, ...]
     head_group: int = 0
 
@@ -137,6 +145,14 @@ class Schedule:
         """Key tokens that this rank holds."""
         return self.keys.length(self.cp_rank)
 
+    @property
+    def size(self) -> int:
+        """Bytes that the schedule takes and that a transport's indices for it do, roughly."""
+        steps, borders = self.first_group, {self.queries.cu_seqlens, self.keys.cu_seqlens}
+        parts = sum(_bytes(step.pieces, _PIECE) for step in steps)
+        parts += sum(_bytes(launch.tiles, _TILE) for step in steps for launch in step.launches)
+        return parts + _STEP * len(self.steps) + 8 * self.keys.cu_seqlens[-1] + 40 * sum(map(len, borders))
+
     def on_hop(self, hop: int) -> Step:
         """The step of a hop in the first head group; those of the others are the same."""
         return next(step for step in self.first_group if step.hop == hop)
@@ -144,3 +160,7 @@ class Schedule:
     def buffer_length(self, step: Step) -> int:
         """Rows in the key buffer of a step, up to the last that is needed."""
         return step.pieces[-1].columns.stop if step.pieces else 0
+
+
+def _bytes(parts: tuple[object, ...] | FullTiles | Pieces, each: int) -> int:
+    return each * len(parts) if isinstance(parts, tuple) else parts.bytes

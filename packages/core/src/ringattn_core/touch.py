@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
+from ringattn_core.memo import by_owner
 from ringattn_core.schedule import Launch, Schedule, Step
 
 
@@ -30,14 +30,14 @@ class Touches(NamedTuple):
     most: int  # how often the most touched row is
 
 
-@lru_cache(256)
+@by_owner
 def row_touches(schedule: Schedule) -> Touches:
     """Of a rank's queries, by the launches of one head group."""
     launches = [launch for step in schedule.first_group for launch in step.launches]
     return _touches([(launch, [tile.q for tile in launch.tiles]) for launch in launches], schedule.query_length)
 
 
-@lru_cache(1024)
+@by_owner
 def column_touches(step: Step, length: int) -> Touches:
     """Of the keys in a step's buffer of some length, by the step's launches."""
     parts = [(launch, [tile.k for tile in launch.tiles]) for launch in step.launches]

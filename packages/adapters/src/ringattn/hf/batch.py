@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache, cached_property
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +13,7 @@ from ringattn.context_parallel import ContextParallel
 from ringattn.hf.cache import ShardedCache
 from ringattn.hf.texts import Texts
 from ringattn_core.layout import Division, Layout
+from ringattn_core.memo import shared
 from ringattn_core.tile import chunk
 
 if TYPE_CHECKING:
@@ -132,9 +133,9 @@ def _even(row: ContextParallel, length: int) -> bool:
     return most <= length / row.cp_size * 1.05 + 1 and min(map(division.length, range(row.cp_size))) > 0
 
 
-@cache
+@shared
 def _by_row(layout: Layout, rows: int) -> Layout:
-    """The layout that divides every one of so many equal rows of a stream. Cached: plans are found by their layout."""
+    """The layout that divides every one of so many equal rows of a stream: one object, for plans are found by it."""
 
     def by_row(extent: range, cp_rank: int, cp_size: int) -> tuple[range, ...]:
         return tuple(run for row in range(rows) for run in layout(chunk(extent, row, rows), cp_rank, cp_size))

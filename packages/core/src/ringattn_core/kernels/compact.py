@@ -18,7 +18,9 @@ from ringattn_core.tile import CAUSAL, FULL
 class Compact:
     """Gathers a launch's rows and columns before a call, and spreads the results over its box afterwards."""
 
-    launch: Launch
+    # The boxes around them, and not the launch: this is kept for as long as the launch lives.
+    row_box: range
+    column_box: range
     rows: slice | Tensor
     columns: slice | Tensor
     # cu_seqlens of queries and keys, and the longest of each; None: a single tile goes as a batch of one.
@@ -41,21 +43,21 @@ class Compact:
         out, lse = (out, lse) if self.lengths else (out[0], lse[0])
         if isinstance(self.rows, slice):
             return Block(out, lse)
-        box_lse = lse.new_empty((lse.shape[0], len(self.launch.rows)))
-        box_lse[:, self.rows - self.launch.rows.start] = lse
-        return Block(_in_box(out, self.rows, self.launch.rows), box_lse)
+        box_lse = lse.new_empty((lse.shape[0], len(self.row_box)))
+        box_lse[:, self.rows - self.row_box.start] = lse
+        return Block(_in_box(out, self.rows, self.row_box), box_lse)
 
     def grads(self, dq: Tensor, dk: Tensor, dv: Tensor) -> Grads:
         """What a backward call returns, in the launch's boxes."""
         dq, dk, dv = (dq, dk, dv) if self.lengths else (dq[0], dk[0], dv[0])
-        dk, dv = (_in_box(x, self.columns, self.launch.columns) for x in (dk, dv))
-        return Grads(_in_box(dq, self.rows, self.launch.rows), dk, dv)
+        dk, dv = (_in_box(x, self.columns, self.column_box) for x in (dk, dv))
+        return Grads(_in_box(dq, self.rows, self.row_box), dk, dv)
 
     def _batched(self, x: Tensor) -> Tensor:
         return x if self.lengths else x[None]
 
 
-@kept(1024)
+@kept
 def compact(launch: Launch, device: torch.device) -> Compact:
     """The launch on a device, made once."""
     rows, columns = row_lengths(launch, device), column_lengths(launch, device)
@@ -68,7 +70,7 @@ def compact(launch: Launch, device: torch.device) -> Compact:
         longest = max(longest, rows.longest)
     alone = len(launch.tiles) == 1 and longest == columns.longest
     lengths = None if alone else (rows.compact, columns.compact, rows.longest, longest)
-    return Compact(launch, row_index(launch, device), column_index(launch, device), lengths)
+    return Compact(launch.rows, launch.columns, row_index(launch, device), column_index(launch, device), lengths)
 
 
 def _in_box(x: Tensor, index: slice | Tensor, box: range) -> Tensor:

@@ -39,13 +39,13 @@ def varlen(launch: Launch, device: torch.device) -> Varlen:
     return Varlen(rows.starts, columns.starts, used_q, used_k, rows.longest, columns.longest)
 
 
-@kept(1024)
+@kept
 def row_lengths(launch: Launch, device: torch.device) -> Lengths:
     """Of the launch's rows."""
     return _lengths([tile.q for tile in launch.tiles], launch.rows, device)
 
 
-@kept(1024)
+@kept
 def column_lengths(launch: Launch, device: torch.device) -> Lengths:
     """Of the launch's columns."""
     return _lengths([tile.k for tile in launch.tiles], launch.columns, device)

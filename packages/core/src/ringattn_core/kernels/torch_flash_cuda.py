@@ -85,7 +85,7 @@ class TorchFlashCuda:
 
 
 def _lengths(part: Compact) -> tuple[Tensor | None, Tensor | None, int, int]:
-    return part.lengths or (None, None, len(part.launch.rows), len(part.launch.columns))
+    return part.lengths or (None, None, len(part.row_box), len(part.column_box))
 
 
 def _arguments(launch: Launch, options: Options) -> dict[str, Any]:

@@ -1,0 +1,99 @@
+"""What is worked out once and kept: for as long as what it is about lives, or until newer results need the room."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from functools import update_wrapper, wraps
+from threading import Lock
+from typing import Any, Generic, TypeVar, TypeVarTuple
+from weakref import WeakKeyDictionary, WeakValueDictionary
+
+T = TypeVar("T")
+Owner = TypeVar("Owner")
+Key = TypeVarTuple("Key")
+
+
+def by_owner(make: Callable[[Owner, *Key], T]) -> Callable[[Owner, *Key], T]:
+    """Keep a result for as long as the first argument lives, which the result must not refer to."""
+    made: WeakKeyDictionary[Owner, dict[tuple[*Key], T]] = WeakKeyDictionary()
+
+    @wraps(make)
+    def get(owner: Owner, *key: *Key) -> T:
+        known = made.get(owner)
+        if known is None:
+            known = made.setdefault(owner, {})
+        if key not in known:
+            known[key] = make(owner, *key)
+        return known[key]
+
+    return get
+
+
+class Recent(Generic[T]):
+    """A function that keeps its latest results, as many as fit into `budget` bytes by `size`, and at least `least`."""
+
+    def __init__(self, make: Callable[..., T], budget: int, size: Callable[[T], int], least: int) -> None:
+        update_wrapper(self, make)
+        self.__wrapped__ = make
+        self._budget, self._size, self._least = budget, size, least
+        self._made = OrderedDict[Hashable, T]()  # the latest use last
+        self._lock = Lock()  # Ranks may be threads of one process.
+
+    def __call__(self, *args: Hashable, **kwargs: Hashable) -> T:
+        key = (args, tuple(kwargs.items()))
+        with self._lock:
+            if key in self._made:
+                self._made.move_to_end(key)
+                return self._made[key]
+        result = self.__wrapped__(*args, **kwargs)
+        with self._lock:
+            result = self._made.setdefault(key, result)
+            while len(self._made) > self._least and self.bytes > self._budget:
+                self._made.popitem(last=False)
+        return result
+
+    @property
+    def bytes(self) -> int:
+        """What is kept, one result that several arguments have counted once."""
+        return sum(map(self._size, {id(result): result for result in self._made.values()}.values()))
+
+    def cache_clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._made.clear()
+
+    def cache_info(self) -> str:
+        """How much is kept, in words."""
+        return f"{len(self._made)} results of about {self.bytes} bytes"
+
+
+def recent(budget: int, size: Callable[[Any], int], *, least: int = 1) -> Callable[[Callable[..., T]], Recent[T]]:
+    """Keep the latest results of a function: see `Recent`."""
+    return lambda make: Recent(make, budget, size, least)
+
+
+class Shared(Generic[T]):
+    """A function that gives equal arguments one and the same result, for as long as anyone else holds it."""
+
+    def __init__(self, make: Callable[..., T]) -> None:
+        update_wrapper(self, make)
+        self.__wrapped__ = make
+        self._made = WeakValueDictionary[Hashable, T]()
+
+    def __call__(self, *args: Hashable, **kwargs: Hashable) -> T:
+        key = (args, tuple(kwargs.items()))
+        result = self._made.get(key)
+        return self._made.setdefault(key, self.__wrapped__(*args, **kwargs)) if result is None else result
+
+    def cache_clear(self) -> None:
+        """Forget everything."""
+        self._made.clear()
+
+    def cache_info(self) -> str:
+        """How much is kept, in words."""
+        return f"{len(self._made)} results that are in use"
+
+
+shared = Shared
+"""Equal arguments share one result: see `Shared`."""
