@@ -1,4 +1,4 @@
-"""How long a rank plans: rank 3 over 1M tokens, causal, against the budgets.
+"""How long a rank plans: rank 3 over 1M tokens, or 100M, causal, against the budgets.
 
     python benchmarks/planning.py
 
@@ -14,8 +14,7 @@ from collections.abc import Sequence
 from time import perf_counter, process_time
 from typing import NamedTuple
 
-from ringattn_core import layout, planner
-from ringattn_core.lines import shards
+from ringattn_core import layout, lines, planner
 from ringattn_core.route import Route, route_named
 
 TOKENS, DOCUMENTS = 1 << 20, 1000
@@ -29,12 +28,14 @@ class Case(NamedTuple):
     layout: str
     cp_size: int
     budget: float  # milliseconds: the first layer waits for a batch's plan
+    times: int = 1  # as many tokens
+    routes: tuple[str, ...] = ROUTES
 
     @property
     def cu_seqlens(self) -> tuple[int, ...]:
         """Where the documents begin and end."""
         if self.documents == "one document":
-            return 0, TOKENS
+            return 0, self.times * TOKENS
         if "equal" in self.documents:
             return tuple(TOKENS * index // DOCUMENTS for index in range(DOCUMENTS + 1))
         return 0, *sorted(random.Random(0).sample(range(1, TOKENS), DOCUMENTS - 1)), TOKENS
@@ -46,6 +47,9 @@ CASES = (
     Case("1,000 documents, equal lengths", "zigzag", 8, 60.0),
     Case("1,000 documents, random lengths", "balanced", 8, 60.0),
     Case("1,000 documents, random lengths", "balanced", 64, 60.0),
+    Case("1,000 documents, random lengths", "zigzag", 64, 50.0, routes=("ring", "waves(2)", "waves(3)", "gather")),
+    Case("1,000 documents, random lengths", "zigzag", 512, 200.0, routes=("ring", "waves(2)", "gather")),
+    Case("one document", "zigzag", 4096, 1000.0, times=100, routes=("ring", "waves(2)", "gather")),
 )
 
 
@@ -53,7 +57,7 @@ def best(case: Case, route: Route, repeats: int) -> tuple[float, float]:
     """Wall and processor time in milliseconds, of the fastest run each."""
     walls, processors, borders = [], [], case.cu_seqlens
     for _ in range(repeats):
-        for cached in (planner.plan, planner._planned, shards, planner._alive, layout._dealt):
+        for cached in (planner.plan, planner._planned, lines.shards, lines.mask, planner._alive, layout._dealt):
             cached.cache_clear()
         wall, processor = perf_counter(), process_time()
         planner.plan(layout.LAYOUTS[case.layout], route, borders, borders, 3, case.cp_size, window=(-1, 0))
@@ -68,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     repeats, over = parser.parse_args(arguments).repeats, 0
     print(f"{'milliseconds':<32} {'layout':<9} ranks {'route':<14} {'wall':>7} {'processor':>10} {'budget':>7}")
     for case in CASES:
-        for route in ROUTES:
+        for route in case.routes:
             wall, processor = best(case, route_named(route), repeats)
             over += processor > case.budget
             verdict = "FAIL" if processor > case.budget else "pass"

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import accumulate, pairwise
-from math import exp, log2
-from statistics import NormalDist
+from math import log2
+from statistics import fmean
 from typing import NamedTuple
 
 from ringattn_core.layout import Division, striped
@@ -26,8 +26,7 @@ CANDIDATES: dict[str, Route] = {"waves": waves(2), "waves(3)": waves(3), "gather
 # but only where it needs few keys, as where most sequences lie whole on a rank: it holds the gradients of all of them.
 GATHER_FIRST, WAVES_FIRST = ("gather", "waves", "waves(3)", "ring"), ("waves", "waves(3)", "gather", "ring")
 EQUAL, NEARLY = 0.001, 0.015
-# To plan for all of more ranks, or for more sequences, takes longer than the choice is worth.
-_MOST_RANKS, _MOST_SEQUENCES = 16, 32
+_MOST_RANKS = 16  # To plan for all of more takes longer than the choice is worth.
 
 
 Plans = dict[str, tuple[Schedule, ...]]  # all ranks' schedules, by the name of their route
@@ -75,7 +74,9 @@ def auto_routes(
             return min(forecasts, key=lambda name: forecasts[name].total_bytes)
         return fastest(fitting, alike=alike) if fitting else "waves"
 
-    forward, backward = candidates(division, window)
+    once, times = _sampled(division)
+    machine = machine.slower(times)
+    forward, backward = candidates(once, window, times)
     first = fastest_of({name: (forward[name], ()) for name in GATHER_FIRST}, EQUAL)
     order = GATHER_FIRST if _fetches_little(backward["gather"]) else WAVES_FIRST
     return Routes(first, fastest_of({name: (forward[first], backward[name]) for name in order}, NEARLY))
@@ -100,8 +101,8 @@ def _first_that_fits(
     return "ring"
 
 
-def candidates(division: Division, window: Window) -> tuple[Plans, Plans]:
-    """What each of `CANDIDATES` plans for a forward pass, and for a backward pass."""
+def candidates(division: Division, window: Window, times: int = 1) -> tuple[Plans, Plans]:
+    """What each of `CANDIDATES` plans for a forward pass, and for a backward pass, over so many times as much."""
     forward, backward = (
         {
             name: plan_all(
@@ -113,7 +114,7 @@ def candidates(division: Division, window: Window) -> tuple[Plans, Plans]:
             )
             for name, route in CANDIDATES.items()
         }
-        for ahead in (early_rows(division.cu_seqlens[-1] // division.cp_size), 0)
+        for ahead in (early_rows(times * division.cu_seqlens[-1] // division.cp_size) // times, 0)
     )
     return forward, backward
 
@@ -124,31 +125,50 @@ def _fetches_little(schedules: Sequence[Schedule]) -> bool:
     return 4 * fetched < len(schedules) * (len(schedules) - 1) * schedules[0].shard_size
 
 
-@lru_cache(256)
+@lru_cache(64)
 def typical(division: Division) -> Division:
-    """One that stands for all of about as many tokens and sequences, so that not each needs a new choice.
+    """One that stands for all like it, so that not each needs a new choice: of fewer different lengths, and rounder.
 
-    Tokens are taken up to the next power of two. Where every rank has a share of each sequence, one sequence stands for
-    any number of them. Else there are as many, 32 at most, as long as each other, if they are that; or else to the
-    nearest power of two, and log-normal with a sigma of 0.9, at which they have the work of documents that are cut at
-    the end of a pack (`documents` in benchmarks/peers.py).
+    Of many sequences, sorted by length, each stands for those of about its length, and all come the same number of
+    times over; lengths are rounded to powers of the fourth root of two.
     """
-    total, batch = division.cu_seqlens[-1], min(division.batch, _MOST_SEQUENCES)
-    if division.of_sequences or division.layout is striped:
-        return replace(division, cu_seqlens=(0, _magnitude(total)), batch=1)
-    count, tokens = (len(division.cu_seqlens) - 1) // division.batch, _magnitude(total // division.batch)
-    lengths = [stop - start for start, stop in pairwise(division.cu_seqlens[: count + 1])]
-    most = _MOST_SEQUENCES // batch
-    if max(lengths, default=0) - min(lengths, default=0) <= 1:
-        like = [1.0] * min(count, most)
+    rows, lengths = division.batch, [stop - start for start, stop in pairwise(division.cu_seqlens)]
+    if division.of_sequences:
+        rows = 1
+    found = list(filter(None, lengths[: len(lengths) // rows]))
+    most, times = _most_sequences(division), 1
+    if len(found) > most:
+        times = len(found) // most
+        count, ordered = len(found) // times, sorted(found)
+        parts = [ordered[index * len(found) // count : (index + 1) * len(found) // count] for index in range(count)]
+        # As much work as in the mean; long and short ones in turn, as they come in a stream.
+        typical = [_round(fmean(length**2 for length in part) ** 0.5) for part in parts]
+        found = [length for first in range(5) for length in typical[first::5]]
     else:
-        count = min(1 << round(log2(count)), most)
-        spread = [exp(0.9 * NormalDist().inv_cdf((index + 0.5) / count)) for index in range(count)]
-        like = [spread[5 * index % count] for index in range(count)]  # long and short ones mixed
-    ends = [round(tokens * end / sum(like)) for end in accumulate(like)]
-    return replace(division, cu_seqlens=(0, *(row * tokens + end for row in range(batch) for end in ends)), batch=batch)
+        found = list(map(_round, found))
+    return replace(division, cu_seqlens=(0, *accumulate(found * (times * rows))), batch=rows)
 
 
-def _magnitude(tokens: int) -> int:
-    """The next power of two, or 0."""
-    return 1 << (tokens - 1).bit_length() if tokens else 0
+def _round(length: float) -> int:
+    return round(2 ** (round(4 * log2(length)) / 4))
+
+
+def _most_sequences(division: Division) -> int:
+    """At how many sequences the choice looks; of those that lie whole on a rank at more, for each is another's."""
+    return 12 if division.of_sequences or division.layout is striped else 24
+
+
+def _sampled(division: Division) -> tuple[Division, int]:
+    """One that is the same so many times over, as `typical` ones are, once."""
+    rows = 1 if division.of_sequences else division.batch
+    lengths = [stop - start for start, stop in pairwise(division.cu_seqlens)]
+    count = len(lengths) // rows
+    if any(lengths[row * count : (row + 1) * count] != lengths[:count] for row in range(rows)):
+        return division, 1
+    # Where the whole stream is divided, fewer sequences would be divided otherwise, unless there are many.
+    least = 1 if division.of_sequences or division.layout is striped else _most_sequences(division)
+    periods = (
+        each for each in range(least, count) if count % each == 0 and lengths[each:count] == lengths[: count - each]
+    )
+    once = next(periods, count)
+    return replace(division, cu_seqlens=(0, *accumulate(lengths[:once])), batch=1), rows * (count // (once or 1))

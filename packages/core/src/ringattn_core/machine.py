@@ -58,6 +58,28 @@ class Machine:
             backward=replace(self.backward, flops=self.backward.flops * backward),
         )
 
+    def slower(self, times: int) -> Machine:
+        """One for a share of the work: so many times as long for the same work and bytes, in as much less memory.
+
+        To begin a launch or a message takes as long.
+        """
+
+        def kernels(kind: Kernels) -> Kernels:
+            return replace(kind, flops=kind.flops / times)
+
+        def link(kind: Link) -> Link:
+            return replace(kind, bandwidth=kind.bandwidth / times)
+
+        return Machine(
+            forward=kernels(self.forward),
+            backward=kernels(self.backward),
+            memory=self.memory / times,
+            two_sided=link(self.two_sided),
+            collective=link(self.collective),
+            one_sided=link(self.one_sided),
+            capacity=self.capacity / times,
+        )
+
 
 SPEED = {"cudnn": (0.89, 0.89), "torch_flash": (0.49, 0.50), "flash_attn_2": (0.49, 0.50)}
 """Forward and backward, as a share of FlashAttention 4's: 16,384 tokens, causal, on an H100 in November 2026."""

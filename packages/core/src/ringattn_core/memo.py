@@ -37,35 +37,33 @@ class Recent(Generic[T]):
         update_wrapper(self, make)
         self.__wrapped__ = make
         self._budget, self._size, self._least = budget, size, least
-        self._made = OrderedDict[Hashable, T]()  # the latest use last
-        self._lock = Lock()  # Ranks may be threads of one process.
+        self._made = OrderedDict[Hashable, tuple[T, int]]()  # with its bytes, the latest use last
+        self._bytes, self._lock = 0, Lock()  # Ranks may be threads of one process.
 
     def __call__(self, *args: Hashable, **kwargs: Hashable) -> T:
         key = (args, tuple(kwargs.items()))
         with self._lock:
             if key in self._made:
                 self._made.move_to_end(key)
-                return self._made[key]
+                return self._made[key][0]
         result = self.__wrapped__(*args, **kwargs)
         with self._lock:
-            result = self._made.setdefault(key, result)
-            while len(self._made) > self._least and self.bytes > self._budget:
-                self._made.popitem(last=False)
-        return result
-
-    @property
-    def bytes(self) -> int:
-        """What is kept, one result that several arguments have counted once."""
-        return sum(map(self._size, {id(result): result for result in self._made.values()}.values()))
+            if key not in self._made:
+                self._made[key] = result, self._size(result)
+                self._bytes += self._made[key][1]
+            while len(self._made) > self._least and self._bytes > self._budget:
+                self._bytes -= self._made.popitem(last=False)[1][1]
+            return self._made[key][0]
 
     def cache_clear(self) -> None:
         """Forget everything."""
         with self._lock:
             self._made.clear()
+            self._bytes = 0
 
     def cache_info(self) -> str:
         """How much is kept, in words."""
-        return f"{len(self._made)} results of about {self.bytes} bytes"
+        return f"{len(self._made)} results of about {self._bytes} bytes"
 
 
 def recent(budget: int, size: Callable[[Any], int], *, least: int = 1) -> Callable[[Callable[..., T]], Recent[T]]:

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from ringattn_core.alive import alive
+from ringattn_core.alive import alive as _alive
 from ringattn_core.arrange import arranged, merged
 from ringattn_core.columns import Pieces
 from ringattn_core.errors import check_cu_seqlens
@@ -89,7 +89,7 @@ def _planned(
         return _planned(queries, keys, route, cp_rank, window, head_groups, 0)
     for hop, sources in enumerate(everyone.sources(cp_rank)):
         pieces, launches = _hop(whole, rows[hop > 0], cp_rank, sources)
-        if hop == 0 or launches or hop in alive(queries, keys, window, route):
+        if hop == 0 or launches or hop in _alive(queries, keys, window, route):
             hops.append((hop, sources, everyone.destinations(cp_rank, hop), pieces, launches))
     return Schedule(
         cp_rank,
