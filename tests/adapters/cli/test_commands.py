@@ -70,8 +70,10 @@ def test_plan_says_what_auto_was_chosen_for() -> None:
     assert note("--seqlen", "60k") == (
         "auto was chosen for one sequence of 65,536 tokens, not for these lengths: another may be faster here."
     )
-    assert note("--seqlen", "60k", "--documents", "8").startswith("auto was chosen for one sequence of 65,536 tokens,")
-    assert note("--seqlen", "60k,4k,1k", "--layout", "balanced").startswith("auto was chosen for 4 documents of ")
+    assert note("--seqlen", "60k", "--documents", "8").startswith(
+        "auto was chosen for 8 documents of 8,192 tokens, not"
+    )
+    assert note("--seqlen", "60k,4k,1k", "--layout", "balanced").startswith("auto was chosen for 3 documents of ")
     assert note("--seqlen", "60k", "--documents", "8", "--layout", "balanced").startswith(
         "auto was chosen for 8 documents of 8,192 tokens, not"
     )
