@@ -12,7 +12,7 @@ import pickle
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -33,12 +33,15 @@ def run(
     timeout: float = 60.0,
     backend: str = "gloo",
     bound: bool = False,
+    group_timeout: float | None = None,
+    ending: Collection[int] = (),
 ) -> list[Any]:
     """Call a function of a module's top level on `size` processes of one default group; what each returned, by rank.
 
     With the backend "nccl" each process has a GPU of its own, to which its default group may be `bound`.
     Fails with the traceback of the first rank that raised or died, or with a TimeoutError after `timeout` seconds; the
-    other processes are killed then.
+    other processes are killed then. Messages in the group are waited for as long, or for `group_timeout` seconds.
+    Ranks that are `ending` may die meanwhile, and return None.
     """
     home = Path(sys.modules[function.__module__].__file__ or "")
     deadline = monotonic() + timeout
@@ -51,7 +54,8 @@ def run(
                     rank,
                     size,
                     f"{folder}/store",
-                    timeout,
+                    group_timeout or timeout,
+                    not ending,
                     backend,
                     bound,
                     home,
@@ -67,7 +71,7 @@ def run(
             for process, (_, sender) in zip(ranks, pipes, strict=True):
                 process.start()
                 sender.close()
-            results = _results([receiver for receiver, _ in pipes], deadline, timeout)
+            results = _results([receiver for receiver, _ in pipes], deadline, timeout, ending)
             for process in ranks:
                 process.join(5.0)
             return results
@@ -77,7 +81,7 @@ def run(
                 process.join()
 
 
-def _results(receivers: list[Connection], deadline: float, timeout: float) -> list[Any]:
+def _results(receivers: list[Connection], deadline: float, timeout: float, ending: Collection[int]) -> list[Any]:
     results: dict[int, Any] = {}
     while len(results) < len(receivers):
         pending = [receiver for rank, receiver in enumerate(receivers) if rank not in results]
@@ -90,6 +94,9 @@ def _results(receivers: list[Connection], deadline: float, timeout: float) -> li
             try:
                 done, results[rank] = pickle.loads(receiver.recv_bytes())
             except EOFError:
+                if rank in ending:
+                    done, results[rank] = True, None
+                    continue
                 raise RuntimeError(f"rank {rank} of {len(receivers)} died without a word") from None
             if not done:
                 raise RuntimeError(f"rank {rank} of {len(receivers)} raised:\n\n{results[rank]}")
@@ -101,6 +108,7 @@ def _main(
     size: int,
     store: str,
     timeout: float,
+    together: bool,
     backend: str,
     bound: bool,
     home: Path,
@@ -125,7 +133,7 @@ def _main(
     except BaseException:  # noqa: BLE001 - whatever it is, the test has to show it
         result = False, traceback.format_exc()
     sender.send_bytes(pickle.dumps(result))
-    if result[0]:
+    if result[0] and together:
         dist.barrier()  # A rank that ended sooner would cut connections that others are still making.
         dist.destroy_process_group()
 

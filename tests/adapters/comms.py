@@ -7,14 +7,32 @@ from typing import Any
 
 from torch import Tensor
 
+from ringattn_comms.agreement import Header, Said
 from ringattn_comms.communicator import Communicator, Work
 
 
+class Echo:
+    """What a rank hears that agrees with all others."""
+
+    def __init__(self, header: bytes, size: int) -> None:
+        self.rows = [header] * size
+
+    def ready(self) -> bool:
+        return True
+
+    def wait(self) -> Sequence[bytes]:
+        return self.rows
+
+
 class Mute(Communicator):
-    """A rank of a group in which every call fails the test."""
+    """A rank of a group in which every call fails the test, once the ranks have agreed on it; they always agree."""
 
     def __init__(self, rank: int, size: int) -> None:
-        self.rank, self.size = rank, size
+        self.rank, self.size, self.said = rank, size, list[Header]()
+
+    def say(self, header: bytes) -> Echo:
+        self.said.append(Header.decode(header))
+        return Echo(header, self.size)
 
     def send_recv(self, sends: Sequence[tuple[int, Tensor]], sources: Sequence[int], like: Tensor) -> Work:
         raise AssertionError(f"rank {self.rank} called send_recv")
@@ -30,7 +48,7 @@ class Mute(Communicator):
 
 
 class Recorded(Communicator):
-    """Another communicator, whose calls are added to a list in a form that ranks can compare."""
+    """Another communicator, whose calls are added to a list in a form that ranks can compare; headers are not."""
 
     def __init__(self, comm: Communicator, calls: list[Any]) -> None:
         self.rank, self.size, self._comm, self._calls = comm.rank, comm.size, comm, calls
@@ -52,6 +70,9 @@ class Recorded(Communicator):
     def all_to_all(self, x: Tensor) -> Work:
         self._note("all_to_all", x)
         return self._comm.all_to_all(x)
+
+    def say(self, header: bytes) -> Said:
+        return self._comm.say(header)
 
     def _note(self, name: str, x: Tensor, *rest: Any) -> None:
         self._calls.append((name, tuple(x.shape), x.dtype, *rest))

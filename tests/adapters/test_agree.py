@@ -1,7 +1,8 @@
-"""Ranks that ask for different attention are told so, before any keys travel."""
+"""Ranks that ask for different attention are told so before any keys travel; and what that costs in messages."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from adapters.comms import Mute
 from ringattn import ContextParallel, attention
+from ringattn_comms.agreement import DisagreementError
 from ringattn_comms.backends.threads import run
 from ringattn_comms.communicator import Communicator
 from ringattn_core import ring
+from ringattn_core.streams import rank_of_thread
 
 Told = Callable[[int], dict[str, Any]]
 
@@ -34,6 +38,19 @@ def ask(comm: Communicator, told: Told, calls: int = 1) -> Tensor:
     return out
 
 
+def mine(extent: range, cp_rank: int, cp_size: int) -> tuple[range, ...]:
+    """The striped layout, under another name."""
+    return (extent[cp_rank::cp_size],)
+
+
+def other(extent: range, cp_rank: int, cp_size: int) -> tuple[range, ...]:
+    """The same from the other end, and under the name of `mine`: see `test_what_ranks_are_told`."""
+    return (extent[cp_size - 1 - cp_rank :: cp_size],)
+
+
+other.__name__ = "mine"
+
+
 @pytest.mark.parametrize(
     ("on_others", "message"),
     [
@@ -45,70 +62,86 @@ def ask(comm: Communicator, told: Told, calls: int = 1) -> Tensor:
         ({"route": ring}, r"route is waves\(2\) on rank 0 and ring on rank 1"),
         ({"head_groups": 2}, "head_groups is 1 on rank 0 and 2 on rank 1"),
         ({"per_sequence": False}, "per_sequence is True on rank 0 and False on rank 1"),
-        ({"dropout_p": 0.5}, "dropout is False on rank 0 and True on rank 1"),
+        ({"dropout_p": 0.5}, r"dropout is 0\.0 on rank 0 and 0\.5 on rank 1"),
         ({"dtype": torch.float64}, "dtype is torch.float32 on rank 0 and torch.float64 on rank 1"),
         ({"heads": 1}, "num_heads is 2 on rank 0 and 1 on rank 1"),
         ({"dim": 8}, "head_dim is 4 on rank 0 and 8 on rank 1"),
+        ({"tokens": 10}, r"cu_seqlens is \(0, 16\) on rank 0 and \(0, 20\) on rank 1"),
+        ({"cu_seqlens": (0, 4, 16)}, r"cu_seqlens is \(0, 16\) on rank 0 and \(0, 4, 16\) on rank 1"),
+        ({"softmax_scale": 0.25}, r"softmax_scale is 0\.5 on rank 0 and 0\.25 on rank 1"),
+        ({"softcap": 5.0}, r"softcap is 0\.0 on rank 0 and 5\.0 on rank 1"),
+        ({"sinks": torch.zeros(2)}, r"sinks is none on rank 0 and \(2,\) on rank 1"),
+        ({"alibi_slopes": torch.zeros(1, 2)}, r"alibi_slopes is none on rank 0 and \(1, 2\) on rank 1"),
+        ({"deterministic": True}, "deterministic is False on rank 0 and True on rank 1"),
     ],
 )
 def test_what_ranks_are_told_has_to_be_the_same(on_others: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"The ranks of a group ask for different attention: {message}"):
-        run(3, lambda comm: ask(comm, told(on_others)), timeout=10)
-
-
-@pytest.mark.parametrize(
-    ("on_others", "message"),
-    [
-        ({"tokens": 10}, r"cu_seqlens is \(0, 16\) on rank 0 and \(0, 20\) on rank 1"),
-        ({"cu_seqlens": (0, 4, 16)}, r"cu_seqlens is \(0, 16\) on rank 0 and \(0, 4, 16\) on rank 1"),
-    ],
-)
-def test_lengths_are_compared_where_the_environment_says_so(
-    on_others: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RINGATTN_CHECK", "1")
-    with pytest.raises(ValueError, match=message):
         run(2, lambda comm: ask(comm, told(on_others)), timeout=10)
 
 
-class Counting(Communicator):
-    """Counts how often it is asked for facts."""
-
-    def __init__(self, inner: Communicator) -> None:
-        self.inner, self.rank, self.size, self.asked = inner, inner.rank, inner.size, 0
-        self.send_recv, self.all_gather = inner.send_recv, inner.all_gather  # type: ignore[method-assign]
-        self.reduce_scatter, self.all_to_all = inner.reduce_scatter, inner.all_to_all  # type: ignore[method-assign]
-
-    def send_recv(self, *_: Any) -> Any: ...
-
-    all_gather = reduce_scatter = all_to_all = send_recv
-
-    def facts(self, fact: Any, *, again: bool = False) -> tuple[Any, ...]:
-        self.asked += again
-        return self.inner.facts(fact, again=again)
+def test_layouts_of_one_name_are_told_apart() -> None:
+    layouts = lambda rank: {"layout": other if rank else mine}  # noqa: E731
+    with pytest.raises(ValueError, match=r"functions is [0-9a-f]{16} on rank 0 and [0-9a-f]{16} on rank 1"):
+        run(2, lambda comm: ask(comm, layouts), timeout=10)
 
 
-@pytest.mark.parametrize(("wanted", "asked"), [("", 0), ("0", 0), ("1", 6)])
-def test_all_calls_are_compared_only_where_that_is_wanted(
-    wanted: str, asked: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RINGATTN_CHECK", wanted)
-
-    def main(comm: Communicator) -> int:
-        counting = Counting(comm)
-        ask(counting, told({}), calls=3)
-        return counting.asked
-
-    assert run(2, main, timeout=10) == [asked] * 2
+def test_seeds_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads share a generator, from which each would draw another one: here it is the rank's number."""
+    monkeypatch.setattr(sys.modules["ringattn.native"], "drawn_seed", lambda dropout_p: rank_of_thread())
+    with pytest.raises(ValueError, match="seed is 0 on rank 0 and 1 on rank 1"):
+        run(2, lambda comm: ask(comm, lambda rank: {"dropout_p": 0.5}), timeout=10)
 
 
-def test_nobody_is_asked_where_there_is_one_rank() -> None:
-    assert ask(_Mute(), told({})).shape == (1, 8, 2, 4)
+@pytest.mark.parametrize("what", ["sinks", "alibi_slopes"])
+def test_contents_are_compared_where_the_environment_says_so(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = lambda rank: {what: torch.full((2,), float(rank > 1))}  # noqa: E731
+    run(3, lambda comm: ask(comm, values), timeout=10)
+    monkeypatch.setenv("RINGATTN_CHECK", "1")
+    with pytest.raises(ValueError, match=rf"{what} is \(2,\), hash \w+ on rank 0 and \(2,\), hash \w+ on rank 2"):
+        run(3, lambda comm: ask(comm, values), timeout=10)
 
 
-class _Mute(Counting):
-    def __init__(self) -> None:
-        self.rank, self.size = 0, 1
+def test_what_shard_is_given_is_compared_where_the_environment_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def main(comm: Communicator) -> None:
+        ContextParallel(comm).shard(torch.full((1, 8), 1.0), torch.full((1, 8), float(comm.rank)))
 
-    def facts(self, fact: Any, *, again: bool = False) -> tuple[Any, ...]:
-        raise AssertionError("there is nobody else")
+    run(2, main, timeout=10)
+    monkeypatch.setenv("RINGATTN_CHECK", "1")
+    with pytest.raises(ValueError, match=r"tensor 1 of shard is .* on rank 0 and .* on rank 1"):
+        run(2, main, timeout=10)
+
+
+@pytest.mark.parametrize("calls", [1, 3])
+def test_a_pass_costs_one_header_whatever_was_asked_before(calls: int) -> None:
+    """And nothing else is sent to agree: `Mute` fails the test in every other call."""
+    comm = Mute(0, 2)
+    for call in range(calls):
+        with pytest.raises(AssertionError, match="rank 0 called send_recv"):
+            ask(comm, told({}) if call < 2 else lambda rank: {"causal": True})
+    assert [(header.number, header.action) for header in comm.said] == [(n, "forward") for n in range(calls)]
+
+
+def test_a_rank_that_refuses_tells_the_others_once() -> None:
+    comm = Mute(0, 2)
+    with pytest.raises(ValueError, match="softcap must be positive"):
+        ask(comm, lambda rank: {"softcap": -1.0})
+    assert [(header.action, header.refused.partition(",")[0]) for header in comm.said] == [
+        ("refusal", "ValueError: softcap must be positive")
+    ]
+
+
+def test_a_disagreement_is_forgotten() -> None:
+    """Ranks that caught the error make the call again, alike this time."""
+
+    def main(comm: Communicator) -> bool:
+        with pytest.raises(DisagreementError):
+            ask(comm, told({"causal": True}))
+        return torch.allclose(ask(comm, told({})), torch.ones(1, 8, 2, 4))
+
+    assert run(3, main, timeout=10) == [True] * 3
+
+
+def test_one_rank_asks_nobody() -> None:
+    comm = Mute(0, 1)
+    assert ask(comm, told({})).shape == (1, 8, 2, 4) and not comm.said

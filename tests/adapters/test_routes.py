@@ -7,9 +7,23 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 from ringattn import ContextParallel, call, choice
-from ringattn_comms.communicator import Communicator, T, Work
+from ringattn_comms.agreement import Header
+from ringattn_comms.communicator import Communicator, Work
 from ringattn_core.auto import CANDIDATES
 from ringattn_core.route import Route
+
+
+class Heard:
+    """The headers of both ranks."""
+
+    def __init__(self, rows: list[bytes]) -> None:
+        self.rows = rows
+
+    def ready(self) -> bool:
+        return True
+
+    def wait(self) -> list[bytes]:
+        return self.rows
 
 
 class Said(Communicator):
@@ -18,11 +32,12 @@ class Said(Communicator):
     rank, size = 0, 2
 
     def __init__(self, alike: bool) -> None:
-        self.alike, self.said = alike, list[object]()
+        self.alike, self.said = alike, list[Header]()
 
-    def facts(self, fact: T, *, again: bool = False) -> tuple[T, ...]:
-        self.said.append(fact)
-        return (fact, fact if self.alike or not isinstance(fact, str) else f"not {fact}")  # type: ignore[return-value]
+    def say(self, header: bytes) -> Heard:
+        own = Header.decode(header)
+        self.said.append(own)
+        return Heard([header, (own if self.alike else own._replace(about=f"not {own.about}")).encode()])
 
     def send_recv(self, *_: object) -> Work:
         raise AssertionError("a plan moves nothing")
@@ -46,8 +61,8 @@ def routes(comm: Said, monkeypatch: pytest.MonkeyPatch) -> tuple[Route, Route]:
 def test_ranks_of_one_kind_take_what_is_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
     comm = Said(alike=True)
     assert routes(comm, monkeypatch) == (CANDIDATES["gather"],) * 2
-    _, fact = comm.said
-    assert "NVIDIA H100" in str(fact) and "torch_flash" in str(fact)
+    (header,) = comm.said  # An introduction, and a plan moves nothing else.
+    assert header.action == "introduction" and "NVIDIA H100, " in header.about and "torch_flash" in header.about
 
 
 def test_ranks_of_several_kinds_take_waves(monkeypatch: pytest.MonkeyPatch) -> None:

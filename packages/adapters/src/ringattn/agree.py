@@ -1,83 +1,130 @@
-"""All ranks of a group have to ask for the same attention: what each asks for is compared before any keys travel.
+"""What all ranks of a group have to ask for alike: compared before each pass, and before any keys travel.
 
-What stays as it is from batch to batch is compared when it is first asked for, which costs one message in a program's
-life. With RINGATTN_CHECK=1 in the environment every call compares everything, lengths too, and waits for the answer.
+How is in `ringattn_comms.agreement`. With RINGATTN_CHECK=1 in the environment each rank waits for the others before
+each pass on a GPU too, and what all ranks should hold alike (sinks, slopes, what `shard` is given) is compared by hash.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from hashlib import blake2b
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from ringattn.context_parallel import ContextParallel
+from ringattn_comms.agreement import AgreementError, encoded
 from ringattn_comms.communicator import Communicator
-from ringattn_core.streams import capturing
+from ringattn_core.layout import LAYOUTS, Division
+from ringattn_core.route import ROUTES, Route
 
 
 class Terms(NamedTuple):
-    """What all ranks have to say alike."""
+    """What all ranks of a call have to say alike; the first difference is the one that is reported."""
 
+    version: str
+    RINGATTN_CHECK: bool
     num_heads: int
     num_kv_heads: int
     head_dim: int
     head_dim_v: int
     dtype: str
+    device: str
     mask: tuple[int, int]
-    dropout: bool
     layout: str
     route: str
+    functions: str
     per_sequence: bool
     head_groups: int
-
-    @classmethod
-    def of(
-        cls, cp: ContextParallel, q: Tensor, k: Tensor, v: Tensor, window: tuple[int, int], dropout_p: float
-    ) -> Terms:
-        return cls(
-            *(q.shape[-2], k.shape[-2], q.shape[-1], v.shape[-1], str(q.dtype), window, dropout_p > 0),
-            *(_name(cp.layout), _name(cp.route), cp.per_sequence, cp.head_groups),
-        )
-
-
-class Batch(NamedTuple):
-    """What changes from batch to batch."""
-
     rows: int
     cu_seqlens: tuple[int, ...]
     cu_seqlens_k: tuple[int, ...]
+    softmax_scale: float
+    softcap: float
+    dropout: float
+    sinks: str
+    alibi_slopes: str
+    deterministic: bool
+    needs_gradients: bool
+
+    def encode(self) -> bytes:
+        """The same as a part of a header."""
+        return _encoded(self)
 
 
-def check(comm: Communicator, terms: Terms) -> None:
-    """Raise ValueError where another rank was told something else; asked once. All ranks ask together."""
-    # A capture comes after a call of the same kind.
-    if comm.size > 1 and not capturing():
-        _compare(comm.facts(terms))
+@lru_cache(1024)
+def _encoded(terms: Terms) -> bytes:
+    return encoded(tuple(zip(terms._fields, terms, strict=True)))
 
 
-def check_all(comm: Communicator, terms: Terms, batch: Batch) -> None:
-    """The same of the lengths too, in every call, where the environment asks for it."""
-    if comm.size > 1 and os.environ.get("RINGATTN_CHECK", "0") not in ("", "0"):
-        for said in (terms, batch):
-            _compare(comm.facts(said, again=True))
+def turn(
+    comm: Communicator, action: str, terms: bytes, device: torch.device, changing: bytes = b""
+) -> AbstractContextManager[int]:
+    """A pass of all ranks over tensors on a device, and its number: see `Agreement.turn`. One rank asks nobody."""
+    if comm.size == 1:
+        return nullcontext(0)
+    return comm.agreement.turn(action, terms, wait=comm.waits(device) or checked(), changing=changing)
 
 
-def _compare(said: tuple[NamedTuple, ...]) -> None:
-    """Raise ValueError unless all ranks say the same, with the first thing that they differ in."""
-    if said.count(said[0]) == len(said):
+class telling:  # noqa: N801 - it reads as a function
+    """What is raised inside is told to the other ranks, for they would wait for this one. Each error is told once."""
+
+    def __init__(self, communicator: Callable[[], Communicator]) -> None:
+        self._communicator = communicator
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        # Of an `AgreementError` the other ranks raise one too.
+        if isinstance(error, Exception) and not isinstance(error, AgreementError) and not vars(error).get(_TOLD):
+            vars(error)[_TOLD] = True
+            _refuse(self._communicator, error)
+
+
+_TOLD = "ringattn_told"
+
+
+def _refuse(communicator: Callable[[], Communicator], error: Exception) -> None:
+    try:
+        comm = communicator()
+    except (RuntimeError, TypeError, ValueError):  # There is no group to tell it to, and the error may say so.
         return
-    for field in said[0]._fields:
-        values = [getattr(each, field) for each in said]
-        if len(set(values)) > 1:
-            other = next(rank for rank, value in enumerate(values) if value != values[0])
-            raise ValueError(
-                f"The ranks of a group ask for different attention: {field} is {values[0]} on rank 0 and "
-                f"{values[other]} on rank {other}. All ranks call attention with the same arguments, each on its own "
-                "share of q, k and v."
-            )
+    if comm.size > 1:
+        comm.agreement.refuse(error)
 
 
-def _name(function: str | Callable[..., object]) -> str:
+def checked() -> bool:
+    """Does the environment ask for more comparisons than cost nothing?"""
+    return os.environ.get("RINGATTN_CHECK", "0") not in ("", "0")
+
+
+def shared(x: Tensor | None) -> str:
+    """What ranks compare of a tensor that all of them should hold alike."""
+    if x is None:
+        return "none"
+    return f"{tuple(x.shape)}{f', hash {content(x)}' if checked() else ''}"
+
+
+def content(x: Tensor) -> str:
+    """A hash of what is in a tensor. On a GPU the host waits for it."""
+    flat = x.detach().contiguous().view(-1).view(torch.uint8).cpu()
+    return blake2b(bytes(flat.tolist()), digest_size=8).hexdigest()
+
+
+def named(function: str | Callable[..., object]) -> str:
+    """A layout or a route for a message."""
     return function if isinstance(function, str) else getattr(function, "__name__", type(function).__name__)
+
+
+@lru_cache(64)
+def functions(division: Division, route: str | Route) -> str:
+    """A hash of what layouts and routes return that are a user's functions: two of them may have one name."""
+    size, said = division.cp_size, list[object]()
+    if getattr(division.layout, "__module__", "") != LAYOUTS["zigzag"].__module__:
+        said.append([list(division.runs(rank)) for rank in range(size)])
+    if callable(route) and getattr(route, "__module__", "") != ROUTES["ring"].__module__:
+        said.append([route(rank, size) for rank in range(size)])
+    return blake2b(str(said).encode(), digest_size=8).hexdigest() if said else "ringattn's"

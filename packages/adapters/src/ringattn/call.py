@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ringattn import agree, checks
-from ringattn.agree import Batch, Terms
+from ringattn import checks
+from ringattn.agree import Terms, checked, functions, named, shared, telling, turn
 from ringattn.choice import Kernels, auto
 from ringattn.context_parallel import ContextParallel, sound
 from ringattn.lengths import Borders, Lengths, read, repeated
+from ringattn.version import __version__
+from ringattn_comms.agreement import encoded
 from ringattn_comms.connect import connect
 from ringattn_core.auto import CANDIDATES
 from ringattn_core.execute import Gradients, Result, attend, attend_backward
@@ -44,40 +44,45 @@ class Request:
     return_lse: bool
     cu_seqlens: Lengths | None = None
     cu_seqlens_k: Lengths | None = None
+    needs_gradients: bool = False
 
     def plan(
         self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, alibi_slopes: Tensor | None, seed: int
     ) -> Call:
-        """Check everything and plan it, for tensors with or without a batch dimension. Raises what `attention` says."""
+        """Check everything and plan it, for tensors with or without a batch dimension. Raises what `attention` says.
+
+        The other ranks are told of what it raises, for they would wait for this one.
+        """
+        checks.parallel(self.cp)
+        with telling(lambda: self.cp.communicator):
+            return self._plan(q, k, v, sinks, alibi_slopes, seed)
+
+    def _plan(
+        self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, alibi_slopes: Tensor | None, seed: int
+    ) -> Call:
         checks.shapes(q, k, v)
         checks.dtypes(q, k, v)
-        checks.parallel(self.cp, k)
-        batch, borders = q.shape[0] if q.dim() == 4 else 1, _borders(self, q, k)
+        checks.head_groups(self.cp.head_groups, k)
+        comm = self.cp.communicator
+        batch, borders = q.shape[0] if q.dim() == 4 else 1, _borders(self, q, k, comm.size)
         sequences = batch * (len(borders[0]) - 1)
         checks.options(q, sinks, alibi_slopes, sequences, self.dropout_p, self.softcap, self.softmax_scale)
         window = checks.window(self.causal, self.window_size)
-        terms = Terms.of(self.cp, q, k, v, window, self.dropout_p)
-        agree.check(self.cp.communicator, terms)
         borders = repeated(borders[0], batch), repeated(borders[1], batch)
         assert callable(self.cp.layout), "the name was looked up when cp was made"
-        division = sound(Division(self.cp.layout, borders[0], self.cp.cp_size, self.cp.per_sequence, max(batch, 1)))
+        division = sound(Division(self.cp.layout, borders[0], comm.size, self.cp.per_sequence, max(batch, 1)))
+        terms = _terms(self, q, k, v, sinks, alibi_slopes, window, batch, division, borders)
         if alibi_slopes is not None and alibi_slopes.dim() == 2:
             alibi_slopes = _by_token(alibi_slopes, division, self.cp.cp_rank)
         options = Options(self.softmax_scale, self.softcap, alibi_slopes, self.dropout_p, seed, self.deterministic)
         # A dropout mask of a kernel's own could not be had again from another one: see `Call.backward`.
         lse_gradient = self.return_lse and self.dropout_p > 0
         kernels = Kernels(flattened(q), flattened(k), flattened(v), options, self.cp.kernel, lse_gradient)
-        forward, backward = _plans(self, division, borders[1], window, kernels)
-        mine, mine_back = forward(self.cp.cp_rank), backward(self.cp.cp_rank)
-        if self.cp.route is not at_once:  # by which ranks do not know each other's sequences
-            agree.check_all(self.cp.communicator, terms, Batch(batch, *borders))
-        checks.shares(mine_back, q, k, batch)
-        second = Pass(mine_back, kernels.choose(mine_back))
-        first = second if mine is mine_back else Pass(mine, kernels.choose(mine))
-        # Where both are one, they may be two on another rank.
-        for schedule, planned in ((mine, forward), (mine_back, backward)):
-            kernels.choose_for_all(schedule, planned)
-        return Call(self.cp, options, first, second)
+        forward, backward = _schedules(self, division, borders[1], window, kernels, terms)
+        checks.shares(backward, q, k, batch)
+        second = Pass(backward, kernels.choose(backward))
+        first = second if forward is backward else Pass(forward, kernels.choose(forward))
+        return Call(self.cp, options, first, second, terms)
 
 
 class Pass(NamedTuple):
@@ -95,15 +100,18 @@ class Call:
     options: Options
     forward_pass: Pass
     backward_pass: Pass
+    terms: Terms
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Result:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> tuple[Result, int]:
+        """What the pass leaves, and the number that the other ranks know it by. Raises `AgreementError`."""
         schedule, kernel = self.forward_pass
-        transport = connect(self.cp.communicator, schedule, q.device)
-        with _no_autocast(q.device):
-            return attend(schedule, transport, kernel, q, KV(k, v), self.options, sinks)
+        with self._turn("forward", q.device) as number, _no_autocast(q.device):
+            transport = connect(self.cp.communicator, schedule, q.device)
+            return attend(schedule, transport, kernel, q, KV(k, v), self.options, sinks), number
 
     def backward(
         self,
+        number: int | None,
         dout: Tensor | None,
         dlse: Tensor | None,
         q: Tensor,
@@ -111,16 +119,25 @@ class Call:
         result: Result,
         sinks: Tensor | None,
     ) -> Gradients:
-        """The gradients, in the dtypes of what they are gradients of."""
+        """The gradients of the forward pass of this number, if it is known, in the dtypes of q, k, v and sinks."""
         schedule, kernel = self.backward_pass
         # A kernel that derives delta from out and dout has no place for a gradient of lse.
         kernel = kernel if dlse is None or kernel.takes_delta else Reference()
         dout = torch.zeros_like(result.out) if dout is None else dout
         dlse = None if dlse is None else torch.where(result.lse.isfinite(), dlse, 0.0)
-        transport = connect(self.cp.communicator, schedule, q.device)
-        with _no_autocast(q.device):
+        with self._turn("backward" if number is None else f"backward of {number}", q.device), _no_autocast(q.device):
+            transport = connect(self.cp.communicator, schedule, q.device)
             grads = attend_backward(schedule, transport, kernel, dout, q, kv, result, self.options, sinks, dlse)
         return Gradients(grads.dq.to(q.dtype), grads.dk.to(kv.k.dtype), grads.dv.to(kv.v.dtype), grads.dsinks)
+
+    def _turn(self, action: str, device: torch.device) -> AbstractContextManager[int]:
+        seed = encoded((("seed", self.options.seed),)) if self.options.dropout_p > 0 else b""
+        return turn(self.cp.communicator, action, self.terms.encode(), device, seed)
+
+
+def drawn_seed(dropout_p: float) -> int:
+    """The seed of a call's dropout masks, from torch's generator on the CPU; 0 without dropout."""
+    return int(torch.randint(2**62, ())) if dropout_p > 0 else 0
 
 
 def flattened(x: Tensor) -> Tensor:
@@ -153,7 +170,7 @@ def _no_autocast(device: torch.device) -> AbstractContextManager[None]:
     return torch.autocast(device.type, enabled=False) if autocasts(device) else nullcontext()
 
 
-def _borders(request: Request, q: Tensor, k: Tensor) -> tuple[Borders, Borders]:
+def _borders(request: Request, q: Tensor, k: Tensor, size: int) -> tuple[Borders, Borders]:
     """The borders of the queries' and the keys' sequences in one row."""
     cp, cu_seqlens_k = request.cp, request.cu_seqlens_k
     stated = cp.cu_seqlens if request.cu_seqlens is None else request.cu_seqlens
@@ -164,7 +181,7 @@ def _borders(request: Request, q: Tensor, k: Tensor) -> tuple[Borders, Borders]:
         return borders_q, borders_k
     if cu_seqlens_k is not None:
         raise ValueError("cu_seqlens_k was given without cu_seqlens: say the borders of the queries' sequences too.")
-    return Borders((0, q.shape[-3] * cp.cp_size)), Borders((0, k.shape[-3] * cp.cp_size))
+    return Borders((0, q.shape[-3] * size)), Borders((0, k.shape[-3] * size))
 
 
 def _by_token(slopes: Tensor, division: Division, cp_rank: int) -> Tensor:
@@ -173,19 +190,69 @@ def _by_token(slopes: Tensor, division: Division, cp_rank: int) -> Tensor:
     return slopes.repeat_interleave(in_each, dim=0)[sequence_index(division, cp_rank, slopes.device)]
 
 
-def _plans(
-    request: Request, division: Division, borders_k: Borders, window: tuple[int, int], kernels: Kernels
-) -> tuple[Callable[[int], Schedule], Callable[[int], Schedule]]:
-    """The plan of a rank for each pass, for queries that are divided so and the keys of their sequences."""
-    cp, borders_q = request.cp, division.cu_seqlens
+def _terms(
+    request: Request,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sinks: Tensor | None,
+    alibi_slopes: Tensor | None,
+    window: tuple[int, int],
+    batch: int,
+    division: Division,
+    borders: tuple[Borders, Borders],
+) -> Terms:
+    """What the other ranks have to ask for as well."""
+    cp, slopes = request.cp, shared(alibi_slopes)
+    if cp.route is at_once:  # by which ranks do not know each other's sequences
+        borders = Borders((0, borders[0][-1])), Borders((0, borders[1][-1]))
+        slopes = "none" if alibi_slopes is None else "given"
+    return Terms(
+        version=__version__,
+        RINGATTN_CHECK=checked(),
+        num_heads=q.shape[-2],
+        num_kv_heads=k.shape[-2],
+        head_dim=q.shape[-1],
+        head_dim_v=v.shape[-1],
+        dtype=str(q.dtype),
+        device=q.device.type,
+        mask=window,
+        layout=named(cp.layout),
+        route=named(cp.route),
+        functions=functions(division, cp.route),
+        per_sequence=cp.per_sequence,
+        head_groups=cp.head_groups,
+        rows=batch,
+        cu_seqlens=borders[0],
+        cu_seqlens_k=borders[1],
+        softmax_scale=request.softmax_scale,
+        softcap=request.softcap,
+        dropout=request.dropout_p,
+        sinks=shared(sinks),
+        alibi_slopes=slopes,
+        deterministic=request.deterministic,
+        needs_gradients=request.needs_gradients,
+    )
+
+
+def _schedules(
+    request: Request,
+    division: Division,
+    borders_k: Borders,
+    window: tuple[int, int],
+    kernels: Kernels,
+    terms: Terms,
+) -> tuple[Schedule, Schedule]:
+    """This rank's schedule for each pass, for queries that are divided so and the keys of their sequences."""
+    cp, comm, borders_q = request.cp, request.cp.communicator, division.cu_seqlens
     if callable(cp.route):
         first, second = cp.route, cp.route
     else:
-        first, second = (CANDIDATES[name] for name in auto(cp.communicator, division, window, kernels))
+        first, second = (CANDIDATES[name] for name in auto(comm, division, window, kernels, terms))
 
-    def planned(rank: int, *, route: Route, ahead: int) -> Schedule:
+    def planned(route: Route, ahead: int) -> Schedule:
         return plan(
-            *(division.layout, route, borders_q, borders_k, rank, cp.cp_size),
+            *(division.layout, route, borders_q, borders_k, comm.rank, comm.size),
             window=window,
             per_sequence=cp.per_sequence,
             batch=division.batch,
@@ -193,7 +260,7 @@ def _plans(
             ahead=ahead,
         )
 
-    backward = partial(planned, route=second, ahead=0)
+    backward = planned(second, 0)
     # A backward pass has to find the dropout masks of every launch again.
-    forward = partial(planned, route=first, ahead=early_rows(borders_q[-1] // cp.cp_size))
-    return backward if request.dropout_p > 0 else forward, backward
+    ahead = early_rows(borders_q[-1] // comm.size)
+    return backward if request.dropout_p > 0 else planned(first, ahead), backward

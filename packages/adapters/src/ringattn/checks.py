@@ -127,14 +127,18 @@ def causal_window(causal: bool, window_size: tuple[int, int]) -> tuple[int, int]
     return left, 0 if causal else right
 
 
-def parallel(cp: ContextParallel, k: Tensor) -> None:
-    """Raise unless `cp` is one, and its groups of kv heads are of one size."""
+def parallel(cp: ContextParallel) -> None:
+    """Raise unless `cp` is one."""
     if not isinstance(cp, ContextParallel):
         raise TypeError(f"cp must be a ContextParallel, got {type(cp).__name__}: say ContextParallel(group).")
-    if k.shape[-2] % cp.head_groups:
+
+
+def head_groups(groups: int, k: Tensor) -> None:
+    """Raise unless the groups of kv heads are of one size."""
+    if k.shape[-2] % groups:
         raise ValueError(
-            f"head_groups must divide num_kv_heads, got {cp.head_groups} groups of {k.shape[-2]} kv heads: every "
-            "message has the same size."
+            f"head_groups must divide num_kv_heads, got {groups} groups of {k.shape[-2]} kv heads: every message has "
+            "the same size."
         )
 
 

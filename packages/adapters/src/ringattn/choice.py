@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from functools import cache
 from typing import NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from ringattn.agree import Terms
 from ringattn_comms.communicator import Communicator
 from ringattn_core.auto import Routes, auto_routes, typical
 from ringattn_core.errors import UnsupportedError
 from ringattn_core.kernel import Kernel, Options
-from ringattn_core.kernels.choose import choose, installed, looks_at_launches, question
+from ringattn_core.kernels.choose import choose, installed, question
 from ringattn_core.layout import Division
 from ringattn_core.machine import machine_of
 from ringattn_core.schedule import Schedule
@@ -43,25 +43,14 @@ class Kernels(NamedTuple):
             return None
         return None if chosen == "reference" else chosen
 
-    def choose_for_all(self, schedule: Schedule, planned: Callable[[int], Schedule]) -> None:
-        """Raise what `choose` does for any rank's plan, once for this one's: others would wait for the one refused."""
-        if self.name is None or (schedule.area and not looks_at_launches(self.name, self.q.device)):
-            return
-        known, asked = _CHOSEN_FOR_ALL.setdefault(schedule, set()), question(*self)
-        if asked not in known:
-            for rank in range(schedule.cp_size):
-                self.choose(planned(rank))
-            known.add(asked)
 
-
-_CHOSEN_FOR_ALL: WeakKeyDictionary[Schedule, set[Hashable]] = WeakKeyDictionary()
-
-
-def auto(comm: Communicator, division: Division, window: tuple[int, int], kernels: Kernels) -> Routes:
-    """The names of the fastest routes, the same on all ranks: they agree once that all have the same to go by."""
+def auto(comm: Communicator, division: Division, window: tuple[int, int], kernels: Kernels, terms: Terms) -> Routes:
+    """The names of the fastest routes, the same on all ranks: once they tell each other what they decide by."""
     device = kernels.q.device
-    if device.type != "cuda" or len(set(comm.facts(_facts(device)))) > 1:
+    if device.type != "cuda":
         return Routes("waves", "waves")  # Of other devices nothing is known.
+    if comm.size > 1 and len(set(comm.agreement.introduce(device.type, _facts(device), terms.encode()))) > 1:
+        return Routes("waves", "waves")
     like = typical(division)
     one_sided = comm.windows(device) is not None
     asked = like, window, one_sided, question(*kernels)

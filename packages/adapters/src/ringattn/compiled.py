@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ringattn.call import Request, batched, flattened
+from ringattn.call import Request, batched, drawn_seed, flattened
 from ringattn.context_parallel import ContextParallel
 from ringattn_core.errors import UnsupportedError
 from ringattn_core.execute import Result
@@ -20,7 +20,8 @@ from ringattn_core.transport import KV
 _INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? sinks, Tensor? alibi_slopes"
 _ASKED = (
     "SymInt number, bool causal, int left, int right, float softcap, float softmax_scale, float dropout_p, "
-    "bool deterministic, bool return_lse, SymInt[]? cu_seqlens, SymInt[]? cu_seqlens_k"
+    "bool deterministic, bool return_lse, SymInt[]? cu_seqlens, SymInt[]? cu_seqlens_k, "
+    "bool needs_gradients=False"
 )
 
 
@@ -33,21 +34,22 @@ def attend(
         *(request.cp.number, request.causal, *request.window_size, request.softcap, request.softmax_scale),
         *(request.dropout_p, request.deterministic, request.return_lse),
         *(None if borders is None else [*borders] for borders in lengths),
+        request.needs_gradients,
     )
     out, lse, _ = torch.ops.ringattn.attention(q, k, v, sinks, alibi_slopes, *asked)
     return out, lse
 
 
 @torch.library.custom_op(
-    "ringattn::attention", mutates_args=(), schema=f"({_INPUTS}, {_ASKED}) -> (Tensor out, Tensor lse, Tensor seed)"
+    "ringattn::attention", mutates_args=(), schema=f"({_INPUTS}, {_ASKED}) -> (Tensor out, Tensor lse, Tensor drawn)"
 )
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, alibi_slopes: Tensor | None, *asked: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     request = _request(*asked)
-    seed = torch.randint(2**62, ()) if request.dropout_p > 0 else torch.zeros((), dtype=torch.int64)
-    call = request.plan(q, k, v, sinks, alibi_slopes, int(seed))
-    result = call.forward(flattened(q), flattened(k), flattened(v), sinks)
+    seed = drawn_seed(request.dropout_p)
+    call = request.plan(q, k, v, sinks, alibi_slopes, seed)
+    result, number = call.forward(flattened(q), flattened(k), flattened(v), sinks)
     if any(state is not None for state in result.rng_states):
         name = call.forward_pass.kernel.name
         raise UnsupportedError(
@@ -55,27 +57,27 @@ def _forward(
             "backward pass: name another one, ContextParallel(..., kernel='reference'), or do without dropout."
         )
     out = result.out.view(*q.shape[:-1], v.shape[-1])
-    return out, batched(result.lse, q).contiguous(), seed
+    return out, batched(result.lse, q).contiguous(), torch.tensor([seed, number])
 
 
 @_forward.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     *batch, tokens, num_heads, _ = q.shape
     lse = q.new_empty((*batch, num_heads, tokens), dtype=accumulator_dtype(q.dtype))
-    return q.new_empty((*q.shape[:-1], v.shape[-1])), lse, torch.empty((), dtype=torch.int64)
+    return q.new_empty((*q.shape[:-1], v.shape[-1])), lse, torch.empty(2, dtype=torch.int64)
 
 
 @torch.library.custom_op(
     "ringattn::attention_backward",
     mutates_args=(),
-    schema=f"(Tensor? dout, Tensor? dlse, Tensor out, Tensor lse, Tensor seed, {_INPUTS}, {_ASKED}) -> Tensor[]",
+    schema=f"(Tensor? dout, Tensor? dlse, Tensor out, Tensor lse, Tensor drawn, {_INPUTS}, {_ASKED}) -> Tensor[]",
 )
 def _backward(
     dout: Tensor | None,
     dlse: Tensor | None,
     out: Tensor,
     lse: Tensor,
-    seed: Tensor,
+    drawn: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -84,11 +86,12 @@ def _backward(
     *asked: Any,
 ) -> list[Tensor]:
     """dq, dk, dv and, where there are sinks, dsinks."""
-    call = _request(*asked).plan(q, k, v, sinks, alibi_slopes, int(seed))
+    seed, number = drawn.tolist()
+    call = _request(*asked).plan(q, k, v, sinks, alibi_slopes, seed)
     result = Result(flattened(out), _flat_lse(lse), [])
     kv = KV(flattened(k), flattened(v))
     dout, dlse = None if dout is None else flattened(dout), None if dlse is None else _flat_lse(dlse)
-    grads = call.backward(dout, dlse, flattened(q), kv, result, sinks)
+    grads = call.backward(number, dout, dlse, flattened(q), kv, result, sinks)
     # A ring's dk and dv arrive as one message: an operator's results may not lie in each other's memory.
     apart = grads.dk, grads.dv.clone() if _share(grads.dk, grads.dv) else grads.dv
     found = [grad.view(x.shape).contiguous() for grad, x in zip((grads.dq, *apart), (q, k, v), strict=True)]
@@ -101,7 +104,7 @@ def _(
     dlse: Tensor | None,
     out: Tensor,
     lse: Tensor,
-    seed: Tensor,
+    drawn: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,

@@ -12,9 +12,11 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
+from ringattn import agree
 from ringattn.lengths import Borders, Lengths, read, sequence_positions
 from ringattn.tensors import check_tensors
 from ringattn.untraced import untraced
+from ringattn_comms.agreement import encoded
 from ringattn_comms.communicator import Communicator
 from ringattn_comms.connect import Group, communicator
 from ringattn_core.errors import lookup
@@ -81,9 +83,18 @@ class ContextParallel:
         """The one of this number, in this process: how an operator of a compiled graph finds it."""
         return _by_number[number]
 
-    @cached_property
+    @property
     def communicator(self) -> Communicator:
-        """This rank's end of the group."""
+        """This rank's end of the group. Raises RuntimeError where the group has been destroyed since the first use."""
+        if not self._communicator.alive:
+            raise RuntimeError(
+                f"The group of {self._communicator.size} ranks that this ContextParallel was first used with has been "
+                "destroyed: make another one for the group that there is now (and call ringattn.hf.parallelize again)."
+            )
+        return self._communicator
+
+    @cached_property
+    def _communicator(self) -> Communicator:
         return communicator(self.group)
 
     @property
@@ -123,7 +134,8 @@ class ContextParallel:
     def shard(self, *tensors: Tensor, dim: int | None = None) -> Any:
         """This rank's share of whole tensors along `dim`: one tensor for one, a tuple for several.
 
-        Any shapes, dtypes and devices; all ranks have the same whole tensors. Differentiable.
+        Any shapes, dtypes and devices; all ranks have the same whole tensors. Differentiable. Communicates nothing, but
+        with RINGATTN_CHECK=1 all ranks call it together and compare a hash of what they are given.
         dim: where the tokens are; None is the second dimension, as in (batch, tokens) and (batch, tokens, heads,
             head_dim). Three dimensions may be (tokens, heads, head_dim) too, so say it for them.
 
@@ -132,6 +144,8 @@ class ContextParallel:
         """
         dim = self._token_dim(tensors, dim)
         index = [stream_index(self.division(x.shape[dim]), self.cp_rank, x.device) for x in tensors]
+        if agree.checked():
+            self._compare(tensors)
         shards = tuple(x.index_select(dim, rows) for x, rows in zip(tensors, index, strict=True))
         return shards[0] if len(shards) == 1 else shards
 
@@ -145,7 +159,8 @@ class ContextParallel:
         the sum of the ranks' losses, and cp_size times too large where each computes the same loss from the whole.
         Raises ValueError where the shares are not as long as those that `shard` hands out.
         """
-        dim = self._token_dim(tensors, dim)
+        with agree.telling(lambda: self.communicator):
+            dim = self._token_dim(tensors, dim)
         whole = tuple(self._unshard(x, dim) for x in tensors)
         return whole[0] if len(whole) == 1 else whole
 
@@ -187,14 +202,21 @@ class ContextParallel:
                 raise ValueError(f"There is no dimension {dim or 1} in a tensor of shape {tuple(x.shape)}: say dim=.")
         return 1 if dim is None else dim
 
+    def _compare(self, tensors: tuple[Tensor, ...]) -> None:
+        """Raise ValueError where another rank shards other tensors."""
+        terms = [(f"tensor {place} of shard", agree.shared(x)) for place, x in enumerate(tensors)]
+        with agree.turn(self.communicator, "shard", encoded((("RINGATTN_CHECK", True), *terms)), tensors[0].device):
+            pass
+
     def _unshard(self, x: Tensor, dim: int) -> Tensor:
-        length = x.shape[dim] * self.cp_size if self.cu_seqlens is None else read(self.cu_seqlens)[-1]
-        division = self.division(length)
-        if x.shape[dim] != division.length(self.cp_rank):
-            raise ValueError(
-                f"Rank {self.cp_rank} holds {division.length(self.cp_rank)} of {length} tokens, but the tensor to "
-                f"unshard has {x.shape[dim]} along dimension {dim}."
-            )
+        with agree.telling(lambda: self.communicator):
+            length = x.shape[dim] * self.cp_size if self.cu_seqlens is None else read(self.cu_seqlens)[-1]
+            division = self.division(length)
+            if x.shape[dim] != division.length(self.cp_rank):
+                raise ValueError(
+                    f"Rank {self.cp_rank} holds {division.length(self.cp_rank)} of {length} tokens, but the tensor to "
+                    f"unshard has {x.shape[dim]} along dimension {dim}."
+                )
         whole: Tensor = _Unshard.apply(x.movedim(dim, 0), division, self.communicator)  # type: ignore[no-untyped-call]
         return whole.movedim(0, dim)
 
@@ -205,9 +227,16 @@ class _Unshard(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, division: Division, comm: Communicator) -> Tensor:
         ctx.division, ctx.comm = division, comm
+        ctx.terms = encoded(
+            (
+                *(("shape", tuple(x.shape[1:])), ("dtype", x.dtype), ("layout", agree.named(division.layout))),
+                ("cu_seqlens", division.cu_seqlens),
+            )
+        )
         padded = x.new_zeros((max(_lengths(division)), *x.shape[1:]))
         padded[: len(x)] = x
-        gathered = comm.all_gather(padded).wait() if comm.size > 1 else padded[None]
+        with agree.turn(comm, "unshard", ctx.terms, x.device) as ctx.number:
+            gathered = comm.all_gather(padded).wait() if comm.size > 1 else padded[None]
         whole = x.new_empty((division.cu_seqlens[-1], *x.shape[1:]))
         for rank, length in enumerate(_lengths(division)):
             whole[stream_index(division, rank, x.device)] = gathered[rank, :length]
@@ -220,7 +249,8 @@ class _Unshard(torch.autograd.Function):
         parts = grad.new_zeros((comm.size, max(_lengths(division)), *grad.shape[1:]))
         for rank, length in enumerate(_lengths(division)):
             parts[rank, :length] = grad[stream_index(division, rank, grad.device)]
-        own = comm.reduce_scatter(parts).wait() if comm.size > 1 else parts[0]
+        with agree.turn(comm, f"backward of {ctx.number}", ctx.terms, grad.device):
+            own = comm.reduce_scatter(parts).wait() if comm.size > 1 else parts[0]
         return own[: division.length(comm.rank)], None, None
 
 

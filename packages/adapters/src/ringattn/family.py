@@ -14,13 +14,14 @@ from typing import Any
 from torch import Tensor
 
 from ringattn import checks
+from ringattn.agree import telling
 from ringattn.context_parallel import ContextParallel
 from ringattn.lengths import Borders, read, scaled
 from ringattn.llama3 import head_groups, stream_borders, stream_slopes
 from ringattn.native import attention
 from ringattn.tensors import check_tensors
 from ringattn.untraced import untraced
-from ringattn_comms.connect import Group
+from ringattn_comms.connect import Group, communicator
 from ringattn_core.layout import Layout, contiguous
 from ringattn_core.route import Route, at_once, gather
 from ringattn_core.tile import Window
@@ -99,9 +100,9 @@ def varlen(prefix: str, layout: Layout, route: Route) -> tuple[Function, Functio
         return_attn_probs: bool = False,
         group: Group = None,
     ) -> Any:
-        checks.shapes(q, k, v)
         cp = ContextParallel(group, layout, route)
-        borders = _global_borders(cu_seqlens, q, k, cp)
+        with telling(lambda: cp.communicator):
+            borders = _global_borders(cu_seqlens, q, k, v, cp)
         tail = dropout_p, softmax_scale, causal, window_size, alibi_slopes, deterministic, return_attn_probs
         return _attend(q, k, v, cp, borders, *tail)
 
@@ -127,9 +128,10 @@ def balanced_gather(prefix: str, layout: Layout) -> tuple[Function, Function, Fu
         return_attn_probs: bool = False,
         group: Group = None,
     ) -> Any:
-        checks.shapes(q, k, v)
-        cp = ContextParallel(group, layout, gather, head_groups=head_groups(k, heads_k_stride))
-        borders = _global_borders(cu_seqlens, q, k, cp)
+        with telling(lambda: communicator(group)):
+            checks.shapes(q, k, v)
+            cp = ContextParallel(group, layout, gather, head_groups=head_groups(k, heads_k_stride))
+            borders = _global_borders(cu_seqlens, q, k, v, cp)
         tail = dropout_p, softmax_scale, causal, window_size, alibi_slopes, deterministic, return_attn_probs
         return _attend(q, k, v, cp, borders, *tail)
 
@@ -159,20 +161,22 @@ def llama3(prefix: str) -> tuple[Function, Function, Function]:
         return_attn_probs: bool = False,
         group: Group = None,
     ) -> Any:
-        checks.shapes(q, k, v)
-        groups = head_groups(k, heads_k_stride)
-        cp = ContextParallel(group, contiguous, at_once, per_sequence=False, head_groups=groups)
-        borders = stream_borders(cu_seqlens_q, cu_seqlens_k, local_k_slice, cp.cp_rank, cp.cp_size, q.shape[-3])
-        if alibi_slopes is not None and alibi_slopes.shape[:-1] == (len(cu_seqlens_q) - 1,):
-            alibi_slopes = stream_slopes(alibi_slopes, local_k_slice, borders)
+        with telling(lambda: communicator(group)):
+            checks.shapes(q, k, v)
+            groups = head_groups(k, heads_k_stride)
+            cp = ContextParallel(group, contiguous, at_once, per_sequence=False, head_groups=groups)
+            borders = stream_borders(cu_seqlens_q, cu_seqlens_k, local_k_slice, cp.cp_rank, cp.cp_size, q.shape[-3])
+            if alibi_slopes is not None and alibi_slopes.shape[:-1] == (len(cu_seqlens_q) - 1,):
+                alibi_slopes = stream_slopes(alibi_slopes, local_k_slice, borders)
         tail = dropout_p, softmax_scale, causal, window_size, alibi_slopes, deterministic, return_attn_probs
         return _attend(q, k, v, cp, borders, *tail)
 
     return _named(func, prefix, "Attention over a packed stream", "tokens", _PREPARED + _STRIDE, contiguous, at_once)
 
 
-def _global_borders(cu_seqlens: Tensor, q: Tensor, k: Tensor, cp: ContextParallel) -> Borders:
+def _global_borders(cu_seqlens: Tensor, q: Tensor, k: Tensor, v: Tensor, cp: ContextParallel) -> Borders:
     """The borders of the whole sequences, of which every rank holds as much as `cu_seqlens` say of this one."""
+    checks.shapes(q, k, v)
     local = read(cu_seqlens)
     if not local[-1] == q.shape[-3] == k.shape[-3]:
         raise ValueError(
@@ -221,11 +225,15 @@ def _named(
 
     @wraps(func)
     def kvpacked(q: Tensor, kv: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return func(q, *_unpacked(kv, 2, "kv", rows), *args, **kwargs)
+        with telling(lambda: communicator(kwargs.get("group"))):
+            k, v = _unpacked(kv, 2, "kv", rows)
+        return func(q, k, v, *args, **kwargs)
 
     @wraps(func)
     def qkvpacked(qkv: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return func(*_unpacked(qkv, 3, "qkv", rows), *args, **kwargs)
+        with telling(lambda: communicator(kwargs.get("group"))):
+            q, k, v = _unpacked(qkv, 3, "qkv", rows)
+        return func(q, k, v, *args, **kwargs)
 
     names = f"{prefix}_func", f"{prefix}_kvpacked_func", f"{prefix}_qkvpacked_func"
     functions: tuple[Function, Function, Function] = func, kvpacked, qkvpacked

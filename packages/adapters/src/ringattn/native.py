@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ringattn import compiled
-from ringattn.call import Call, Request, autocasts, batched, flattened, lowered
+from ringattn.call import Call, Request, autocasts, batched, drawn_seed, flattened, lowered
 from ringattn.context_parallel import ContextParallel
 from ringattn.lengths import Lengths
 from ringattn.tensors import check_tensors
@@ -79,6 +79,7 @@ def attention(
         return_lse,
         cu_seqlens,
         cu_seqlens_k,
+        needs_gradients=torch.is_grad_enabled() and any(getattr(x, "requires_grad", False) for x in (q, k, v)),
     )
     # Lengths in a tensor decide what is planned, and are not known when a graph is made: it breaks there.
     lists = not any(isinstance(borders, Tensor) for borders in (cu_seqlens, cu_seqlens_k))
@@ -92,7 +93,7 @@ def _attend(
     request: Request, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, alibi_slopes: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """out and lse, shaped like what was given."""
-    seed = int(torch.randint(2**62, ())) if request.dropout_p > 0 else 0
+    seed = drawn_seed(request.dropout_p)
     call = request.plan(q, k, v, sinks, alibi_slopes, seed)
     out, lse = _Attention.apply(*(flattened(x) for x in (q, k, v)), sinks, call)  # type: ignore[no-untyped-call]
     return out.view(*q.shape[:-1], v.shape[-1]), batched(lse, q)
@@ -103,7 +104,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, call: Call) -> tuple[Tensor, Tensor]:
-        result = call.forward(q, k, v, sinks)
+        result, ctx.number = call.forward(q, k, v, sinks)
         ctx.save_for_backward(q, k, v, sinks, result.out, result.lse, *result.rng_states)
         ctx.set_materialize_grads(False)
         ctx.call = call
@@ -111,7 +112,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
-        grads = _Backward.apply(ctx.call, dout, dlse, *ctx.saved_tensors)  # type: ignore[no-untyped-call]
+        grads = _Backward.apply(ctx.call, ctx.number, dout, dlse, *ctx.saved_tensors)  # type: ignore[no-untyped-call]
         return (*grads, None)
 
 
@@ -122,6 +123,7 @@ class _Backward(torch.autograd.Function):
     def forward(
         ctx: Any,
         call: Call,
+        number: int,
         dout: Tensor | None,
         dlse: Tensor | None,
         q: Tensor,
@@ -132,7 +134,7 @@ class _Backward(torch.autograd.Function):
         lse: Tensor,
         *rng_states: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
-        return tuple(call.backward(dout, dlse, q, KV(k, v), Result(out, lse, list(rng_states)), sinks))
+        return tuple(call.backward(number, dout, dlse, q, KV(k, v), Result(out, lse, list(rng_states)), sinks))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> None:

@@ -6,17 +6,18 @@ the call's `Work.wait` has returned.
 
 from __future__ import annotations
 
+import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from functools import cached_property
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from ringattn_comms.agreement import Agreement, Said
 from ringattn_comms.window import Windows
-
-T = TypeVar("T")
 
 
 class Work(Protocol):
@@ -57,12 +58,38 @@ class Communicator(ABC):
         """Memory that the ranks' devices can address of each other, where there is any."""
         return None
 
-    def facts(self, fact: T, *, again: bool = False) -> tuple[T, ...]:
-        """What every rank says, in rank order, asked once for each fact or `again`; pickled. All ranks ask together.
+    @cached_property
+    def agreement(self) -> Agreement:
+        """How the ranks of this group say what they are about to do, before each pass."""
+        return Agreement(self.rank, self.say)
 
-        Where nobody can be asked, it is what this rank says: (fact,).
+    def say(self, header: bytes) -> Said:
+        """Send a header to all ranks and receive theirs (see `Agreement`): by `all_gather` of a tensor on the CPU.
+
+        A group without CPU tensors has another way.
         """
-        return (fact,)
+        return _Gathered(self.all_gather(torch.frombuffer(bytearray(header), dtype=torch.uint8)))
+
+    def all_gather_object(self, x: object) -> list[Any]:
+        """Every rank's x, in rank order. All ranks ask together, and trust each other: it is pickled."""
+        message = torch.frombuffer(bytearray(pickle.dumps(x)), dtype=torch.uint8)
+        lengths = self.all_gather(torch.tensor([len(message)])).wait().flatten().tolist()
+        padded = message.new_zeros(max(lengths))
+        padded[: len(message)] = message
+        rows = self.all_gather(padded).wait()
+        return [pickle.loads(bytes(row[:length].tolist())) for row, length in zip(rows, lengths, strict=True)]
+
+    @property
+    def alive(self) -> bool:
+        """Does the group still exist? It may have been destroyed, and another one made."""
+        return True
+
+    def waits(self, device: torch.device) -> bool:
+        """Does the host wait for the headers of all ranks before each pass over tensors of a device?
+
+        Else it goes on where they have agreed before, and compares them one pass later.
+        """
+        return True
 
     def twin(self, device: torch.device) -> Communicator:
         """Another end of the same group, whose calls on a device do not queue behind this one's; itself if none do.
@@ -77,6 +104,19 @@ class Communicator(ABC):
             return Done(x)
         work = self.send_recv([((self.rank + by) % self.size, x)], [(self.rank - by) % self.size], x)
         return First(work)
+
+
+@dataclass(frozen=True, slots=True)
+class _Gathered:
+    """Headers as rows of a tensor."""
+
+    work: Work
+
+    def ready(self) -> bool:
+        return False
+
+    def wait(self) -> Sequence[bytes]:
+        return [bytes(row.tolist()) for row in self.work.wait()]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from ringattn import checks
-from ringattn.call import Request, batched, flattened
+from ringattn.agree import telling
+from ringattn.call import Request, batched, drawn_seed, flattened
 from ringattn.context_parallel import ContextParallel
 from ringattn.lengths import Borders, read, scaled
 from ringattn.llama3 import head_groups, stream_borders
 from ringattn.untraced import untraced
-from ringattn_comms.connect import Group
+from ringattn_comms.connect import Group, communicator
 from ringattn_core.execute import Result
 from ringattn_core.layout import Layout
 from ringattn_core.route import Route
@@ -80,28 +81,30 @@ def _pair(prefix: str, lengths: tuple[str, ...], divide: Divide) -> tuple[Functi
     def forward(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         given = _bound(forward_signature, args, kwargs)
         q, k, v = given["q"], given["k"], given["v"]
-        seed = int(torch.randint(2**62, ())) if given["dropout_p"] else 0
-        call = _request(given, divide, lengths).plan(q, k, v, None, given["alibi_slopes"], seed)
+        seed = drawn_seed(given["dropout_p"])
+        with telling(lambda: communicator(given["process_group"])):
+            call = _request(given, divide, lengths).plan(q, k, v, None, given["alibi_slopes"], seed)
         with torch.no_grad():
-            result = call.forward(flattened(q), flattened(k), flattened(v), None)
+            result, _ = call.forward(flattened(q), flattened(k), flattened(v), None)
         return result.out.view(*q.shape[:-1], v.shape[-1]), batched(result.lse, q)
 
     @untraced
     def backward(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
         given = _bound(backward_signature, args, kwargs)
-        if given["dropout_p"]:
-            raise ValueError(
-                f"{prefix}_backward got dropout_p={given['dropout_p']}, but not the random numbers of the forward "
-                f"pass: call {prefix}_func, which keeps them."
-            )
         q, k, v, lse = given["q"], given["k"], given["v"], given["softmax_lse"]
-        call = _request(given, divide, lengths).plan(q, k, v, None, given["alibi_slopes"], 0)
+        with telling(lambda: communicator(given["process_group"])):
+            if given["dropout_p"]:
+                raise ValueError(
+                    f"{prefix}_backward got dropout_p={given['dropout_p']}, but not the random numbers of the forward "
+                    f"pass: call {prefix}_func, which keeps them."
+                )
+            call = _request(given, divide, lengths).plan(q, k, v, None, given["alibi_slopes"], 0)
         lse = lse.transpose(0, 1).flatten(1) if lse.dim() == 3 else lse
         result = Result(flattened(given["out"]), lse, [])
         flat = (flattened(x) for x in (given["dout"], q, k, v))
         with torch.no_grad():
             dout, flat_q, flat_k, flat_v = flat
-            grads = call.backward(dout, None, flat_q, KV(flat_k, flat_v), result, None)
+            grads = call.backward(None, dout, None, flat_q, KV(flat_k, flat_v), result, None)
         return grads.dq.view_as(q), grads.dk.view_as(k), grads.dv.view_as(v)
 
     _describe(forward, f"{prefix}_forward", forward_signature, "The forward pass: (out, softmax_lse).")

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ringattn.agree import turn
+from ringattn_comms.agreement import encoded
 from ringattn_comms.communicator import Communicator
 from ringattn_core.streams import capturing
 
@@ -30,7 +32,9 @@ class FirstCalls:
             return
         self.left -= 1
         given = (arguments.get(name) for name in _COMPARED)
-        said = comm.facts(tuple(_fingerprint(x) if isinstance(x, Tensor) else None for x in given), again=True)
+        own = tuple(_fingerprint(x) if isinstance(x, Tensor) else None for x in given)
+        with turn(comm, "comparison of a model's first batches", encoded(()), torch.device("cpu")):
+            said = comm.all_gather_object(own)
         for rank, others in enumerate(said):
             for name, first, other in zip(_COMPARED, said[0], others, strict=True):
                 if not _alike(first, other):

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ringattn.agree import turn
 from ringattn.hf.cache import ShardedCache
 from ringattn.hf.partial import fused, plain
+from ringattn_comms.agreement import encoded
 from ringattn_core.errors import UnsupportedError
 from ringattn_core.kernel import accumulator_dtype
 
@@ -82,7 +84,9 @@ def attend(
     """
     with torch.no_grad():
         out, lse = _local(q, k, v, step, window, scale, softcap)
-        parts = step.cache.comm.all_gather(torch.cat([out, lse.unsqueeze(-1)], dim=-1)).wait()
+        comm, terms = step.cache.comm, encoded((("shape", tuple(out.shape)), ("dtype", q.dtype), ("start", step.start)))
+        with turn(comm, "attention of new tokens", terms, q.device):
+            parts = comm.all_gather(torch.cat([out, lse.unsqueeze(-1)], dim=-1)).wait()
         out = _sum(parts[..., :-1], parts[..., -1], sinks).to(q.dtype).transpose(1, 2).contiguous()
     return _NoBackward.apply(out, q) if q.requires_grad else out  # type: ignore[no-untyped-call]
 

@@ -8,11 +8,13 @@ import torch
 from transformers import GenerationConfig, GenerationMixin, PretrainedConfig
 from transformers.generation.configuration_utils import GenerationMode
 
+from ringattn.agree import turn
 from ringattn.context_parallel import ContextParallel
 from ringattn.hf import inputs, logits, rope
 from ringattn.hf.batch import ShardedBatch
 from ringattn.hf.cache import ShardedCache, argument_of, cache_of
 from ringattn.hf.decode import Decoding
+from ringattn_comms.agreement import encoded
 from ringattn_comms.communicator import Communicator
 from ringattn_core.errors import UnsupportedError
 
@@ -139,4 +141,6 @@ def _share_random_state(comm: Communicator, device: torch.device) -> None:
     generators = [torch] if device.type == "cpu" else [torch, torch.get_device_module(device)]
     for generator in generators:
         state = generator.get_rng_state()
-        generator.set_rng_state(comm.all_gather(state.to(device)).wait()[0].to(state.device))
+        with turn(comm, "exchange of random states", encoded(()), device):
+            first = comm.all_gather(state.to(device)).wait()[0]
+        generator.set_rng_state(first.to(state.device))

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ringattn.agree import turn
 from ringattn.hf.batch import ShardedBatch
+from ringattn_comms.agreement import encoded
 from ringattn_comms.communicator import Communicator
 
 # Outputs with a vector for each token, which stay shards unless they are asked for as a whole.
@@ -64,7 +66,10 @@ def mean_over_ranks(loss: Tensor, comm: Communicator) -> Tensor:
 class _Mean(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, loss: Tensor, comm: Communicator) -> Tensor:
-        return comm.all_gather(loss.reshape(1, -1)).wait().mean(dim=0).view_as(loss)
+        with turn(
+            comm, "mean of the losses", encoded((("shape", tuple(loss.shape)), ("dtype", loss.dtype))), loss.device
+        ):
+            return comm.all_gather(loss.reshape(1, -1)).wait().mean(dim=0).view_as(loss)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:

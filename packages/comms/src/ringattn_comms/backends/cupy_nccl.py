@@ -5,17 +5,21 @@ It needs a store to meet over, not a process group. It offers no windows: who pi
 
 from __future__ import annotations
 
-import pickle
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from operator import index
 from types import ModuleType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import Store
+from torch._C._distributed_c10d import PrefixStore, Store
 
+from ringattn_comms.agreement import Said
+from ringattn_comms.backends.host_channel import HostChannel
 from ringattn_comms.communicator import Communicator, Work
 from ringattn_comms.side import Side, side_stream
 
@@ -55,10 +59,10 @@ class CupyNccl(Communicator):
         nccl = _nccl()
         self.rank, self.size, self._store, self._nccl = rank, size, store, nccl
         # The n-th one that every rank makes over a store are one group.
-        key = f"ringattn/cupy_nccl/{store.add(f'ringattn/cupy_nccl/made by {rank}', 1)}"
+        self._key = key = f"ringattn/cupy_nccl/{store.add(f'ringattn/cupy_nccl/made by {rank}', 1)}"
         if rank == 0:
-            store.set(key, pickle.dumps(nccl.get_unique_id()).hex())  # bytes or numbers, by CuPy's version
-        self._comm = nccl.NcclCommunicator(size, pickle.loads(bytes.fromhex(store.get(key).decode())), rank)
+            store.set(key, _written(nccl.get_unique_id()))
+        self._comm = nccl.NcclCommunicator(size, _read(store.get(key)), rank)
         on_gpu = torch.cuda.is_available()
         self._device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
         self._stream = side_stream(self._device)
@@ -70,6 +74,17 @@ class CupyNccl(Communicator):
         group = group or dist.group.WORLD
         assert group is not None, "torch.distributed was initialised"
         return cls(group.get_group_store(), group.rank(), group.size())
+
+    @cached_property
+    def _host(self) -> HostChannel:
+        names = [f"rank {rank}" for rank in range(self.size)]
+        return HostChannel(PrefixStore(self._key, self._store), self.rank, names, together=True)
+
+    def say(self, header: bytes) -> Said:
+        return self._host.say(header)
+
+    def waits(self, device: torch.device) -> bool:
+        return device.type != "cuda"
 
     def twin(self, device: torch.device) -> Communicator:
         if self._twin is None:
@@ -131,6 +146,22 @@ class CupyNccl(Communicator):
         # Their memory came from the main stream, which would give it to others sooner than NCCL is done with it.
         side.keep(*sent, arriving)
         return _Arriving(arriving, arrived)
+
+
+def _written(unique_id: bytes | tuple[int, ...]) -> str:
+    """What rank 0 leaves in the store: numbers, never anything that runs when it is read."""
+    return json.dumps([type(unique_id).__name__, [*unique_id]])
+
+
+def _read(written: bytes) -> bytes | tuple[int, ...]:
+    """The inverse: bytes or signed numbers, by CuPy's version."""
+    try:
+        kind, numbers = json.loads(written)
+        return bytes(numbers) if kind == "bytes" else tuple(map(index, numbers))
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"The store holds {written[:60]!r} where rank 0 writes NCCL's unique id: something else has written to it."
+        ) from None
 
 
 def _number(x: Tensor) -> int:

@@ -9,13 +9,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from threading import Event, Lock
+from threading import Condition, Event, Lock
 from time import monotonic
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from ringattn_comms.agreement import RefusedError, Said
 from ringattn_comms.communicator import Communicator, Work
 from ringattn_comms.window import Window, Windows
 from ringattn_core.streams import set_rank
@@ -34,13 +35,13 @@ def run(size: int, main: Callable[[Communicator], T], *, timeout: float = 60.0) 
     with ThreadPoolExecutor(size) as pool:
         futures = [pool.submit(_as_rank, main, Threads(world, rank)) for rank in range(size)]
         try:
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            wait(futures, return_when=FIRST_EXCEPTION)
         finally:
             world.stopped.set()
-        for future in sorted(done, key=futures.index):
-            if (error := future.exception()) is not None and not isinstance(error, _StoppedError):
-                raise error
-        return [future.result() for future in futures]
+    errors = [error for future in futures if (error := future.exception()) is not None]
+    if errors:  # That a rank stopped because of another one is not what went wrong.
+        raise min(errors, key=lambda error: isinstance(error, (RefusedError, _StoppedError)))
+    return [future.result() for future in futures]
 
 
 def _as_rank(main: Callable[[Communicator], T], comm: Communicator) -> T:
@@ -81,20 +82,54 @@ class _World:
     def __init__(self, size: int, timeout: float) -> None:
         self.size, self.timeout, self.stopped = size, timeout, Event()
         self.boxes = [[_Mailbox() for _ in range(size)] for _ in range(size)]
+        self.headers, self.arrived = dict[int, list[bytes]](), Condition()
+
+    def say(self, number: int, rank: int, header: bytes) -> _Headers:
+        """The `number`-th header of a rank, for all ranks."""
+        with self.arrived:
+            rows = self.headers.setdefault(number, [b""] * self.size)
+            rows[rank] = header
+            if all(rows):
+                del self.headers[number]
+                self.arrived.notify_all()
+        return _Headers(self, rows, rank)
+
+    def late(self, source: int, destination: int, since: float) -> None:
+        """Raise where a rank waits in vain, or has waited too long."""
+        if self.stopped.is_set():
+            raise _StoppedError(f"rank {destination} stopped waiting for rank {source}")
+        if monotonic() > since + self.timeout:
+            raise TimeoutError(
+                f"rank {destination} waited {self.timeout:g} s for a message from rank {source}: "
+                "every rank has to make the same calls in the same order."
+            )
 
     def wait(self, message: Future[T], source: int, destination: int) -> T:
-        deadline = monotonic() + self.timeout
+        since = monotonic()
         while True:
             try:
                 return message.result(timeout=0.05)
             except TimeoutError:
-                if self.stopped.is_set():
-                    raise _StoppedError(f"rank {destination} stopped waiting for rank {source}") from None
-                if monotonic() > deadline:
-                    raise TimeoutError(
-                        f"rank {destination} waited {self.timeout:g} s for a message from rank {source}: "
-                        "every rank has to make the same calls in the same order."
-                    ) from None
+                self.late(source, destination, since)
+
+
+@dataclass(frozen=True, slots=True)
+class _Headers:
+    """What all ranks say of one pass."""
+
+    world: _World
+    rows: list[bytes]
+    rank: int
+
+    def ready(self) -> bool:
+        return all(self.rows)
+
+    def wait(self) -> Sequence[bytes]:
+        since = monotonic()
+        with self.world.arrived:
+            while not self.world.arrived.wait_for(lambda: all(self.rows), timeout=0.05):
+                self.world.late(self.rows.index(b""), self.rank, since)
+        return self.rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,12 +167,11 @@ class Threads(Communicator):
 
     def __init__(self, world: _World, rank: int) -> None:
         self.rank, self.size, self._world = rank, world.size, world
-        self._said = dict[object, tuple[Any, ...]]()
+        self._headers = 0
 
-    def facts(self, fact: T, *, again: bool = False) -> tuple[T, ...]:
-        if again or fact not in self._said:
-            self._said[fact] = tuple(self.share(fact))
-        return self._said[fact]
+    def say(self, header: bytes) -> Said:
+        self._headers += 1
+        return self._world.say(self._headers, self.rank, header)
 
     def send_recv(self, sends: Sequence[tuple[int, Tensor]], sources: Sequence[int], like: Tensor) -> Work:
         boxes = self._world.boxes

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar, TypeVarTuple
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ringattn_comms.agreement import Agreement
+from ringattn_comms.backends.host_channel import HostChannel
 from ringattn_comms.backends.objects import gather_objects
 from ringattn_comms.communicator import Communicator, Work
 from ringattn_comms.window import Windows
@@ -28,14 +31,21 @@ T = TypeVar("T")
 class _Pending:
     """Requests under way; the tensors that are being sent stay alive until they are done."""
 
+    group: dist.ProcessGroup | None
     requests: Sequence[dist.Work | None]
     arriving: Tensor
     sent: Sequence[Tensor]
+    peers: Sequence[int] = ()  # the other end of each request, where it has one
 
     def wait(self) -> Tensor:
-        for request in self.requests:
+        for place, request in enumerate(self.requests):
             if request is not None:
-                request.wait()
+                try:
+                    request.wait()
+                except RuntimeError as error:
+                    one = len(self.peers) == len(self.requests)
+                    peer = _name(self.group, self.peers[place]) if one else "another rank"
+                    raise RuntimeError(f"A message of {peer} was lost in the middle of a pass: {error}") from error
         return self.arriving
 
 
@@ -46,6 +56,14 @@ class TorchDist(Communicator):
         # None stays None: who keeps the default group alive makes gloo abort when the process ends.
         self.group = group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        self._made_for = ref(_lasting(group))
+
+    @property
+    def alive(self) -> bool:
+        try:
+            return dist.get_rank(self.group) == self.rank and _lasting(self.group) is self._made_for()
+        except ValueError:  # PyTorch knows this group, or any group, no longer.
+            return False
 
     def send_recv(self, sends: Sequence[tuple[int, Tensor]], sources: Sequence[int], like: Tensor) -> Work:
         arriving = like.new_empty((len(sources), *like.shape))
@@ -59,29 +77,37 @@ class TorchDist(Communicator):
             dist.P2POp(dist.isend, x, group=self.group, group_peer=destination)
             for (destination, _), x in zip(sends, sent, strict=True)
         ]
-        return _Pending(dist.batch_isend_irecv(operations) if operations else [], arriving, sent)
+        peers = [*sources, *(rank for rank, _ in sends)]
+        return _Pending(self.group, dist.batch_isend_irecv(operations) if operations else [], arriving, sent, peers)
 
     def all_gather(self, x: Tensor) -> Work:
         x = x.contiguous()
         arriving = x.new_empty((self.size, *x.shape))
         # Gloo takes the results one after the other, not stacked: flat views are either.
         work = _all_gather(arriving.view(-1), x.view(-1), group=self.group, async_op=True)
-        return _Pending([work], arriving, [x])
+        return _Pending(self.group, [work], arriving, [x])
 
     def reduce_scatter(self, x: Tensor) -> Work:
         x = x.contiguous()
         arriving = torch.empty_like(x[0])
         work = _reduce_scatter(arriving.view(-1), x.view(-1), group=self.group, async_op=True)
-        return _Pending([work], arriving, [x])
+        return _Pending(self.group, [work], arriving, [x])
 
     def all_to_all(self, x: Tensor) -> Work:
         x = x.contiguous()
         arriving = torch.empty_like(x)
         work = dist.all_to_all_single(arriving, x, group=self.group, async_op=True)
-        return _Pending([work], arriving, [x])
+        return _Pending(self.group, [work], arriving, [x])
 
-    def facts(self, fact: T, *, again: bool = False) -> tuple[T, ...]:
-        return (_ask if again else _ask_once)(self.group, fact)
+    @cached_property
+    def agreement(self) -> Agreement:
+        return _agreement(self.group)
+
+    def all_gather_object(self, x: object) -> list[Any]:
+        return gather_objects(self.group, x)
+
+    def waits(self, device: torch.device) -> bool:
+        return device.type != "cuda" or not _nccl(self.group)
 
     def twin(self, device: torch.device) -> Communicator:
         backends = dist.get_backend_config(self.group)
@@ -90,7 +116,7 @@ class TorchDist(Communicator):
                 f"Tensors on {device} cannot travel in this group, whose backends are {backends!r}: move them, or name "
                 "a backend for them in init_process_group."
             )
-        twin = _twin(self.group) if device.type == "cuda" and "cuda:nccl" in backends else None
+        twin = _twin(self.group) if device.type == "cuda" and _nccl(self.group) else None
         return TorchDist(twin) if twin else self
 
     def windows(self, device: torch.device) -> Windows | None:
@@ -106,9 +132,7 @@ def _once(make: Make[*Facts, T]) -> Make[*Facts, T]:
     made: WeakKeyDictionary[dist.ProcessGroup, dict[tuple[*Facts], T]] = WeakKeyDictionary()
 
     def get(group: dist.ProcessGroup | None, *facts: *Facts) -> T:
-        lasting = group or dist.group.WORLD
-        assert lasting is not None, "a rank of it has asked"
-        known = made.setdefault(lasting, {})
+        known = made.setdefault(_lasting(group), {})
         if facts not in known:
             known[facts] = make(group, *facts)
         return known[facts]
@@ -116,11 +140,30 @@ def _once(make: Make[*Facts, T]) -> Make[*Facts, T]:
     return get
 
 
-def _ask(group: dist.ProcessGroup | None, fact: Hashable) -> tuple[Any, ...]:
-    return tuple(gather_objects(group, fact))
+@_once
+def _agreement(group: dist.ProcessGroup | None) -> Agreement:
+    """One for all communicators of a group. All ranks ask together, when they first call anything on it."""
+    rank, everyone = dist.get_rank(group), range(dist.get_world_size(group))
+    names = [_name(group, other) for other in everyone]
+    # Beside a GPU the host is not to wait, and one collective call costs it least.
+    return Agreement(rank, HostChannel(_lasting(group).get_group_store(), rank, names, together=_nccl(group)).say)
 
 
-_ask_once = _once(_ask)
+def _nccl(group: dist.ProcessGroup | None) -> bool:
+    """Do tensors on GPUs travel by NCCL in this group?"""
+    return "cuda:nccl" in dist.get_backend_config(group)
+
+
+def _lasting(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
+    """The group itself, where None names the default one."""
+    lasting = group or dist.group.WORLD
+    assert lasting is not None, "a rank of it has asked"
+    return lasting
+
+
+def _name(group: dist.ProcessGroup | None, rank: int) -> str:
+    """A rank for an error message."""
+    return f"rank {rank}" if group is None else f"rank {rank} (global rank {dist.get_global_rank(group, rank)})"
 
 
 @_once

@@ -1,0 +1,236 @@
+"""What the ranks of a group say before each pass, and compare: none computes with the messages of another call.
+
+Messages carry no name, and a transport takes the next one for the one it expects. So every pass begins with a header
+of fixed size from each rank: the number of the pass on this group, what it does, and all that the ranks must agree on.
+Ranks exchange one header for each pass, whatever they are asked for, so that what they differ in cannot make one of
+them wait. A rank that refuses its input says so in its header.
+
+    number  action         terms                          about
+    41      forward        {"layout": "zigzag", ...}
+    42      backward of 41 {"layout": "zigzag", ...}
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from hashlib import blake2b
+from threading import Lock
+from typing import NamedTuple, Protocol
+
+SIZE = 3072  # bytes of a header: it has to hold a refusal's message and some 30 terms
+_PROTOCOL = "ringattn agreement 1"  # the first line; it changes when this file changes what a header is
+_MOST = 96  # characters of a term
+_LONGEST = 640  # characters of a message, or of what a rank says about itself
+_PENDING = 64  # headers whose answers are outstanding on a GPU, before the host waits for the oldest
+_REMEMBERED = 1024  # terms that the other ranks have been seen to share
+_BEGINNINGS = {"forward", "introduction", "shard"}  # ranks that differ in their arguments may begin a call with each
+
+
+class AgreementError(Exception):
+    """Ranks of a group that should agree do not: every rank of the group raises one of its kinds."""
+
+
+class DisagreementError(AgreementError, ValueError):
+    """The ranks begin the same pass with different arguments."""
+
+
+class RefusedError(AgreementError, ValueError):
+    """Another rank has refused its input, so this pass does not take place."""
+
+
+class OutOfStepError(AgreementError, RuntimeError):
+    """The ranks begin different passes: one has skipped, repeated or added a call."""
+
+
+class Said(Protocol):
+    """The headers of all ranks, under way."""
+
+    def ready(self) -> bool:
+        """Has every rank's header arrived?"""
+        ...
+
+    def wait(self) -> Sequence[bytes]:
+        """Every rank's header, in rank order. Raises RuntimeError with the rank whose header does not come."""
+        ...
+
+
+class Header(NamedTuple):
+    """What one rank says."""
+
+    number: int  # passes that this rank has begun on this group
+    action: str  # "forward", "backward of 41", "unshard"
+    terms: bytes  # what all ranks have to say alike: `encoded`
+    about: str = ""  # what this rank says about itself, such as its device; ranks may differ in it
+    refused: str = ""  # why this rank does not take part
+
+    def encode(self) -> bytes:
+        """The header as `SIZE` bytes."""
+        texts = (_text(x) for x in (self.about, self.refused))
+        lines = _PROTOCOL, str(self.number), self.action, *texts, ""
+        return ("\n".join(lines).encode() + self.terms).ljust(SIZE)
+
+    @classmethod
+    def decode(cls, row: bytes) -> Header:
+        """The inverse of `encode`."""
+        _, number, action, about, refused, terms = row.rstrip().split(b"\n")
+        return cls(int(number), action.decode(), terms, json.loads(about), json.loads(refused))
+
+
+def _text(text: str) -> str:
+    return json.dumps(text[:_LONGEST]) if text else '""'
+
+
+@lru_cache(1024)
+def encoded(terms: tuple[tuple[str, object], ...]) -> bytes:
+    """Names and values that all ranks have to say alike, as part of a header. A long value is cut, and hashed."""
+    return json.dumps({name: _short(str(value)) for name, value in terms}).encode()
+
+
+def _short(value: str) -> str:
+    if len(value) <= _MOST:
+        return value
+    return (
+        f"{value[: _MOST // 2]}... ({len(value)} characters, hash {blake2b(value.encode(), digest_size=8).hexdigest()})"
+    )
+
+
+def compare(rows: Sequence[bytes]) -> None:
+    """Raise what `AgreementError` has kinds of, unless the headers of all ranks agree; `rows` are in rank order."""
+    if rows.count(rows[0]) == len(rows):
+        return
+    for rank, row in enumerate(rows):
+        if not row.startswith(_PROTOCOL.encode() + b"\n"):
+            raise DisagreementError(
+                f"rank {rank} of this group runs another version of ringattn, whose headers differ: install the same "
+                "version on all ranks."
+            )
+    headers = [Header.decode(row) for row in rows]
+    for rank, header in enumerate(headers):
+        if header.refused:
+            raise RefusedError(f"rank {rank} refused its input: {header.refused}")
+    actions = {header.action for header in headers}
+    if len(actions) == 1 or actions <= _BEGINNINGS:
+        _compare_terms([json.loads(header.terms) for header in headers])
+    _compare_order(headers)
+
+
+def _compare_terms(said: Sequence[Mapping[str, str]]) -> None:
+    for name, value in said[0].items():
+        for rank, other in enumerate(said):
+            if name in other and other[name] != value:
+                raise DisagreementError(
+                    f"The ranks of a group ask for different attention: {name} is {value} on rank 0 and {other[name]} "
+                    f"on rank {rank}. All ranks call attention with the same arguments, each on its own share of q, k "
+                    "and v."
+                )
+
+
+def _compare_order(headers: Sequence[Header]) -> None:
+    for rank, header in enumerate(headers):
+        if (header.number, header.action) != (headers[0].number, headers[0].action):
+            raise OutOfStepError(
+                f"The ranks of a group are out of step: rank 0 begins {_described(headers[0])}, and rank {rank} "
+                f"{_described(header)}. All ranks make the same calls in the same order, forward and backward: look "
+                "for a branch that some ranks take and others do not, such as a skipped batch, an evaluation, or a "
+                "second backward."
+            )
+
+
+def _described(header: Header) -> str:
+    """For example "pass 42, backward of 41": numbers count the passes of this group."""
+    return f"pass {header.number}, {header.action}"
+
+
+class Turn:
+    """A pass inside `with`; what is bound is its number. No generator makes it: that would cost ten times as much."""
+
+    def __init__(self, agreement: Agreement, action: str, terms: bytes, wait: bool, changing: bytes) -> None:
+        self._agreement, self._said = agreement, (action, terms, wait, changing)
+
+    def __enter__(self) -> int:
+        action, terms, wait, changing = self._said
+        return self._agreement.begin(action, terms, wait=wait, changing=changing)
+
+    def __exit__(self, *_: object) -> None:
+        self._agreement.end()
+
+
+class Agreement:
+    """One rank's side of a group: it numbers the passes, says what each of them is and hears what the others say.
+
+    say: sends a header to all ranks; what it returns are those of all ranks.
+    """
+
+    def __init__(self, rank: int, say: Callable[[bytes], Said]) -> None:
+        self._rank, self._say, self._number = rank, say, 0
+        self._pending, self._shared = deque[tuple[Said, bytes]](), set[bytes]()
+        self._refusals = list[Said]()
+        self._introduced = dict[str, tuple[str, ...]]()
+        self._busy = Lock()
+
+    def turn(self, action: str, terms: bytes, *, wait: bool = True, changing: bytes = b"") -> Turn:
+        """A pass that all ranks make together: inside, the other ranks have agreed to make it too.
+
+        wait: for the headers of all ranks. Where it is False, the host goes on if these terms have been shared before,
+            and ranks that are out of step are noticed in one of the next passes: for GPUs, whose hosts are not to wait
+            for each other.
+        changing: terms that may be others in each pass, and do not make the host wait.
+        """
+        return Turn(self, action, terms, wait, changing)
+
+    def begin(self, action: str, terms: bytes, *, wait: bool, changing: bytes) -> int:
+        """What `turn` does first; the number of the pass. Raises `AgreementError` before any other message is sent."""
+        if not self._busy.acquire(blocking=False):
+            error = RuntimeError(
+                f"Two threads of rank {self._rank} use one group at the same time, and their messages could not be "
+                "told apart: give each thread a process group (torch.distributed.new_group)."
+            )
+            self.refuse(error)
+            raise error
+        number = self._number
+        try:
+            self._meet(Header(number, action, _merged(terms, changing)), terms, wait=wait)
+        except BaseException:
+            self._busy.release()
+            raise
+        return number
+
+    def end(self) -> None:
+        """What `turn` does last."""
+        self._busy.release()
+
+    def introduce(self, kind: str, about: str, terms: bytes) -> tuple[str, ...]:
+        """What each rank says about itself, in rank order: asked once for each `kind`, by all ranks together."""
+        if kind not in self._introduced:
+            rows = self._meet(Header(self._number, "introduction", terms, about), terms, wait=True)
+            self._introduced[kind] = tuple(Header.decode(row).about for row in rows)
+        return self._introduced[kind]
+
+    def refuse(self, error: Exception) -> None:
+        """Tell the other ranks that this one does not take part in the next pass. It waits for none of them."""
+        refused = f"{type(error).__name__}: {error}"
+        # The messages of a header that is not waited for need their memory until they have arrived.
+        self._refusals = [said for said in self._refusals if not said.ready()]
+        self._refusals.append(self._say(Header(self._number, "refusal", b"{}", refused=refused).encode()))
+        self._number += 1
+
+    def _meet(self, header: Header, terms: bytes, *, wait: bool) -> Sequence[bytes]:
+        self._number += 1
+        self._pending.append((self._say(header.encode()), terms))
+        wait = wait or terms not in self._shared
+        rows: Sequence[bytes] = ()
+        while self._pending and (wait or len(self._pending) > _PENDING or self._pending[0][0].ready()):
+            said, shared = self._pending.popleft()
+            rows = said.wait()
+            compare(rows)
+            if len(self._shared) == _REMEMBERED:
+                self._shared.clear()
+            self._shared.add(shared)
+        return rows
+
+
+def _merged(terms: bytes, changing: bytes) -> bytes:
+    return terms[:-1] + b", " + changing[1:] if changing else terms
