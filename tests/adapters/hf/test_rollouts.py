@@ -76,7 +76,6 @@ def online(kind: Any, config: Any, **changed: Any) -> Any:
     arguments = config(
         **{name: value for name, value in settings().items() if name not in unused},
         **{"num_generations": 2, "beta": 0.0, "max_completion_length": 6, "max_steps": 2, "bf16": False} | changed,
-        generation_kwargs={"use_cache": False},
     )
     return kind(
         build("llama"),
