@@ -127,12 +127,12 @@ def _go_on(arguments: dict[str, Any], cache: ShardedCache, model_chooses: bool) 
         # Some models choose tokens before their last layers where they get a number, and would lose queries there.
         kept = logits.chosen(arguments[logits.NAME], tokens, new.device)
         arguments = logits.replaced(arguments, kept if model_chooses else None)
-    first = cache.length
-    kept_here = [place for place in range(tokens) if (first + place) % cache.comm.size == cache.comm.rank]
     planned = inputs.planned(arguments, Decoding(cache, tokens, mask, new.device))
-    cache.expect(
-        tokens, torch.tensor(kept_here, dtype=torch.int64, device=new.device), [first + at for at in kept_here]
-    )
+    mine = [place for place in range(tokens) if (cache.length + place) % cache.comm.size == cache.comm.rank]
+    # Rows are looked up only where some are kept and others not: one token waits for no copy to the device.
+    device = new.device if 0 < len(mine) < tokens else torch.device("cpu")
+    rows_kept = torch.tensor(mine, dtype=torch.int64, device=device)
+    cache.expect(tokens, rows_kept, [cache.length + place for place in mine])
     return planned
 
 
