@@ -29,7 +29,7 @@ class Kept:
         if self.order is None:
             return batch.unshard(logits)
         mine = logits if self.rows is None else logits.index_select(1, self.rows)
-        everyone: Tensor = replace(batch.row, layout="contiguous", cu_seqlens=None).unshard(mine)
+        everyone: Tensor = replace(batch.row, layout="contiguous", cu_seqlens=None).unshard(mine, dim=1)
         return everyone.index_select(1, self.order)
 
 
