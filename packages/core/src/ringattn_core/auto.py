@@ -165,8 +165,8 @@ def _sampled(division: Division) -> tuple[Division, int]:
     count = len(lengths) // rows
     if any(lengths[row * count : (row + 1) * count] != lengths[:count] for row in range(rows)):
         return division, 1
-    # Where the whole stream is divided, fewer sequences would be divided otherwise, unless there are many.
-    least = 1 if division.of_sequences or division.layout is striped else _most_sequences(division)
+    # Fewer would travel piece by piece where many travel in boxes, and be divided otherwise where the stream is.
+    least = _most_sequences(division)
     periods = (
         each for each in range(least, count) if count % each == 0 and lengths[each:count] == lengths[: count - each]
     )
