@@ -92,7 +92,9 @@ def _read(
     batch = inputs.divided(arguments, cp, cache)
     rope.check(config, batch, arguments.get("position_ids"))
     device = inputs.tokens_of(arguments).device
-    planned = keep(inputs.planned(arguments, batch), batch, model_chooses)
+    # A model around a text tower compares lengths of a shard with those of the whole where it chooses.
+    chooses = model_chooses and config.get_text_config() is config
+    planned = keep(inputs.planned(arguments, batch), batch, chooses)
     positions, rows = batch.shard(torch.arange(batch.length, device=device), dim=0).sort()
     rows = rows[positions < batch.tokens]
     cache.expect(batch.tokens, rows, positions[: len(rows)].tolist())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
@@ -12,7 +13,7 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.generation.configuration_utils import GenerationMode
 
 from ringattn.context_parallel import ContextParallel
-from ringattn.hf import generate, heads, hybrid, inputs, logits, outputs, refuse, relay, rope, router
+from ringattn.hf import generate, heads, hybrid, inputs, logits, outputs, refuse, relay, rope, router, towers
 from ringattn.hf.alike import FirstCalls
 from ringattn.hf.batch import KEYWORD, ShardedBatch
 from ringattn.hf.cache import ShardedCache, cache_of
@@ -57,7 +58,10 @@ class Hooks:
         if (pooler := heads.pooler(tower)) is not None:
             self._handles.append(pooler.register_forward_pre_hook(self.pooling))
         if self.has_tower:
-            self._handles.append(tower.register_forward_pre_hook(self.inside, with_kwargs=True))
+            self._handles += [
+                tower.register_forward_pre_hook(self.inside, with_kwargs=True),
+                tower.register_forward_hook(towers.keep, with_kwargs=True),
+            ]
         setattr(model, _ATTRIBUTE, self)
         if isinstance(model, GenerationMixin):
             # Bound to the model, so that a copy of the model has a copy that is bound to it.
@@ -97,21 +101,21 @@ class Hooks:
             router.check(model, arguments, self.config)
             planned = inputs.planned(arguments, self.last)
             if logits.asked(arguments):
-                planned = generate.keep(planned, self.last, chooses)
-        return (), planned if self.has_tower else self._local(planned)
+                planned = generate.keep(planned, self.last, chooses and not self.has_tower)
+        return (), planned if self.has_tower else self._local(planned, inputs.local)
 
     @untraced
     def inside(self, tower: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
         """The text tower's arguments become this rank's: the features of images are in their places by now."""
-        return (), self._local(_named(inspect.signature(tower.forward), args, kwargs))
+        return (), self._local(_named(inspect.signature(tower.forward), args, kwargs), towers.local)
 
     @untraced
     def pooling(self, pooler: nn.Module, args: Any) -> tuple[Tensor]:
         """What makes one vector of a text's tokens gets all of them."""
         return heads.whole(pooler, args, self.last)
 
-    def _local(self, planned: dict[str, Any]) -> dict[str, Any]:
-        local = inputs.local(self.counted.of(planned))
+    def _local(self, planned: dict[str, Any], local_of: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+        local = local_of(self.counted.of(planned))
         if self.has_attention:
             return local
         return local | {hybrid.MASK: hybrid.InPlaceOfMask(local[KEYWORD])}

@@ -16,7 +16,7 @@ from ringattn_core.errors import UnsupportedError
 
 IGNORED = -100  # transformers' label for "no target here"
 # Said of the whole batch, and used up here: what the model would make of them would be wrong on a shard.
-_PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
+PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 _CONSUMED = ("attention_mask", "cache_position")
 # Sharded by name, or chosen for this rank.
 _SHARDED = ("labels", "shift_labels", "num_items_in_batch", "position_ids", "logits_to_keep")
@@ -74,7 +74,7 @@ def divided(arguments: dict[str, Any], cp: ContextParallel, cache: ShardedCache 
 
 def planned(arguments: dict[str, Any], batch: ShardedBatch | Decoding) -> dict[str, Any]:
     """The arguments with the plan of the batch among them and, of one that is sharded, this rank's labels."""
-    planned = {name: value for name, value in arguments.items() if name not in _PACKING} | {KEYWORD: batch}
+    planned = {name: value for name, value in arguments.items() if name not in PACKING} | {KEYWORD: batch}
     if isinstance(batch, Decoding):
         return planned
     # A cache of one rank's keys alone would be of no use to the next call.

@@ -9,6 +9,7 @@ from types import CodeType, FunctionType
 from typing import cast
 
 from torch import nn
+from transformers import PretrainedConfig
 
 # Arguments of an attention call that no band of the mask expresses, with the reason that a user gets to read.
 BEYOND_BANDS = {
@@ -49,9 +50,12 @@ def code_of(kind: type[nn.Module]) -> CodeType:
 
 
 def _ways(model: nn.Module) -> Iterator[tuple[nn.Module, ...]]:
-    """The modules from the model down to each of its attention layers, without mere containers."""
+    """The modules from the model down to each of its attention layers, without mere containers and other towers."""
     modules = dict(model.named_modules())
     for path, module in modules.items():
+        config = vars(module).get("config")
+        if isinstance(config, PretrainedConfig) and type(config) is not type(vars(model).get("config", config)):
+            continue  # of another tower
         if "ALL_ATTENTION_FUNCTIONS" in code_of(type(module)).co_names:
             parts = path.split(".") if path else []
             way = (modules[".".join(parts[:end])] for end in range(len(parts) + 1))

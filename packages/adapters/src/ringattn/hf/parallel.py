@@ -103,7 +103,7 @@ def _hook(model: nn.Module, cp: ContextParallel, whole_logits: bool) -> None:
         hooks.remove(inner)
     else:
         _own_configs(model)
-    refuse.tower(inner).set_attn_implementation(NAME)
+    refuse.tower(inner).set_attn_implementation({"": NAME})  # not in other towers within it
     Hooks(inner, cp, whole_logits)
 
 
@@ -129,7 +129,7 @@ def restore(model: M, attn_implementation: str | None = None) -> M:
         if hooks is not None:
             hooks.remove(inner)
             tower = refuse.tower(inner)
-            tower.set_attn_implementation(attn_implementation or tower.get_correct_attn_implementation(None))
+            tower.set_attn_implementation({"": attn_implementation or tower.get_correct_attn_implementation(None)})
     return model
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ringattn.hf import heads, hybrid, layers, logits
+from ringattn.hf import heads, hybrid, layers, logits, towers
 from ringattn.hf.cache import ARGUMENT, ShardedCache, cache_of
 from ringattn.hf.register import NAME
 from ringattn_core.errors import UnsupportedError
@@ -28,20 +28,8 @@ _LAYERS = {
     "heavily_compressed_attention": _SPARSE,
     "minimax_m3_sparse": _SPARSE,
 }
-# Vision-language models whose features of images are laid into the sequence before an ordinary decoder reads it.
-_TOWERS = ("gemma3", "llava", "qwen2_5_vl")
-_ADDED = "features of images are added to tokens within its decoder, at places that a shard does not know"
-_OTHER_TOWERS = {
-    "mllama": "its decoder has layers of cross attention to images, which join two sequences",
-    "paligemma": "its prompt and its images are a prefix whose tokens see each other in both directions",
-    "phi4_multimodal": "its decoder lays images and sounds into the sequence itself, of which a shard has only a part",
-    "qwen3_vl": _ADDED,
-    "qwen3_vl_moe": _ADDED,
-}
 # What an encoder, or a vision tower, gives to layers of cross attention.
 _CROSS = ("encoder_hidden_states", "cross_attention_states")
-# Of these the tokens of an image see each other in both directions.
-_TWO_WAY_IMAGES = ("gemma3",)
 # Text models whose tokens meet in a way that no attribute of their configuration tells.
 _MIXING = {
     "blt": "it pools bytes into patches, and looks each up by those before it, which the border of a shard parts"
@@ -58,14 +46,12 @@ def check(model: PreTrainedModel) -> None:
 def _reasons(model: PreTrainedModel, config: PretrainedConfig) -> Iterator[str]:
     if config.is_encoder_decoder:
         yield "it is an encoder-decoder, whose cross attention joins two sequences (decoder-only models are supported)"
-    text, reader = config.get_text_config(), model
-    if text is not config or config.model_type in _OTHER_TOWERS:
-        yield from _tower_reasons(model, config)
-        reader = tower(model)
+    yield from towers.reasons(config)
+    text, reader = config.get_text_config(), tower(model)
     if not {"input_ids", "inputs_embeds"} & inspect.signature(reader.forward).parameters.keys():
         yield "its forward takes neither input_ids nor inputs_embeds, and only sequences of tokens are sharded"
     yield from _layer_reasons(text, reader)
-    if getattr(text, "use_bidirectional_attention", None):
+    if getattr(text, "use_bidirectional_attention", None) not in (None, False, "vision"):
         yield "use_bidirectional_attention asks for a mask that the attention call does not get to know"
     if text.model_type in _MIXING:
         yield _MIXING[text.model_type]
@@ -93,15 +79,6 @@ def _computes_its_loss(model: PreTrainedModel) -> bool:
         return False
     forwards = (inspect.unwrap(vars(kind)["forward"]) for kind in type(model).__mro__ if "forward" in vars(kind))
     return not any("loss_function" in forward.__code__.co_names for forward in forwards)
-
-
-def _tower_reasons(model: PreTrainedModel, config: PretrainedConfig) -> Iterator[str]:
-    if config.model_type not in _TOWERS:
-        reason = _OTHER_TOWERS.get(config.model_type, "nothing is known here of how it lays them into the sequence")
-        yield (
-            f"it is of type {config.model_type!r} and has more towers than that of text: {reason} (supported are "
-            f"{', '.join(map(repr, _TOWERS))}; of any other, parallelize the decoder alone and give it inputs_embeds)"
-        )
 
 
 def _layer_reasons(config: PretrainedConfig, reader: PreTrainedModel) -> Iterator[str]:
@@ -139,13 +116,7 @@ def check_call(name: str, arguments: dict[str, Any], config: PretrainedConfig) -
             raise UnsupportedError(
                 f"{name} got {states}: its cross attention joins two sequences, of which one is sharded."
             )
-    kinds = arguments.get("token_type_ids")
-    has_images = arguments.get("pixel_values") is not None or (kinds is not None and bool(kinds.any()))
-    if config.model_type in _TWO_WAY_IMAGES and has_images:
-        raise UnsupportedError(
-            f"{name} got an image, whose tokens see each other in both directions: that mask is no band. Give it text "
-            "alone, or a model whose attention is causal for images too."
-        )
+    towers.check_call(name, arguments, config)
     weights = arguments.get("output_attentions")
     if config.get_text_config().output_attentions if weights is None else weights:
         raise UnsupportedError(f"{name} got output_attentions=True: the weights are never formed as a whole.")
