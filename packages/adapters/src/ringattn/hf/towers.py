@@ -42,8 +42,8 @@ def check_call(name: str, arguments: dict[str, Any], config: PretrainedConfig) -
     if not config.sub_configs or config.model_type in IMAGES:
         return
     for argument, value in arguments.items():
-        # Some say of each token that it is none of an image.
-        if argument not in _TEXT and any(bool(each.any()) for each in _tensors(value)):
+        # Integers may say of each token that it is none of an image.
+        if argument not in _TEXT and any(each.is_floating_point() or bool(each.any()) for each in _tensors(value)):
             reason = _TEXT_ALONE.get(config.model_type, "how they come into its sequence is not known here")
             raise UnsupportedError(
                 f"{name} got {argument}. With images, sounds and the like models of type {config.model_type!r} are not "
