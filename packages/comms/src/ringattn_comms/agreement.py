@@ -13,18 +13,22 @@ them wait. A rank that refuses its input says so in its header.
 from __future__ import annotations
 
 import json
+import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
-from threading import Lock
+from threading import Lock, Thread
+from time import sleep
 from typing import NamedTuple, Protocol
+from weakref import ref
 
-SIZE = 3072  # bytes of a header: it has to hold a refusal's message and some 30 terms
+SIZE = 4096  # bytes of a header: it has to hold two texts and all terms
 _PROTOCOL = "ringattn agreement 1"  # the first line; it changes when this file changes what a header is
-_MOST = 96  # characters of a term
-_LONGEST = 640  # characters of a message, or of what a rank says about itself
+_TERM, _TERMS = 96, 2600  # bytes of one value, and of all terms
+_TEXT = 600  # bytes of a message, or of what a rank says about itself
 _PENDING = 64  # headers whose answers are outstanding on a GPU, before the host waits for the oldest
+_PATIENCE = 2.0  # seconds for which headers that differ may lie before the group is aborted
 _REMEMBERED = 1024  # terms that the other ranks have been seen to share
 _BEGINNINGS = {"forward", "introduction", "shard"}  # ranks that differ in their arguments may begin a call with each
 
@@ -80,21 +84,25 @@ class Header(NamedTuple):
 
 
 def _text(text: str) -> str:
-    return json.dumps(text[:_LONGEST]) if text else '""'
+    """As JSON in one line, cut to what a header has room for."""
+    return json.dumps(text.encode()[:_TEXT].decode(errors="ignore"), ensure_ascii=False) if text else '""'
 
 
 @lru_cache(1024)
 def encoded(terms: tuple[tuple[str, object], ...]) -> bytes:
-    """Names and values that all ranks have to say alike, as part of a header. A long value is cut, and hashed."""
-    return json.dumps({name: _short(str(value)) for name, value in terms}).encode()
+    """Names and values that all ranks have to say alike, as part of a header. What is too long is cut, and hashed."""
+    text = json.dumps({name: _short(str(value)) for name, value in terms}).encode()
+    return text if len(text) <= _TERMS else json.dumps({"hash of all arguments": _hash(text)}).encode()
 
 
 def _short(value: str) -> str:
-    if len(value) <= _MOST:
+    if len(value) <= _TERM:
         return value
-    return (
-        f"{value[: _MOST // 2]}... ({len(value)} characters, hash {blake2b(value.encode(), digest_size=8).hexdigest()})"
-    )
+    return f"{value[: _TERM // 2]}... ({len(value)} characters, hash {_hash(value.encode())})"
+
+
+def _hash(text: bytes) -> str:
+    return blake2b(text, digest_size=8).hexdigest()
 
 
 def compare(rows: Sequence[bytes]) -> None:
@@ -161,11 +169,13 @@ class Turn:
 class Agreement:
     """One rank's side of a group: it numbers the passes, says what each of them is and hears what the others say.
 
-    say: sends a header to all ranks; what it returns are those of all ranks.
+    say: sends a header to all ranks; what it returns are those of all ranks. release: ends what a GPU waits for, where
+    ranks that were not waited for turn out to disagree and this one does not come back to hear of it.
     """
 
-    def __init__(self, rank: int, say: Callable[[bytes], Said]) -> None:
+    def __init__(self, rank: int, say: Callable[[bytes], Said], release: Callable[[], None] | None = None) -> None:
         self._rank, self._say, self._number = rank, say, 0
+        self._release, self._watched = release, False
         self._pending, self._shared = deque[tuple[Said, bytes]](), set[bytes]()
         self._refusals = list[Said]()
         self._introduced = dict[str, tuple[str, ...]]()
@@ -217,6 +227,23 @@ class Agreement:
         self._refusals.append(self._say(Header(self._number, "refusal", b"{}", refused=refused).encode()))
         self._number += 1
 
+    def stuck_with(self, said: Said | None) -> tuple[Said | None, AgreementError | None]:
+        """The oldest headers that nothing has compared, and if they are still `said`, what is wrong with them."""
+        oldest = next(iter(self._pending), (None, b""))[0]
+        if oldest is None or oldest is not said or not oldest.ready():
+            return oldest, None
+        try:
+            compare(oldest.wait())
+        except AgreementError as error:
+            return oldest, error
+        return oldest, None
+
+    def _watch(self) -> None:
+        """Look after this side from a thread: the caller may wait for a GPU that waits for another pass's message."""
+        if self._release is not None and not self._watched:
+            self._watched = True
+            Thread(target=_watch, args=(ref(self), self._rank, self._release), daemon=True).start()
+
     def _meet(self, header: Header, terms: bytes, *, wait: bool) -> Sequence[bytes]:
         self._number += 1
         self._pending.append((self._say(header.encode()), terms))
@@ -229,7 +256,27 @@ class Agreement:
             if len(self._shared) == _REMEMBERED:
                 self._shared.clear()
             self._shared.add(shared)
+        if self._pending:
+            self._watch()
         return rows
+
+
+def _watch(agreement: ref[Agreement], rank: int, release: Callable[[], None]) -> None:
+    said: Said | None = None
+    while True:
+        sleep(_PATIENCE)
+        side = agreement()
+        if side is None:
+            return
+        said, error = side.stuck_with(said)
+        del side
+        if error is not None:
+            sys.stderr.write(
+                f"ringattn, rank {rank}: {error} This process has not come back to hear of it, so its GPU may wait for "
+                "a message that does not come: its NCCL group is aborted.\n"
+            )
+            release()
+            return
 
 
 def _merged(terms: bytes, changing: bytes) -> bytes:

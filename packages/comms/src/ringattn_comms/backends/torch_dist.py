@@ -146,7 +146,17 @@ def _agreement(group: dist.ProcessGroup | None) -> Agreement:
     rank, everyone = dist.get_rank(group), range(dist.get_world_size(group))
     names = [_name(group, other) for other in everyone]
     # Beside a GPU the host is not to wait, and one collective call costs it least.
-    return Agreement(rank, HostChannel(_lasting(group).get_group_store(), rank, names, together=_nccl(group)).say)
+    channel = HostChannel(_lasting(group).get_group_store(), rank, names, together=_nccl(group))
+    # Through a weak reference, for what is made once for a group must not keep it alive.
+    lasting = ref(_lasting(group))
+    return Agreement(rank, channel.say, (lambda: _abort(lasting())) if _nccl(group) else None)
+
+
+def _abort(group: dist.ProcessGroup | None) -> None:
+    """End what GPUs wait for in an NCCL group and its twin, which cannot be used again."""
+    for each in (group, None if group is None else _twin(group)):
+        if each is not None:
+            each.abort()
 
 
 def _nccl(group: dist.ProcessGroup | None) -> bool:

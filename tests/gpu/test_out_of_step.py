@@ -1,0 +1,78 @@
+"""Ranks that fall out of step with a GPU each: hosts do not wait for each other, and every rank is told anyway."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+
+import processes
+from ringattn import ContextParallel, attention
+from ringattn_comms.backends.torch_dist import TorchDist
+
+needs_two = pytest.mark.skipif(torch.cuda.device_count() < 2, reason=f"{torch.cuda.device_count()} of 2 GPUs are here")
+
+
+def fault(kind: str, odd: bool) -> None:
+    cp = ContextParallel(route="waves")
+    x = [torch.randn(1, 1024, heads, 64, device="cuda", dtype=torch.bfloat16).requires_grad_() for heads in (4, 2, 2)]
+    for causal in (True, False):  # Both are known to all ranks, but where the fault is to ask for something new.
+        attention(*x, cp=cp, causal=causal).sum().backward()
+    torch.cuda.synchronize()
+    if kind == "known":
+        attention(*x, cp=cp, causal=odd)
+    elif kind == "new":
+        attention(*x, cp=cp, causal=True, window_size=(100, 0) if odd else (-1, 0))
+    elif kind == "skipped backward":
+        out = attention(*x, cp=cp, causal=True)
+        if not odd:
+            out.sum().backward()
+    elif kind == "refused":
+        attention(*x, cp=cp, causal=True, dropout_p=2.0 if odd else 0.0)
+    # A program that looks at a result waits for its GPU; and then there are more layers.
+    torch.cuda.synchronize()
+    for _ in range(3):
+        attention(*x, cp=cp, causal=True)
+
+
+def told(kind: str, one_sided: bool) -> tuple[str, float]:
+    """What this rank is told, and after how many seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not one_sided:
+            patch.setattr(TorchDist, "windows", lambda self, device: None)
+        began = time.monotonic()
+        try:
+            fault(kind, dist.get_rank() == 1)
+        except (RuntimeError, ValueError) as error:
+            return f"{type(error).__name__}: {error}", time.monotonic() - began
+    return "nothing", 0.0
+
+
+EXPECTED = {
+    "known": (r"mask is \(-1, -1\) on rank 0 and \(-1, 0\) on rank 1",) * 2,
+    "new": (r"mask is \(-1, 0\) on rank 0 and \(100, 0\) on rank 1",) * 2,
+    "skipped backward": (r"rank 0 begins .*backward of \d+, and rank 1 .*forward",) * 2,
+    "refused": ("rank 1 refused its input: ValueError: dropout_p must be", "dropout_p must be"),
+}
+
+
+@pytest.mark.gpu
+@needs_two
+@pytest.mark.parametrize("kind", EXPECTED)
+def test_ranks_over_nccl_are_told(kind: str) -> None:
+    found = processes.run(2, told, kind, False, timeout=120, backend="nccl", ending=[0, 1])
+    for (message, seconds), pattern in zip(found, EXPECTED[kind], strict=True):
+        print(f"{kind}: after {seconds:.1f} s: {message}")
+        assert re.search(pattern, message), message
+
+
+@pytest.mark.gpu
+@needs_two
+@pytest.mark.parametrize("kind", ["known", "refused"])
+def test_ranks_with_windows_are_told(kind: str) -> None:
+    """Where ranks meet in kernels a rank that waits in one is not released: these faults let all of them go on."""
+    found = processes.run(2, told, kind, True, timeout=120, backend="nccl", ending=[0, 1])
+    assert any(re.search(EXPECTED[kind][0], message) for message, _ in found), found
