@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import DataCollatorWithFlattening, PreTrainedModel
 
 import ringattn.hf
-from ringattn.hf.cache import ARGUMENT
 
 EXACT = 1e-5
 NEW = 12  # tokens, beyond the window, so that layers have to forget
@@ -100,7 +99,13 @@ def compare(name: str, alone: PreTrainedModel, sharded: PreTrainedModel) -> floa
     if name == "tokens":
         return generated(alone, sharded)
     batch = BATCHES[name]()
-    expected = one_process(results, alone, batch, use_cache=False)
+    try:
+        expected = one_process(results, alone, batch, use_cache=False)
+    except OneProcessError:
+        if name != "packed":
+            raise
+        # Without their kernels, layers with a state refuse packed documents in one process.
+        expected = one_process(one_by_one, alone, batch)
     found = results(sharded, batch)
     error = worst(found, expected)
     if error > EXACT and name == "packed":
@@ -139,7 +144,7 @@ def generated(alone: PreTrainedModel, sharded: PreTrainedModel) -> float:
     prompt = {name: value[:2] for name, value in padded("left").items() if name != "labels"}
     how = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False}
     expected = one_process(alone.generate, **prompt, **how)
-    found = sharded.generate(**prompt, **how, **{ARGUMENT: ringattn.hf.ShardedCache()})
+    found = sharded.generate(**prompt, **how)
     differ = int((found != expected).sum())
     # Moshi's own cache drops keys after a window that its attention does not have.
     return differ and int((found != alone.generate(**prompt, **how, use_cache=False)).sum())
