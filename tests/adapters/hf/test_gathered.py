@@ -118,6 +118,7 @@ def trained() -> dict[str, Any]:
     share = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1}
     found: dict[str, Any] = {}
     kinds = {"all": {"include_num_input_tokens_seen": True}, "real": {"include_num_input_tokens_seen": "non_padding"}}
+    kinds["noised"] = {"neftune_noise_alpha": 9.0}
     if version("transformers") >= "5.23":
         kinds["rebalanced"] = {
             "train_sampling_strategy": "batch_rebalance",
@@ -127,7 +128,8 @@ def trained() -> dict[str, Any]:
         made = trainer(max_steps=2, dataloader_drop_last=kind == "rebalanced", **share, **changed)
         made.train_dataset = rows([6] * 4 + [9] * 4) if kind == "all" else rows([*LENGTHS, 10])
         made.train()
-        last = made.state.log_history[-1]
+        *steps, last = made.state.log_history
+        found[f"{kind}: losses"] = [step["loss"] for step in steps]
         found[kind] = made.state.num_input_tokens_seen
         found[f"{kind}: samples"] = round(last["train_samples_per_second"] * last["train_runtime"])
         found[f"{kind}: batch"] = made.get_total_train_batch_size(made.args)

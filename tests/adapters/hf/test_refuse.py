@@ -141,6 +141,18 @@ def test_router_losses() -> None:
     assert model(IDS, output_router_logits=False).logits.shape == (1, 10, 64)
 
 
+def test_noise_on_embeddings() -> None:
+    """Of a model that makes more of its tokens than embeddings; that it is right in others is tested with a Trainer."""
+    layers = {"intermediate_size": [48] * 2, "activation_sparsity_pattern": [0.0] * 2, "laurel_rank": 4, "head_dim": 8}
+    embeddings = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 64}
+    full = {"layer_types": ["full_attention"] * 2, "num_kv_shared_layers": 0}
+    config = AutoConfig.for_model("gemma3n_text", **(COMMON | layers | embeddings | full))
+    model = AutoModelForCausalLM.from_config(config).train()
+    model.get_input_embeddings().neftune_noise_alpha = 5.0
+    with pytest.raises(UnsupportedError, match="neftune_noise_alpha, and makes inputs of every layer from input_ids"):
+        ringattn.hf.parallelize(model, Solo())(IDS)
+
+
 def test_a_model_that_was_not_parallelized() -> None:
     model = build("llama")
     model.set_attn_implementation(ringattn.hf.NAME)

@@ -114,6 +114,7 @@ def with_trainer() -> dict[str, compare.Errors]:
         "padded": trained(losses, expected),
         "one row": trained(losses, expected, per_device_train_batch_size=1, gradient_accumulation_steps=4),
         "checkpointed": trained(losses, expected, gradient_checkpointing=True),
+        "evaluated first": trained(losses, expected, evaluate_first=True),
     }
 
 
@@ -130,11 +131,15 @@ def test_what_a_trainer_cannot_be() -> None:
         ringattn.hf.parallelize(trainer, cp=2)
 
 
-def trained(losses: list[float], expected: nn.Module, **changed: Any) -> compare.Errors:
+def trained(
+    losses: list[float], expected: nn.Module, *, evaluate_first: bool = False, **changed: Any
+) -> compare.Errors:
     model = build("mistral")
     arguments = TrainingArguments(**settings(**changed))
     trainer = Trainer(model, arguments, train_dataset=rows(), eval_dataset=rows([9] * 8), data_collator=padded)
     assert ringattn.hf.parallelize(trainer, cp=2) is trainer
+    if evaluate_first:
+        trainer.evaluate()  # which prepares the model without DDP
     trainer.train()
     evaluated = trainer.evaluate()["eval_loss"]
     return difference(trainer, model, losses, expected) | {"evaluated": abs(evaluated / evaluation(expected) - 1)}

@@ -8,14 +8,12 @@ import torch
 from transformers import GenerationConfig, GenerationMixin, PretrainedConfig
 from transformers.generation.configuration_utils import GenerationMode
 
-from ringattn.agree import turn
 from ringattn.context_parallel import ContextParallel
 from ringattn.hf import inputs, logits, rope
 from ringattn.hf.batch import ShardedBatch
 from ringattn.hf.cache import ShardedCache, argument_of, cache_of
 from ringattn.hf.decode import Decoding
-from ringattn_comms.agreement import encoded
-from ringattn_comms.communicator import Communicator
+from ringattn.hf.random_state import share_random_state
 from ringattn_core.errors import UnsupportedError
 
 # Ways to lay out the same keys and values, in whose place a ShardedCache does the same; some models' generation config
@@ -37,7 +35,7 @@ def prepare_cache(
 
     Raises UnsupportedError for an implementation of the cache that a ShardedCache cannot stand for.
     """
-    _share_random_state(cp.communicator, model.device)
+    share_random_state(cp.communicator, model.device)
     if not model._supports_logits_to_keep():
         arguments.setdefault(logits.NAME, 1)  # the hook chooses
     if cache_of(arguments) is None:
@@ -106,7 +104,7 @@ def keep(planned: dict[str, Any], batch: ShardedBatch, model_chooses: bool) -> d
     device = inputs.tokens_of(planned).device
     # Every step of a loop without a cache comes here too. Where there are gradients, no tokens are drawn.
     if batch.cache is not None or not torch.is_grad_enabled():
-        _share_random_state(batch.row.communicator, device)
+        share_random_state(batch.row.communicator, device)
     return logits.plan(planned, batch, device, model_chooses)
 
 
@@ -136,13 +134,3 @@ def _go_on(arguments: dict[str, Any], cache: ShardedCache, model_chooses: bool) 
     rows_kept = torch.tensor(mine, dtype=torch.int64, device=device)
     cache.expect(tokens, rows_kept, [cache.length + place for place in mine])
     return planned
-
-
-def _share_random_state(comm: Communicator, device: torch.device) -> None:
-    """Every rank goes on with the random numbers of the first, or they would draw different tokens."""
-    generators = [torch] if device.type == "cpu" else [torch, torch.get_device_module(device)]
-    for generator in generators:
-        state = generator.get_rng_state()
-        with turn(comm, "exchange of random states", encoded(()), device):
-            first = comm.all_gather(state.to(device)).wait()[0]
-        generator.set_rng_state(first.to(state.device))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.generation.configuration_utils import GenerationMode
 
 from ringattn.context_parallel import ContextParallel
-from ringattn.hf import generate, heads, hybrid, inputs, logits, outputs, refuse, relay, rope, router, towers
+from ringattn.hf import generate, heads, hybrid, inputs, logits, neftune, outputs, refuse, relay, rope, router, towers
 from ringattn.hf.alike import FirstCalls
 from ringattn.hf.batch import KEYWORD, ShardedBatch
 from ringattn.hf.cache import ShardedCache, cache_of
@@ -102,7 +103,7 @@ class Hooks:
             planned = inputs.planned(arguments, self.last)
             if logits.asked(arguments):
                 planned = generate.keep(planned, self.last, chooses and not self.has_tower)
-        return (), planned if self.has_tower else self._local(planned, inputs.local)
+        return (), planned if self.has_tower else self._local(planned, partial(neftune.local, model))
 
     @untraced
     def inside(self, tower: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:

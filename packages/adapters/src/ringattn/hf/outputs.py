@@ -69,7 +69,9 @@ class _Mean(torch.autograd.Function):
         with turn(
             comm, "mean of the losses", encoded((("shape", tuple(loss.shape)), ("dtype", loss.dtype))), loss.device
         ):
-            return comm.all_gather(loss.reshape(1, -1)).wait().mean(dim=0).view_as(loss)
+            mean = comm.all_gather(loss.reshape(-1)).wait().mean(dim=0)
+        # No view: Trainer scales the loss in place.
+        return mean.reshape(loss.shape).clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:

@@ -15,6 +15,8 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer
 
 from ringattn.hf import refuse
@@ -119,13 +121,27 @@ def _along_dp(trainer: Trainer, name: str, dp: DeviceMesh) -> Callable[..., Any]
 
     def along_dp(*args: Any, **kwargs: Any) -> Any:
         with ExitStack() as stack:
-            if name != "train":  # which also writes files
+            if name == "train":
+                _unprepare(trainer)
+            else:  # and not in training, which also writes files
                 stack.enter_context(counting(trainer.args, dp, with_rank=name in _LOADERS))
             if name in _GATHERING:
                 stack.enter_context(gathering(dp))
             return method(trainer, *args, **kwargs)
 
     return along_dp
+
+
+def _unprepare(trainer: Trainer) -> None:
+    """Let training wrap the model in DDP where `evaluate` or `predict` has prepared it without.
+
+    Accelerate leaves a model that was prepared once as it is, and every rank would train on its shards alone.
+    """
+    wrappers = DistributedDataParallel, FullyShardedDataParallel, FSDPModule
+    if trainer.is_deepspeed_enabled or any(isinstance(each, wrappers) for each in trainer.model_wrapped.modules()):
+        return
+    trainer.model_wrapped = trainer.model
+    vars(trainer.model).pop("_is_accelerate_prepared", None)
 
 
 def _prediction_step(trainer: Trainer, model: nn.Module, inputs: Any, prediction_loss_only: bool, **kwargs: Any) -> Any:
