@@ -32,7 +32,8 @@ from census_compare import EXACT, OneProcessError, compare
 import ringattn.hf
 
 CP = 2
-TIMEOUT = 40.0  # seconds that one collective may take, and half of those that one model may
+START = 300.0  # seconds until a process is there
+TIMEOUT = 60.0  # and those that one collective may take, half of those that one model may
 
 
 def examine(kind: str) -> dict[str, tuple[str, str]]:
@@ -72,6 +73,7 @@ def work(rank: int, store: str, pipe: Connection) -> None:
     torch.set_num_threads(1)
     timeout = timedelta(seconds=TIMEOUT)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=CP, timeout=timeout)
+    pipe.send("ready")
     while kind := pipe.recv():
         pipe.send(examine(kind))
         gc.collect()
@@ -84,7 +86,8 @@ class Pair:
     def __init__(self) -> None:
         self.folder = tempfile.TemporaryDirectory()
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["census"])
+        # Modules of this folder are on no path that the server knows.
+        context.set_forkserver_preload(["torch", "transformers.models.auto.modeling_auto", "ringattn.hf"])
         pipes = [context.Pipe() for _ in range(CP)]
         self.pipes = [ours for ours, _ in pipes]
         self.processes = [
@@ -94,6 +97,9 @@ class Pair:
         for process, (_, theirs) in zip(self.processes, pipes, strict=True):
             process.start()
             theirs.close()
+        for pipe in self.pipes:
+            assert pipe.poll(START), "a process has started"
+            pipe.recv()
 
     def examine(self, kind: str) -> dict[str, tuple[str, str]]:
         """What the ranks say; where they do not agree, the worse of it."""
