@@ -182,6 +182,18 @@ def test_alone() -> None:
     torch.testing.assert_close(read(model, cache, ids), read(ringattn.hf.restore(model), None, ids, use_cache=False))
 
 
+def test_from_inference_mode_and_back() -> None:
+    model, cache = ringattn.hf.parallelize(build("llama").eval(), Solo()), ringattn.hf.ShardedCache(Solo())
+    ids = compare.tokens(1, 12)
+    expected = read(model, ringattn.hf.ShardedCache(Solo()), ids)
+    with torch.inference_mode():
+        model(ids[:, :8], **{ARGUMENT: cache})
+    read(model, cache, ids[:, 8:10])
+    with torch.inference_mode():
+        last = model(ids[:, 10:], **{ARGUMENT: cache}).logits
+    torch.testing.assert_close(last, expected[:, 10:])
+
+
 def test_after_a_call_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     model, cache = ringattn.hf.parallelize(build("llama").eval(), Solo()), ringattn.hf.ShardedCache(Solo())
     ids = compare.tokens(1, 8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 from transformers import DynamicLayer
 
@@ -27,7 +28,7 @@ class ShardedLayer(DynamicLayer):  # type: ignore[misc]
     def store(self, keys: Tensor, values: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Append some rows of new keys and values, (rows, num_kv_heads, tokens, dim); returns all."""
         new, states = len(rows), (keys.detach(), values.detach())
-        if not self._buffers or self._start + self.count + new > self._buffers[0].shape[2]:
+        if not self._writable(new):
             self._move(states, self.count + new + SPARE)
         if new:
             for buffer, state in zip(self._buffers, states, strict=True):
@@ -47,6 +48,13 @@ class ShardedLayer(DynamicLayer):  # type: ignore[misc]
         """Drop the last tokens."""
         if tokens:
             self._view(self._start, self.count - tokens)
+
+    def _writable(self, new: int) -> bool:
+        """Is there room for so many tokens, in memory that may be written now?"""
+        if not self._buffers or self._start + self.count + new > self._buffers[0].shape[2]:
+            return False
+        # What was made under torch.inference_mode() cannot be changed outside of it.
+        return torch.is_inference_mode_enabled() or not self._buffers[0].is_inference()
 
     def _move(self, like: tuple[Tensor, ...], size: int) -> None:
         """Into buffers of another size, made like these tensors but for their tokens."""
