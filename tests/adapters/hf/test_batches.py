@@ -80,10 +80,8 @@ def packed() -> Found:
             found[f"{kind} {name} by cu_seq_lens"] = compare.errors(build(name), batch, told)
             found[f"{kind} {name} by position_ids"] = compare.errors(build(name), told)
         lengths_alone = {name: value for name, value in batch.items() if name not in ("max_length_q", "seq_idx")}
-        mask = {**told, "attention_mask": torch.ones_like(batch["input_ids"])}
         for layout in ("striped", "zigzag"):
             found[f"{kind} {layout}"] = compare.errors(build("llama"), lengths_alone, told, layout=layout)
-        found[f"{kind} with a mask of ones"] = compare.errors(build("llama"), mask, told)
     ids = compare.tokens(2, 12)
     positions = torch.tensor([[*range(7), *range(5)], [*range(2), *range(10)]])
     rows = {"input_ids": ids, "labels": ids, "position_ids": positions}
@@ -94,6 +92,28 @@ def packed() -> Found:
     inputs = {"input_ids": padded, "labels": labels, "cu_seq_lens_q": batch["cu_seq_lens_q"]}
     alone = {"input_ids": batch["input_ids"], "labels": batch["labels"]}
     found["padding after the last"] = _without_logits(compare.errors(build("llama"), inputs, _padded(alone)))
+    return found
+
+
+def test_jumps() -> None:
+    check(jumps, 2)
+
+
+def jumps() -> Found:
+    """Positions that jump or restart beside a mask stay one text, as in transformers; without a mask they part it."""
+    ids, found = compare.tokens(2, 12), {}
+    skipped = torch.cat([torch.arange(5), torch.arange(60, 67)]).expand(2, -1)  # as PoSE trains for longer texts
+    ones, mask = torch.ones_like(ids), (torch.arange(12) < torch.tensor([[12], [9]])).long()
+    for name in ("llama", "mistral"):
+        for kind, told in {"ones": ones, "padding": mask, "none": None}.items():
+            real = (ones if told is None else told).bool()
+            inputs = {"input_ids": ids, "labels": ids.masked_fill(~real, -100), "position_ids": skipped}
+            if told is not None:
+                inputs["attention_mask"] = told
+            found[f"{name}, mask: {kind}"] = compare.errors(build(name), inputs, real=real)
+    restarted = {"position_ids": torch.cat([torch.arange(5), torch.arange(7)])[None], "attention_mask": ones}
+    with pytest.warns(UserWarning, match="position_ids restart in a row that has an attention_mask"):
+        found["restarts"] = compare.errors(build("llama"), {"input_ids": ids, "labels": ids, **restarted})
     return found
 
 

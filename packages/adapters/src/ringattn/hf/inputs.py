@@ -123,7 +123,7 @@ def _borders(arguments: dict[str, Any], rows: int, tokens: int) -> list[packing.
         given = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
         raise ValueError(
             f"attention_mask must be (rows, tokens) = ({rows}, {tokens}) with 0 at padding, got {given}. Packed "
-            "sequences are said by position_ids that restart, or by cu_seq_lens_q."
+            "sequences are said by position_ids that restart, without a mask, or by cu_seq_lens_q."
         )
     if arguments.get("cu_seq_lens_q") is not None:
         return packing.from_lengths(arguments["cu_seq_lens_q"], rows, tokens)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import torch
+import warnings
+
 from torch import Tensor
 
 from ringattn.lengths import Lengths, read
 
 Borders = tuple[int, ...]
+
+_BESIDE_A_MASK = (
+    "position_ids restart in a row that has an attention_mask. The texts of that row see each other, as with the masks "
+    "of transformers: leave attention_mask out, or say cu_seq_lens_q, to keep them apart."
+)
 
 
 def from_lengths(cu_seq_lens: Lengths, rows: int, tokens: int) -> list[Borders]:
@@ -30,31 +36,34 @@ def from_lengths(cu_seq_lens: Lengths, rows: int, tokens: int) -> list[Borders]:
 
 
 def from_tensors(rows: int, tokens: int, position_ids: Tensor | None, attention_mask: Tensor | None) -> list[Borders]:
-    """The borders of every row: wherever positions do not go on by one, and around the padding.
+    """The borders of every row: around its padding, or, without a mask, wherever positions do not go on by one.
 
     position_ids: (rows or 1, tokens), or with another dimension in front, which restarts nowhere. attention_mask:
-    (rows, tokens), 0 at padding on either side of a row. Raises ValueError for padding within a row.
+    (rows, tokens), 0 at padding on either side of a row. With it positions only say where tokens stand, as in the masks
+    of transformers. Raises ValueError for padding within a row, and warns where positions restart beside a mask.
     """
-    restarts = position_ids is not None and position_ids.dim() == 2
-    if attention_mask is None and not restarts:
+    told = position_ids if position_ids is not None and position_ids.dim() == 2 else None
+    if attention_mask is not None:
+        borders = _around_padding(attention_mask.bool())
+        if told is not None and bool(((told.diff(dim=1) < 0) & ~borders).any()):
+            warnings.warn(_BESIDE_A_MASK, stacklevel=2)
+    elif told is not None:
+        borders = (told.diff(dim=1) != 1).expand(rows, -1)
+    else:
         return [(0, tokens)] * rows
-    device = attention_mask.device if attention_mask is not None else position_ids.device  # type: ignore[union-attr]
-    starts = torch.zeros(rows, tokens, dtype=torch.bool, device=device)
-    starts[:, 0] = True
-    real = torch.ones_like(starts) if attention_mask is None else attention_mask.bool()
-    turns = real[:, 1:] != real[:, :-1]
-    if restarts:
-        assert position_ids is not None
-        starts[:, 1:] |= (position_ids.diff(dim=1) != 1) & real[:, 1:]
-    starts[:, 1:] |= turns
-    begins = real[:, 0].long() + (turns & real[:, 1:]).sum(dim=1)
-    if bool((begins > 1).any()):
+    found = [[0] for _ in range(rows)]
+    for row, place in borders.nonzero().tolist():
+        found[row].append(place + 1)
+    return [(*row, tokens) for row in found]
+
+
+def _around_padding(real: Tensor) -> Tensor:
+    """Which tokens of each row, the last one aside, are padding beside a real token, or real beside padding."""
+    borders = real[:, 1:] != real[:, :-1]
+    if bool((real[:, 0].long() + (borders & real[:, 1:]).sum(dim=1) > 1).any()):
         raise ValueError(
             "attention_mask has padding between real tokens. Padding at the left or at the right of a row is "
-            "supported; several texts in one row are told apart by position_ids that restart, or by cu_seq_lens_q."
+            "supported; several texts in one row are told apart by position_ids that restart, without an "
+            "attention_mask, or by cu_seq_lens_q."
         )
-    found = [[0] for _ in range(rows)]
-    for place in starts.flatten().nonzero().flatten().tolist():
-        if place % tokens:
-            found[place // tokens].append(place % tokens)
-    return [(*row, tokens) for row in found]
+    return borders

@@ -47,14 +47,14 @@ def parallelize(
         label_smoothing_factor. Of a head that is computed on every rank they are whole.
 
     From then on every rank of the group calls the model with the same whole batch: input_ids (rows, tokens), labels,
-    and what else the collator gives: attention_mask with padding at either side, position_ids that restart or
-    cu_seq_lens_q for packed sequences, and anything else of (rows, tokens, ...). The loss is the whole batch's on every
-    rank, as in one process, but for targets that padding is to predict: the first real token of a row that is padded
-    at the left, and padding that has labels, or that a head chooses spans from. What padding predicts depends on the
-    attention implementation in one process too: label these targets -100 for equal losses. Outputs of one
-    number for each token or target are whole; hidden states are shards. Gradients are to be averaged over the group, as
-    DDP and FSDP do. To a Trainer the ranks of a group are one process: they get the same batches, and what it gathers
-    and counts has each text once.
+    and what else the collator gives: attention_mask with padding at either side, and for packed sequences cu_seq_lens_q
+    or, without a mask, position_ids that restart; and anything else of (rows, tokens, ...). The loss is the whole
+    batch's on every rank, as in one process, but for targets that padding is to predict: the first real token of a row
+    that is padded at the left, and padding that has labels, or that a head chooses spans from. What padding predicts
+    depends on the attention implementation in one process too: label these targets -100 for equal losses. Outputs of
+    one number for each token or target are whole; hidden states are shards. Gradients are to be averaged over the
+    group, as DDP and FSDP do. To a Trainer the ranks of a group are one process: they get the same batches, and what it
+    gathers and counts has each text once.
     The model gets configs of its own, so that others with the same config object stay as they are. Calling it again
     changes the settings. Returns what it was given.
 
