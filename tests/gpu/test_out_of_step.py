@@ -17,7 +17,7 @@ needs_two = pytest.mark.skipif(torch.cuda.device_count() < 2, reason=f"{torch.cu
 
 
 def fault(kind: str, odd: bool) -> None:
-    cp = ContextParallel(route="waves")
+    cp = ContextParallel(route="waves", kernel="torch_flash")
     x = [torch.randn(1, 1024, heads, 64, device="cuda", dtype=torch.bfloat16).requires_grad_() for heads in (4, 2, 2)]
     for causal in (True, False):  # Both are known to all ranks, but where the fault is to ask for something new.
         attention(*x, cp=cp, causal=causal).sum().backward()
