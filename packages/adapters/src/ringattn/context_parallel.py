@@ -217,25 +217,34 @@ class ContextParallel:
                     f"Rank {self.cp_rank} holds {division.length(self.cp_rank)} of {length} tokens, but the tensor to "
                     f"unshard has {x.shape[dim]} along dimension {dim}."
                 )
-        whole: Tensor = _Unshard.apply(x.movedim(dim, 0), division, self.communicator)  # type: ignore[no-untyped-call]
+        x = x.movedim(dim, 0)
+        whole: Tensor = _Unshard.apply(x, _Gathering(x, division, self.communicator))  # type: ignore[no-untyped-call]
         return whole.movedim(0, dim)
+
+
+class _Gathering:
+    """One `unshard`: what its adjoint needs to know of it."""
+
+    def __init__(self, x: Tensor, division: Division, comm: Communicator) -> None:
+        self.division, self.comm = division, comm
+        self.number: int | None = None  # that the other ranks know it by, once it has run
+        self.terms = encoded(
+            (
+                *(("shape", tuple(x.shape[1:])), ("dtype", x.dtype), ("layout", agree.named(division.layout))),
+                ("cu_seqlens", division.cu_seqlens),
+            )
+        )
 
 
 class _Unshard(torch.autograd.Function):
     """All-gather of unequal shares into stream order, along dimension 0; its adjoint sums over the ranks."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, division: Division, comm: Communicator) -> Tensor:
-        ctx.division, ctx.comm = division, comm
-        ctx.terms = encoded(
-            (
-                *(("shape", tuple(x.shape[1:])), ("dtype", x.dtype), ("layout", agree.named(division.layout))),
-                ("cu_seqlens", division.cu_seqlens),
-            )
-        )
+    def forward(x: Tensor, run: _Gathering) -> Tensor:
+        division, comm = run.division, run.comm
         padded = x.new_zeros((max(_lengths(division)), *x.shape[1:]))
         padded[: len(x)] = x
-        with agree.turn(comm, "unshard", ctx.terms, x.device) as ctx.number:
+        with agree.turn(comm, "unshard", run.terms, x.device) as run.number:
             gathered = comm.all_gather(padded).wait() if comm.size > 1 else padded[None]
         whole = x.new_empty((division.cu_seqlens[-1], *x.shape[1:]))
         for rank, length in enumerate(_lengths(division)):
@@ -243,15 +252,19 @@ class _Unshard(torch.autograd.Function):
         return whole
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, _Gathering], output: Tensor) -> None:
+        ctx.run = inputs[1]
+
+    @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        division, comm = ctx.division, ctx.comm
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        division, comm = ctx.run.division, ctx.run.comm
         parts = grad.new_zeros((comm.size, max(_lengths(division)), *grad.shape[1:]))
         for rank, length in enumerate(_lengths(division)):
             parts[rank, :length] = grad[stream_index(division, rank, grad.device)]
-        with agree.turn(comm, f"backward of {ctx.number}", ctx.terms, grad.device):
+        with agree.turn(comm, f"backward of {ctx.run.number}", ctx.run.terms, grad.device):
             own = comm.reduce_scatter(parts).wait() if comm.size > 1 else parts[0]
-        return own[: division.length(comm.rank)], None, None
+        return own[: division.length(comm.rank)], None
 
 
 def sound(division: Division) -> Division:

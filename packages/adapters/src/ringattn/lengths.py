@@ -11,6 +11,7 @@ from weakref import ref
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ringattn.untraced import untraced
 from ringattn_core.errors import check_cu_seqlens
@@ -67,6 +68,8 @@ def read(cu_seqlens: Lengths, name: str = "cu_seqlens") -> Borders:
             f"{name} must be a one-dimensional tensor of whole numbers, got {cu_seqlens.dtype} of shape "
             f"{tuple(cu_seqlens.shape)}."
         )
+    if isinstance(cu_seqlens, FakeTensor):
+        raise TypeError(f"{name} is a FakeTensor, which has no numbers, and these decide what is planned: pass a list.")
     if cu_seqlens.is_inference() and not cu_seqlens.is_cpu:
         return _checked(cu_seqlens.tolist(), name)  # It does not count its changes.
     seen = _read.get(id(cu_seqlens))

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ringattn import compiled
-from ringattn.call import Call, Request, autocasts, batched, drawn_seed, flattened, lowered
+from ringattn.call import Request, autocasts, batched, drawn_seed, flattened, lowered
 from ringattn.context_parallel import ContextParallel
 from ringattn.lengths import Lengths
+from ringattn.planned import Run
 from ringattn.tensors import check_tensors
 from ringattn.untraced import untraced
 from ringattn_comms.communicator import Solo
+from ringattn_core.errors import UnsupportedError
 from ringattn_core.execute import Result
 from ringattn_core.transport import KV
 
 _SOLO = ContextParallel(Solo())
+_NO_VMAP = "ringattn.attention cannot be mapped by torch.func.vmap: q, k and v take a batch dimension instead."
 
 
 def attention(
@@ -83,7 +89,9 @@ def attention(
     )
     # Lengths in a tensor decide what is planned, and are not known when a graph is made: it breaks there.
     lists = not any(isinstance(borders, Tensor) for borders in (cu_seqlens, cu_seqlens_k))
-    attend = compiled.attend if torch.compiler.is_compiling() and lists else _attend
+    # Fake tensors have shapes, of which the operator for graphs needs no more.
+    traced = torch.compiler.is_compiling() or isinstance(q, FakeTensor)
+    attend = compiled.attend if traced and lists else _attend
     out, lse = attend(request, q, k, v, sinks, alibi_slopes)
     return (out, lse) if return_lse else out
 
@@ -95,35 +103,54 @@ def _attend(
     """out and lse, shaped like what was given."""
     seed = drawn_seed(request.dropout_p)
     call = request.plan(q, k, v, sinks, alibi_slopes, seed)
-    out, lse = _Attention.apply(*(flattened(x) for x in (q, k, v)), sinks, call)  # type: ignore[no-untyped-call]
+    out, lse, *_ = _Attention.apply(*(flattened(x) for x in (q, k, v)), sinks, Run(call))  # type: ignore[no-untyped-call]
     return out.view(*q.shape[:-1], v.shape[-1]), batched(lse, q)
 
 
+def _with_signature(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, whose signature PyTorch asks for in every call: to make it anew takes tens of microseconds."""
+    vars(function)["__signature__"] = inspect.signature(function)
+    return function
+
+
 class _Attention(torch.autograd.Function):
-    """(q, k, v, sinks) -> (out, lse), without a batch dimension."""
+    """(q, k, v, sinks) -> (out, lse, random states of the kernels), without a batch dimension."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, call: Call) -> tuple[Tensor, Tensor]:
-        result, ctx.number = call.forward(q, k, v, sinks)
-        ctx.save_for_backward(q, k, v, sinks, result.out, result.lse, *result.rng_states)
+    @_with_signature
+    def forward(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, run: Run) -> tuple[Tensor, ...]:
+        return tuple(run.forward(q, k, v, sinks))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        *tensors, ctx.run = inputs
+        ctx.mark_non_differentiable(*output[2:])
+        ctx.save_for_backward(*tensors, *output)
         ctx.set_materialize_grads(False)
-        ctx.call = call
-        return result.out, result.lse
 
     @staticmethod
-    def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
-        grads = _Backward.apply(ctx.call, ctx.number, dout, dlse, *ctx.saved_tensors)  # type: ignore[no-untyped-call]
+    def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        grads = _Backward.apply(ctx.run, dout, dlse, *ctx.saved_tensors)  # type: ignore[no-untyped-call]
         return (*grads, None)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> None:
+        raise UnsupportedError(
+            "ringattn.attention has no forward-mode derivative: take torch.func.vjp, torch.func.grad or backward()."
+        )
+
+    @staticmethod
+    def vmap(*args: Any) -> None:
+        raise UnsupportedError(_NO_VMAP)
 
 
 class _Backward(torch.autograd.Function):
     """The gradients of q, k, v and sinks: a function of its own, so that it is an error to differentiate them again."""
 
     @staticmethod
+    @_with_signature
     def forward(
-        ctx: Any,
-        call: Call,
-        number: int,
+        run: Run,
         dout: Tensor | None,
         dlse: Tensor | None,
         q: Tensor,
@@ -134,7 +161,15 @@ class _Backward(torch.autograd.Function):
         lse: Tensor,
         *rng_states: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
-        return tuple(call.backward(number, dout, dlse, q, KV(k, v), Result(out, lse, list(rng_states)), sinks))
+        return tuple(run.call.backward(run.number, dout, dlse, q, KV(k, v), Result(out, lse, list(rng_states)), sinks))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
+        """Nothing is kept, for nothing comes after it."""
+
+    @staticmethod
+    def vmap(*args: Any) -> None:
+        raise UnsupportedError(_NO_VMAP)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> None:

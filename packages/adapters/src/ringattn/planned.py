@@ -1,0 +1,47 @@
+"""The forward pass of a planned call as an operator, `ringattn::planned_attention`, outside of compiled graphs.
+
+What watches operators sees one, not what is inside: selective activation checkpointing, which keeps the outputs of
+operators that it is told of, keeps a whole pass, and sends no keys again when it computes the rest anew.
+"""
+
+from __future__ import annotations
+
+from itertools import count
+
+import torch
+from torch import Tensor
+
+from ringattn.call import Call
+
+_LIBRARY = torch.library.Library("ringattn", "FRAGMENT")  # type: ignore[no-untyped-call]
+_places = count()
+_running: dict[int, Run] = {}  # by their places here, for an operator takes tensors and numbers only
+
+
+class Run:
+    """One forward pass of a call; `number` is what the other ranks know it by, once it has sent its keys."""
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        self.number: int | None = None
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> list[Tensor]:
+        """out, lse, and what the kernels' dropout masks are drawn from, if they draw any."""
+        place = next(_places)
+        _running[place] = self
+        try:
+            found: list[Tensor] = torch.ops.ringattn.planned_attention(q, k, v, sinks, place)
+            return found
+        finally:
+            del _running[place]
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, place: int) -> list[Tensor]:
+    run = _running[place]
+    result, run.number = run.call.forward(q, k, v, sinks)
+    # Either every launch has a state, or none.
+    return [result.out, result.lse, *(state for state in result.rng_states if state is not None)]
+
+
+_LIBRARY.define("planned_attention(Tensor q, Tensor k, Tensor v, Tensor? sinks, int place) -> Tensor[]")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("planned_attention", _forward, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
