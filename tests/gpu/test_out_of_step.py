@@ -63,7 +63,7 @@ EXPECTED = {
 @needs_two
 @pytest.mark.parametrize("kind", EXPECTED)
 def test_ranks_over_nccl_are_told(kind: str) -> None:
-    found = processes.run(2, told, kind, False, timeout=120, backend="nccl", ending=[0, 1])
+    found = processes.run(2, told, kind, False, timeout=60, backend="nccl", ending=[0, 1])
     for (message, seconds), pattern in zip(found, EXPECTED[kind], strict=True):
         print(f"{kind}: after {seconds:.1f} s: {message}")
         assert re.search(pattern, message), message
@@ -74,5 +74,5 @@ def test_ranks_over_nccl_are_told(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["known", "refused"])
 def test_ranks_with_windows_are_told(kind: str) -> None:
     """Where ranks meet in kernels a rank that waits in one is not released: these faults let all of them go on."""
-    found = processes.run(2, told, kind, True, timeout=120, backend="nccl", ending=[0, 1])
+    found = processes.run(2, told, kind, True, timeout=60, backend="nccl", ending=[0, 1])
     assert any(re.search(EXPECTED[kind][0], message) for message, _ in found), found

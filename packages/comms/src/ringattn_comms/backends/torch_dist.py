@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from threading import Thread
 from typing import Any, TypeVar, TypeVarTuple
 from weakref import WeakKeyDictionary, ref
 
@@ -156,7 +157,8 @@ def _abort(group: dist.ProcessGroup | None) -> None:
     """End what GPUs wait for in an NCCL group and its twin, which cannot be used again."""
     for each in (group, None if group is None else _twin(group)):
         if each is not None:
-            each.abort()
+            # At once: the end of one may wait for what the other one's kernels keep from running.
+            Thread(target=each.abort, daemon=True).start()
 
 
 def _nccl(group: dist.ProcessGroup | None) -> bool:
