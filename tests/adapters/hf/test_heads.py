@@ -21,6 +21,7 @@ from adapters.hf.models import COMMON, VOCABULARY
 from adapters.hf.test_trainer import STEPS, as_launched
 from adapters.hf.test_trl import shared_out, tokenizer
 from ringattn import UnsupportedError
+from ringattn_comms.backends.threads import run
 from ringattn_comms.communicator import Solo
 
 multiprocessing.get_context("forkserver").set_forkserver_preload(["torch", "adapters.hf.models", "ringattn.hf"])
@@ -208,6 +209,23 @@ def test_arguments_that_every_rank_needs_whole() -> None:
     assert {name: torch.equal(seen[name], given[name]) for name in ("of_rows", "of_heads")}
     order = torch.tensor(seen["ringattn_batch"].positions(0))
     assert torch.equal(seen["of_tokens"][0], given["of_tokens"][0][:, order])
+
+
+def test_torch_func_through_a_model() -> None:
+    alone = build("llama", "LlamaForCausalLM")
+
+    def gradients(model: PreTrainedModel) -> dict[str, Tensor]:
+        def loss(parameters: dict[str, Tensor]) -> Tensor:
+            given = {"input_ids": IDS, "labels": IDS, "use_cache": False}
+            found: Tensor = torch.func.functional_call(model, parameters, (), given).loss
+            return found
+
+        return torch.func.grad(loss)({name: each.detach() for name, each in model.named_parameters()})
+
+    expected = gradients(alone)
+    shares = run(2, lambda comm: gradients(ringattn.hf.parallelize(copy.deepcopy(alone), comm)))
+    for name, grad in expected.items():
+        assert compare.relative((shares[0][name] + shares[1][name]) / 2, grad) < 2e-5
 
 
 def test_a_reward_model() -> None:

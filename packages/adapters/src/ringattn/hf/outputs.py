@@ -65,13 +65,17 @@ def mean_over_ranks(loss: Tensor, comm: Communicator) -> Tensor:
 
 class _Mean(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, loss: Tensor, comm: Communicator) -> Tensor:
+    def forward(loss: Tensor, comm: Communicator) -> Tensor:
         with turn(
             comm, "mean of the losses", encoded((("shape", tuple(loss.shape)), ("dtype", loss.dtype))), loss.device
         ):
             mean = comm.all_gather(loss.reshape(-1)).wait().mean(dim=0)
         # No view: Trainer scales the loss in place.
         return mean.reshape(loss.shape).clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Communicator], output: Tensor) -> None:
+        """The adjoint needs nothing."""
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
