@@ -74,7 +74,7 @@ def unshard_instead(odd: bool) -> None:
 
 
 def unshard_another_shape(odd: bool) -> None:
-    ContextParallel().unshard(torch.zeros(1, 4, 3 if odd else 2))
+    ContextParallel().unshard(torch.zeros(1, 4, 3 if odd else 2), dim=1)
 
 
 def warm_then_differ(odd: bool) -> None:

@@ -12,6 +12,7 @@ them wait. A rank that refuses its input says so in its header.
 
 from __future__ import annotations
 
+import atexit
 import json
 import sys
 from collections import deque
@@ -19,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from threading import Lock, Thread
-from time import sleep
+from time import monotonic, sleep
 from typing import NamedTuple, Protocol
 from weakref import ref
 
@@ -177,7 +178,6 @@ class Agreement:
         self._rank, self._say, self._number = rank, say, 0
         self._release, self._watched = release, False
         self._pending, self._shared = deque[tuple[Said, bytes]](), set[bytes]()
-        self._refusals = list[Said]()
         self._introduced = dict[str, tuple[str, ...]]()
         self._busy = Lock()
 
@@ -220,21 +220,22 @@ class Agreement:
         return self._introduced[kind]
 
     def refuse(self, error: Exception) -> None:
-        """Tell the other ranks that this one does not take part in the next pass. It waits for none of them."""
+        """Tell the other ranks that this one does not take part in the next pass."""
         refused = f"{type(error).__name__}: {error}"
-        # The messages of a header that is not waited for need their memory until they have arrived.
-        self._refusals = [said for said in self._refusals if not said.ready()]
-        self._refusals.append(self._say(Header(self._number, "refusal", b"{}", refused=refused).encode()))
+        said = self._say(Header(self._number, "refusal", b"{}", refused=refused).encode())
         self._number += 1
+        # A process that ends at once would take its header with it. Ranks that come later hear of it later.
+        if not _arrives(said, 1.0):
+            atexit.register(_arrives, said, 5.0)
 
-    def stuck_with(self, said: Said | None) -> tuple[Said | None, AgreementError | None]:
+    def stuck_with(self, said: Said | None) -> tuple[Said | None, Exception | None]:
         """The oldest headers that nothing has compared, and if they are still `said`, what is wrong with them."""
         oldest = next(iter(self._pending), (None, b""))[0]
         if oldest is None or oldest is not said or not oldest.ready():
             return oldest, None
         try:
             compare(oldest.wait())
-        except AgreementError as error:
+        except (AgreementError, RuntimeError) as error:  # or a rank has ended
             return oldest, error
         return oldest, None
 
@@ -259,6 +260,14 @@ class Agreement:
         if self._pending:
             self._watch()
         return rows
+
+
+def _arrives(said: Said, seconds: float) -> bool:
+    """Have all ranks' headers arrived, within some seconds?"""
+    until = monotonic() + seconds
+    while not said.ready() and monotonic() < until:
+        sleep(0.001)
+    return said.ready()
 
 
 def _watch(agreement: ref[Agreement], rank: int, release: Callable[[], None]) -> None:
