@@ -125,6 +125,20 @@ def gkd() -> Any:
     )
 
 
+def test_shards_for_a_loss_from_logits() -> None:
+    for message in processes.run(2, asked_for_shards, timeout=120):
+        assert "The loss of FromLogits failed with logits='shards'" in message
+        assert "say logits='whole'" in message
+
+
+def asked_for_shards() -> str:
+    as_launched()
+    trainer = ringattn.hf.parallelize(plain(FromLogits), cp=2, logits="shards")
+    with pytest.raises(ringattn.UnsupportedError) as raised:
+        trainer.train()
+    return str(raised.value)
+
+
 def test_token_logprobs() -> None:
     """On ranks: whole values on each, and gradients that are averaged, of padded rows, packed ones and one token."""
     for found in processes.run(2, on_ranks, timeout=120):

@@ -81,6 +81,8 @@ def parallelize(
         for each in trainer.models(model):
             _hook(each, shared, whole)
         trainer.share_batches(model, mesh)
+        if not whole and trainer.computes_loss(model):
+            trainer.explain_shards(model)
         return model  # type: ignore[no-any-return]
     if cp is not None:
         raise ValueError('cp is for a Trainer; for a model give its group: parallelize(model, mesh["cp"]).')

@@ -99,6 +99,24 @@ def computes_loss(trainer: Trainer) -> bool:
     return overrides or trainer.compute_loss_func is not None or trainer.args.label_smoothing_factor != 0
 
 
+def explain_shards(trainer: Trainer) -> None:
+    """Say what to do where a loss that the trainer computes itself fails on this rank's logits alone."""
+    vars(trainer)["compute_loss"] = partial(_explained, trainer)
+
+
+def _explained(trainer: Trainer, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return type(trainer).compute_loss(trainer, *args, **kwargs)
+    except (IndexError, RuntimeError, ValueError) as error:
+        if type(error) not in (IndexError, RuntimeError, ValueError):
+            raise  # such as out of memory
+        raise UnsupportedError(
+            f"The loss of {type(trainer).__name__} failed with logits='shards', which leaves the model's outputs those "
+            f"of this rank's tokens: {error}. Leave logits out, or say logits='whole', for a loss from whole logits; "
+            "or take the log-probabilities of targets from shards with ringattn.hf.token_logprobs."
+        ) from error
+
+
 def share_batches(trainer: Trainer, mesh: DeviceMesh) -> None:
     """Let all ranks along "cp" get the same batches, and count them once in everything that the trainer gathers."""
     unshare_batches(trainer)
@@ -111,7 +129,7 @@ def share_batches(trainer: Trainer, mesh: DeviceMesh) -> None:
 def unshare_batches(trainer: Trainer) -> None:
     """Undo `share_batches`; without it, do nothing."""
     widen(trainer.accelerator)
-    for name in (*_LOADERS, *_COUNTING, *_GATHERING, "prediction_step"):
+    for name in (*_LOADERS, *_COUNTING, *_GATHERING, "prediction_step", "compute_loss"):
         vars(trainer).pop(name, None)
 
 
