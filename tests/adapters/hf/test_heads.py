@@ -84,7 +84,8 @@ def test_heads() -> None:
 
 def heads() -> dict[str, compare.Errors]:
     found = {f"{head} of {sorted(given)}": of_head(name, head, dict(given)) for name, head, given in heads_here()}
-    return found | {"padded": padded(), "pooled": pooled(), "a tuple": {"logits": as_tuple()}}
+    more = {"padded": padded(), "pooled": pooled(), "a tuple": {"logits": as_tuple()}}
+    return found | more | {"of a subclass": of_a_subclass()}
 
 
 def heads_here() -> list[tuple[str, str, dict[str, Any]]]:
@@ -147,6 +148,22 @@ def pooled() -> compare.Errors:
         "pooler_output": compare.relative(*(each.pooler_output for each in outputs)),
         "last_hidden_state": compare.relative(hidden, outputs[1].last_hidden_state),
     } | compare.worst(compare.gradients(sharded, alone))
+
+
+class Value(transformers.LlamaForCausalLM):  # type: ignore[misc]
+    """A head of the user's, on a class whose head runs on shards."""
+
+    def forward(self, *args: Any, labels: Tensor | None = None, **kwargs: Any) -> Any:
+        output = super().forward(*args, **kwargs)
+        output.logits = output.logits[:, -1]
+        output.loss = None if labels is None else torch.nn.functional.cross_entropy(output.logits, labels)
+        return output
+
+
+def of_a_subclass() -> compare.Errors:
+    torch.manual_seed(0)
+    model = Value(AutoConfig.for_model("llama", **(COMMON | {"initializer_range": 0.3}))).eval()
+    return errors(model, {"input_ids": IDS, "labels": CLASSES})
 
 
 def as_tuple() -> float:

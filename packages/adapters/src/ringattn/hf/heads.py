@@ -23,8 +23,9 @@ _NEXT_TOKEN = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
 def sharded_part(model: PreTrainedModel) -> PreTrainedModel:
     """The part of a model that runs on shards: what is below its head, unless that runs on shards too."""
     base = model.base_model
-    next_token = any(kind.__name__.endswith(_NEXT_TOKEN) for kind in type(model).__mro__)
-    return base if isinstance(base, PreTrainedModel) and not next_token else model
+    # A subclass with a forward of its own may do anything with the logits of the class that it is made from.
+    kind = next(kind for kind in type(model).__mro__ if "forward" in vars(kind))
+    return base if isinstance(base, PreTrainedModel) and not kind.__name__.endswith(_NEXT_TOKEN) else model
 
 
 def reasons(reader: PreTrainedModel) -> Iterator[str]:
