@@ -68,7 +68,8 @@ def _is_known(model: nn.Module) -> bool:
 
 def _said(function: Callable[..., Any]) -> tuple[bytes, tuple[str, ...], tuple[object, ...]]:
     code: CodeType = inspect.unwrap(function).__code__
-    return code.co_code, code.co_names, code.co_consts[1:]  # the first is the docstring
+    # The first constant is the docstring, and the code of a comprehension is never equal to another's.
+    return code.co_code, code.co_names, tuple(each for each in code.co_consts[1:] if not isinstance(each, CodeType))
 
 
 @untraced
