@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 import processes
 import ringattn.hf
@@ -126,7 +129,8 @@ def test_ways_to_train(size: int) -> None:
 
 def ways() -> dict[str, float]:
     found = {f"two checkpointed batches, {name}": in_flight(name) for name in IN_FLIGHT if name in HYBRIDS}
-    return found | {"in bfloat16": bfloat16(), "a mixer checkpointed by itself": checkpointed_mixer()}
+    found |= {"weights sharded by FSDP2": fsdp(), "a mixer checkpointed by itself": checkpointed_mixer()}
+    return found | {"in bfloat16": bfloat16()}
 
 
 # One whose layers get the batch by keyword, one that is handed it, one that gets it in place of the mask, one by both.
@@ -143,6 +147,21 @@ def in_flight(name: str) -> float:
     ringattn.hf.parallelize(model).gradient_checkpointing_enable({"use_reentrant": False})
     (model(**row).loss + model(**rows).loss).backward()
     return max(compare.gradients(model, alone).values())
+
+
+def fsdp() -> float:
+    """Checkpointed layers, which go through all that is handed to them in order to cast it."""
+    model = build("jamba" if "jamba" in HYBRIDS else "lfm2").train()
+    alone, (row, texts) = copy.deepcopy(model), one_row()
+    by_themselves(alone, texts)[0].backward()
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    ringattn.hf.parallelize(model, mesh).gradient_checkpointing_enable({"use_reentrant": False})
+    for part in (*model.model.layers, model):
+        fully_shard(part, mesh=mesh, mp_policy=MixedPrecisionPolicy(param_dtype=torch.float32))
+    model(**row).loss.backward()
+    found = {name: each.grad.full_tensor() for name, each in model.named_parameters() if each.grad is not None}
+    dist.barrier()
+    return max(compare.beside(found, alone).values())
 
 
 def bfloat16() -> float:
@@ -235,6 +254,8 @@ def test_what_a_state_cannot_do() -> None:
     ):
         cache.crop(-2)
     assert not cache.is_croppable
+    with pytest.raises(ringattn.UnsupportedError, match=rf"pass {argument_of(model)}=ringattn\.hf\.ShardedCache"):
+        model(ids, **{argument_of(model): DynamicCache(config=model.config)})
     model = ringattn.hf.parallelize(build("minimax").eval(), Solo())
     with pytest.raises(ringattn.UnsupportedError, match=r"'minimax' are kept in a class of its own.*use_cache=False"):
         model(ids, **{argument_of(model): ringattn.hf.ShardedCache(Solo())})

@@ -50,6 +50,7 @@ def default(name: str, **settings: Any) -> PreTrainedModel:
         ("deepseek_v32", {"layer_types": FULL}, "DeepseekV32Attention passes 'indices'.*a sparse indexer"),
         ("inkling_text", {"layer_types": FULL}, "InklingAttention passes 'position_bias'.*a bias for every pair"),
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("rwkv", {}, "passes a state from token to token"),
         ("bloom", {}, "its attention is its own code"),
         ("bart", {}, "its forward takes no position_ids: it numbers the tokens that it gets"),
         ("blt", {}, "it pools bytes into patches"),

@@ -31,8 +31,11 @@ _LAYERS = {
 # What an encoder, or a vision tower, gives to layers of cross attention.
 _CROSS = ("encoder_hidden_states", "cross_attention_states")
 # Text models whose tokens meet in a way that no attribute of their configuration tells.
+_STATE = "it passes a state from token to token, in layers whose code is none that is known here"
 _MIXING = {
-    "blt": "it pools bytes into patches, and looks each up by those before it, which the border of a shard parts"
+    "blt": "it pools bytes into patches, and looks each up by those before it, which the border of a shard parts",
+    "rwkv": _STATE,
+    "xlstm": _STATE,
 }
 
 
@@ -125,9 +128,10 @@ def check_call(name: str, arguments: dict[str, Any], config: PretrainedConfig) -
         return
     if cache is not None or arguments.get("use_cache"):
         kind = "a cache of its own" if cache is None else f"a {type(cache).__name__} as its cache"
+        argument = "cache_params" if "cache_params" in arguments else ARGUMENT
         raise UnsupportedError(
             f"{name} got {kind}, which would hold this rank's keys alone: pass "
-            f"{ARGUMENT}=ringattn.hf.ShardedCache(group), or use_cache=False, with which generate() reads the whole "
+            f"{argument}=ringattn.hf.ShardedCache(group), or use_cache=False, with which generate() reads the whole "
             "text again for every token."
         )
     if arguments.get("labels") is not None and logits.asked(arguments):
