@@ -103,7 +103,7 @@ MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
     # These ask for windows as masks alone: their layers do not tell the attention function.
     "qwen2_moe": (AutoModelForCausalLM, _EXPERTS | _WINDOWS | {"shared_expert_intermediate_size": 16}),
     "phimoe": (AutoModelForCausalLM, {"sliding_window": 5, "num_local_experts": 4}),
-    # Its layers say that they are causal, and its configuration that they are not.
+    # Decoders that see both ways by their configuration, and encoders.
     "llama": (AutoModelForCausalLM, {"is_causal": False}),
     "modernbert": (AutoModel, {"local_attention": 8, "global_attn_every_n_layers": 2, "global_rope_theta": 1e4}),
     "bert": (AutoModel, {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}),
