@@ -97,12 +97,14 @@ def test_beside_a_gpu_only_what_is_new_is_waited_for() -> None:
         raise AssertionError("this pass must not take place")
 
 
-def test_a_side_that_does_not_come_back_is_released(
+def test_a_side_that_does_not_come_back_is_released_or_ended(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its caller waits for a GPU; the headers have arrived, and differ."""
     monkeypatch.setattr(agreement, "_PATIENCE", 0.05)
     released: list[bool] = []
+    ended: list[int] = []
+    monkeypatch.setattr(agreement, "_end", ended.append)
     rows = [Header(1, "forward", TERMS).encode(), Header(1, "backward of 0", TERMS).encode()]
     answers = iter([Heard([Header(0, "forward", TERMS).encode()] * 2), late := Heard(rows, arrived=False)])
     side = Agreement(0, lambda header: next(answers), lambda: released.append(True))
@@ -113,7 +115,7 @@ def test_a_side_that_does_not_come_back_is_released(
     assert not released
     late.arrived = True
     deadline = time.monotonic() + 10
-    while not released and time.monotonic() < deadline:
+    while not ended and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert released == [True]
+    assert released == [True] and ended == [1]
     assert "ringattn, rank 0: The ranks of a group are out of step" in capsys.readouterr().err

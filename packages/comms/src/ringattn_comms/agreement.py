@@ -30,6 +30,7 @@ _TERM, _TERMS = 96, 2600  # bytes of one value, and of all terms
 _TEXT = 600  # bytes of a message, or of what a rank says about itself
 _PENDING = 64  # headers whose answers are outstanding on a GPU, before the host waits for the oldest
 _PATIENCE = 2.0  # seconds for which headers that differ may lie before the group is aborted
+_ENDS_AFTER = 6  # times as long, before the process ends
 _REMEMBERED = 1024  # terms that the other ranks have been seen to share
 _BEGINNINGS = {"forward", "introduction", "shard"}  # ranks that differ in their arguments may begin a call with each
 
@@ -228,6 +229,11 @@ class Agreement:
         if not _arrives(said, 1.0):
             atexit.register(_arrives, said, 5.0)
 
+    def flush(self) -> None:
+        """Give headers under way a few seconds to arrive."""
+        for said, _ in list(self._pending):
+            _arrives(said, 5.0)
+
     def stuck_with(self, said: Said | None) -> tuple[Said | None, Exception | None]:
         """The oldest headers that nothing has compared, and if they are still `said`, what is wrong with them."""
         oldest = next(iter(self._pending), (None, b""))[0]
@@ -243,6 +249,7 @@ class Agreement:
         """Look after this side from a thread: the caller may wait for a GPU that waits for another pass's message."""
         if self._release is not None and not self._watched:
             self._watched = True
+            atexit.register(_flush, ref(self))
             Thread(target=_watch, args=(ref(self), self._rank, self._release), daemon=True).start()
 
     def _meet(self, header: Header, terms: bytes, *, wait: bool) -> Sequence[bytes]:
@@ -270,22 +277,35 @@ def _arrives(said: Said, seconds: float) -> bool:
     return said.ready()
 
 
+def _flush(agreement: ref[Agreement]) -> None:
+    """A process that ends does not take along the headers that other ranks still wait for."""
+    if (side := agreement()) is not None:
+        side.flush()
+
+
 def _watch(agreement: ref[Agreement], rank: int, release: Callable[[], None]) -> None:
+    """Say what is wrong where the caller does not come back to hear of it; release its GPU, or else end the process."""
     said: Said | None = None
-    while True:
-        sleep(_PATIENCE)
-        side = agreement()
-        if side is None:
-            return
+    stuck = 0
+    while (side := agreement()) is not None:
         said, error = side.stuck_with(said)
         del side
-        if error is not None:
+        stuck = stuck + 1 if error is not None else 0
+        if stuck == 1:
             sys.stderr.write(
                 f"ringattn, rank {rank}: {error} This process has not come back to hear of it, so its GPU may wait for "
                 "a message that does not come: its NCCL group is aborted.\n"
             )
             release()
-            return
+        if stuck == _ENDS_AFTER:
+            # Kernels that wait for other ranks' memory cannot be released.
+            sys.stderr.write(f"ringattn, rank {rank}: its GPU still waits, so this process ends.\n")
+            sys.stderr.flush()
+            _end(1)
+        sleep(_PATIENCE)
+
+
+_end = os._exit  # as NCCL's watchdog ends a process
 
 
 def _merged(terms: bytes, changing: bytes) -> bytes:
