@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import os
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
