@@ -40,7 +40,7 @@ class FullTiles(_Rows[Tile]):
     """
 
     def __init__(self, *columns: Sequence[int]) -> None:
-        self._columns = columns
+        self.columns = columns
 
     @property
     def bytes(self) -> int:
@@ -48,14 +48,14 @@ class FullTiles(_Rows[Tile]):
         return 100 * len(self)
 
     def __len__(self) -> int:
-        return len(self._columns[0])
+        return len(self.columns[0])
 
     def __iter__(self) -> Iterator[Tile]:
-        top, bottom, first, last = self._columns
+        top, bottom, first, last = self.columns
         return map(Tile, map(range, top, bottom), map(range, first, last))
 
     def _row(self, index: int) -> Tile:
-        top, bottom, first, last = (column[index] for column in self._columns)
+        top, bottom, first, last = (column[index] for column in self.columns)
         return Tile(range(top, bottom), range(first, last))
 
 
@@ -78,11 +78,19 @@ class Pieces(_Rows[Piece]):
         self._columns: tuple[array[int], ...] = ()
         self.bytes = 24 * most  # that they take when they are worked out, or less
 
+    @classmethod
+    def of(cls, parts: Parts) -> Pieces:
+        """Of parts that are there already."""
+        pieces = cls(lambda: parts, len(parts.sizes))
+        assert pieces.columns, "worked out"
+        return pieces
+
     @property
     def columns(self) -> tuple[array[int], array[int], array[int]]:
         """Of every piece the source, its first row there, and its offset in the buffer; of that also the end."""
         if not self._columns:
             self._columns = _joined(*self._derive())
+            del self._derive  # and what it holds
         sources, starts, offsets = self._columns
         return sources, starts, offsets
 
@@ -111,5 +119,5 @@ def _joined(sources: Sequence[int], starts: Sequence[int], sizes: Sequence[int])
     return (
         array("q", compress(sources, begins)),
         array("q", compress(starts, begins)),
-        array("q", [*compress(offsets, begins), offsets[-1]]),
+        array("q", [*compress(offsets[:-1], begins), offsets[-1]]),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property, lru_cache
 from itertools import pairwise
 
-from ringattn_core.chunks import Chunks
+from ringattn_core.chunks import Chunks, Column
 from ringattn_core.layout import Division, chunk_owners
 from ringattn_core.tile import FAR, Window
 
@@ -81,6 +81,7 @@ class Mask:
         self.left, self.right = (FAR if side < 0 else side for side in window)
         self.borders = keys.cu_seqlens
         self._divisions = queries, keys
+        self.limits = dict[int, Column]()  # see `many.lending`
         # Bottom-right alignment: a sequence's last query stands at its last key.
         stops = zip(queries.cu_seqlens[1:], keys.cu_seqlens[1:], strict=True)
         self.shift = [stop_k - stop_q for stop_q, stop_k in stops]

@@ -8,9 +8,9 @@ a whole column at once.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from functools import lru_cache
-from itertools import compress, groupby
+from itertools import chain, compress, groupby
 from operator import mul, sub
 from typing import NamedTuple
 
@@ -139,3 +139,40 @@ def _parts(keys: Division, runs: Sequence[tuple[int, int, int]], reach: dict[int
             if cut > 0:
                 found[2].append(cut)  # of the last chunk a part
     return Parts(*found)
+
+
+def lending(mask: Mask, rank: int) -> Callable[[int], tuple[list[int], list[int]]] | None:
+    """Which of a rank's keys the queries of another see: where they begin in its shard, and how many, or 0.
+
+    None where keys are not in chunks, or a window closes behind its queries.
+    """
+    chunks = mask.keys.chunks
+    if chunks is None or mask.left < FAR:
+        return None
+    starts = list(chain.from_iterable(zip(*chunks.offsets(rank)[:-1], strict=True)))
+    borders = [(chunks.border(index), chunks.border(index + 1)) for index in chunks.held[rank]]
+
+    def seen(other: int) -> tuple[list[int], list[int]]:
+        limit = _limit(mask, other)
+        sizes = [list(map(sub, map(min, limit, stop), map(min, limit, start))) for start, stop in borders]
+        return starts, list(chain.from_iterable(zip(*sizes, strict=True)))
+
+    return seen
+
+
+def _limit(mask: Mask, rank: int) -> Column:
+    """Of every sequence, before which of its keys those are that a rank's queries see; 0 where it has none."""
+    chunks = mask.queries.chunks
+    assert chunks is not None and mask.keys.chunks is not None, "queries are divided as keys are"
+    if rank not in mask.limits:
+        ends: Column = [0] * len(chunks.lengths)
+        for index in chunks.held[rank]:  # the last are those that begin last
+            ends = [
+                stop if start < stop else end
+                for start, stop, end in zip(chunks.border(index), chunks.border(index + 1), ends, strict=True)
+            ]
+        corner = map(sub, mask.keys.chunks.lengths, chunks.lengths)
+        mask.limits[rank] = [
+            max(0, end + apart + mask.right) if end else 0 for end, apart in zip(ends, corner, strict=True)
+        ]
+    return mask.limits[rank]

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import compress
+from operator import add
 from typing import NamedTuple
 
 from ringattn_core.alive import alive as _alive
 from ringattn_core.arrange import arranged, merged
-from ringattn_core.columns import Pieces
+from ringattn_core.columns import Parts, Pieces
 from ringattn_core.errors import check_cu_seqlens
 from ringattn_core.join import joined_tiles
 from ringattn_core.layout import Division, Layout
 from ringattn_core.lines import Mask, Shard, mask
-from ringattn_core.many import full_tiles, gathered
+from ringattn_core.many import full_tiles, gathered, lending
 from ringattn_core.memo import by_owner, recent, shared
 from ringattn_core.route import Route, Traffic, traffic
 from ringattn_core.schedule import Launch, Piece, Schedule, Step
@@ -139,21 +141,40 @@ def plan_all(
 
 
 @by_owner
-def lent(schedule: Schedule, hop: int) -> tuple[Piece, ...]:
-    """The rows of a rank's own shard that others fetch on a hop; `source` is here the rank that fetches them."""
+def lent(schedule: Schedule, hop: int) -> Pieces:
+    """The rows of a rank's own shard that others fetch on a hop; `source` is here the rank that fetches them.
+
+    Where the rows lie there is for that rank to say: the offsets here mean nothing.
+    """
     whole = mask(schedule.queries, schedule.keys, schedule.window)
     everyone = traffic(schedule.route, schedule.cp_size)
-    mine, found = whole.keys.held(schedule.cp_rank), list[Piece]()
+    ranks, begins, counts = list[int](), list[int](), list[int]()
+    seen = lending(whole, schedule.cp_rank)
     for rank in everyone.destinations(schedule.cp_rank, hop):
         if rank != schedule.cp_rank:
-            rows, needed = _rows(whole, everyone, rank)[hop > 0], list[Piece]()
-            if len(everyone.sources(rank)[hop]) == 1:
-                needed += _hop(whole, rows, rank, [schedule.cp_rank])[0]
-            else:  # Beside other sources' keys a rank needs of this one's what it needs of them alone, without gaps.
-                for sequence, lines in rows.whole.items():
-                    arranged(whole, sequence, rank, lines, [], mine.get(sequence, []), needed)
-            found += [Piece(rank, piece.rows, piece.rows.start) for piece in needed]
-    return tuple(found)
+            starts, sizes = seen(rank) if seen else _needed(whole, everyone, hop, rank, schedule.cp_rank)
+            if everyone.count(rank, hop) == 1:
+                # The shard is the buffer, and what lies between rows that are needed is in it.
+                first = min(compress(starts, sizes), default=0)
+                starts, sizes = (
+                    [first],
+                    [max(map(add, compress(starts, sizes), filter(None, sizes)), default=0) - first],
+                )
+            ranks.extend([rank] * len(starts))
+            begins.extend(starts)
+            counts.extend(sizes)
+    return Pieces.of(Parts(ranks, begins, counts))
+
+
+def _needed(mask: Mask, everyone: Traffic, hop: int, rank: int, source: int) -> tuple[list[int], list[int]]:
+    """The rows of a source's shard that a rank fetches on a hop: where they begin, and how many they are.
+
+    Beside other sources' keys it needs what it needs of these alone, without gaps.
+    """
+    rows, theirs, pieces = _rows(mask, everyone, rank)[hop > 0], mask.keys.held(source), list[Piece]()
+    for sequence, lines in rows.whole.items():
+        arranged(mask, sequence, rank, lines, [], theirs.get(sequence, []), pieces)
+    return [piece.rows.start for piece in pieces], [len(piece.rows) for piece in pieces]
 
 
 class _Rows(NamedTuple):

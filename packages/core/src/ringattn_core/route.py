@@ -119,6 +119,10 @@ class Traffic(ABC):
         """For every hop, the ranks whose keys are at hand of this one."""
 
     @abstractmethod
+    def count(self, rank: int, hop: int) -> int:
+        """How many sources a rank has on a hop."""
+
+    @abstractmethod
     def destinations(self, rank: int, hop: int) -> tuple[int, ...]:
         """The ranks at whose hand the keys of this one are on a hop."""
 
@@ -134,6 +138,9 @@ class _Alike(Traffic):
 
     def sources(self, rank: int) -> tuple[tuple[int, ...], ...]:
         return self._route(rank, self._size)
+
+    def count(self, rank: int, hop: int) -> int:
+        return len(self._distances[hop])
 
     def destinations(self, rank: int, hop: int) -> tuple[int, ...]:
         return tuple(sorted((rank + distance) % self._size for distance in self._distances[hop]))
@@ -161,6 +168,9 @@ class _Each(Traffic):
 
     def sources(self, rank: int) -> tuple[tuple[int, ...], ...]:
         return self._sources[rank]
+
+    def count(self, rank: int, hop: int) -> int:
+        return len(self._sources[rank][hop])
 
     def destinations(self, rank: int, hop: int) -> tuple[int, ...]:
         return tuple(self._destinations[rank][hop])

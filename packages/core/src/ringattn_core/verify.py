@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
-from ringattn_core.coverage import complaint_about_cells
 from ringattn_core.layout import Division
-from ringattn_core.planner import lent
-from ringattn_core.schedule import Launch, Schedule, Step
-from ringattn_core.tile import Window, joined_runs
+from ringattn_core.schedule import Schedule, Step
+from ringattn_core.tile import Window
 
 
 class ScheduleError(ValueError):
@@ -33,14 +31,22 @@ def verify(schedules: Sequence[Schedule], window: Window | None = None) -> None:
     lengths = [schedule.key_length for schedule in schedules]
     if schedules[0].shard_size != max(lengths):
         raise ScheduleError(f"shard_size is {schedules[0].shard_size}, but a rank holds up to {max(lengths)} keys.")
+    for complaint in _complaints(schedules, window or schedules[0].window, stride):
+        if complaint:
+            raise ScheduleError(complaint)
+
+
+def _complaints(schedules: Sequence[Schedule], window: Window, stride: int) -> Iterator[str | None]:
+    """What is wrong with pieces and tiles, or None for each kind in which nothing is."""
+    # To plan takes no PyTorch, which these count with.
+    from ringattn_core.coverage import complaint_about_cells
+    from ringattn_core.sound import complaint_about_launches, complaint_about_lending, complaint_about_pieces
+
     for schedule in schedules:
-        for step in schedule.steps:
-            _check_pieces(schedule, step, lengths)
-            for launch in step.launches:
-                _check_launch(schedule, step, launch)
-    if complaint := complaint_about_cells(schedules, window or schedules[0].window, stride):
-        raise ScheduleError(complaint)
-    _check_lent(schedules)
+        yield complaint_about_pieces(schedule, [other.key_length for other in schedules])
+        yield complaint_about_launches(schedule)
+    yield complaint_about_cells(schedules, window, stride)
+    yield complaint_about_lending(schedules)
 
 
 def _check_group(schedules: Sequence[Schedule]) -> None:
@@ -150,52 +156,3 @@ def _check_sources(schedules: Sequence[Schedule]) -> None:
             sources = sources[1:]
         if len(sources) != len(set(sources)):
             raise ScheduleError(f"Rank {schedule.cp_rank} receives keys twice: its sources are {sources}.")
-
-
-def _check_pieces(schedule: Schedule, step: Step, lengths: Sequence[int]) -> None:
-    """The rows are there in the shards, and have a place of their own in the buffer."""
-    end, where = 0, f"rank {schedule.cp_rank} on hop {step.hop}"
-    for piece in sorted(step.pieces, key=lambda piece: piece.offset):
-        if piece.source not in step.sources:
-            raise ScheduleError(f"{piece} of {where} is not of one of its sources {step.sources}.")
-        if not piece.rows or piece.rows.start < 0 or piece.rows.stop > lengths[piece.source]:
-            raise ScheduleError(f"{piece} of {where} is not within the {lengths[piece.source]} keys of its source.")
-        if piece.offset < end:
-            raise ScheduleError(f"{piece} of {where} overlaps another in the key buffer.")
-        if len(step.sources) == 1 and piece.offset != piece.rows.start:
-            raise ScheduleError(f"{piece} of {where} is not where its only source stores it.")
-        end = piece.columns.stop
-
-
-def _check_lent(schedules: Sequence[Schedule]) -> None:
-    """What a rank finds that it lends is what the others' pieces say."""
-    for index, step in enumerate(schedules[0].first_group):
-        fetched, lends = (defaultdict[tuple[int, int], list[range]](list) for _ in range(2))
-        for rank, schedule in enumerate(schedules):
-            for piece in schedule.steps[index].pieces:
-                if piece.source != rank:
-                    fetched[piece.source, rank].append(piece.rows)
-            for piece in lent(schedule, step.hop):
-                lends[rank, piece.source].append(piece.rows)
-        for owner, rank in {*fetched, *lends}:
-            found, theirs = joined_runs(lends[owner, rank]), joined_runs(fetched[owner, rank])
-            if found != theirs:
-                raise ScheduleError(
-                    f"On hop {step.hop} rank {rank} fetches the rows {theirs} of rank {owner}, which by its route "
-                    f"lends {found}."
-                )
-
-
-def _check_launch(schedule: Schedule, step: Step, launch: Launch) -> None:
-    """A kernel can take it as it is."""
-    where = f"a launch of rank {schedule.cp_rank} on hop {step.hop}"
-    for tile in launch.tiles:
-        if tile.q.start < 0 or tile.q.stop > schedule.query_length:
-            raise ScheduleError(f"{tile} in {where} is not within the rank's {schedule.query_length} queries.")
-        if min(tile.window) < -1 or tile.trim() != tile:
-            raise ScheduleError(f"{tile} in {where} has rows or columns without a live cell; trimmed, {tile.trim()}.")
-        if tile.window != launch.window:
-            raise ScheduleError(f"{tile} in {where} has the window {tile.window} and another tile {launch.window}.")
-    for before, after in pairwise(launch.tiles):
-        if after.q.start < before.q.stop or after.k.start < before.k.stop:
-            raise ScheduleError(f"{before} and {after} in {where} share rows or columns, or are out of order.")
