@@ -2,6 +2,8 @@
 
     python benchmarks/planning.py
 
+Then how long `verify` takes to prove the plans of all ranks, once, with their pieces worked out.
+
 Prints milliseconds, the best of several runs with empty caches, and whether the processor time is within the budget; it
 exits 1 where it is not. A run that must share its core shows in the wall time only.
 """
@@ -14,7 +16,7 @@ from collections.abc import Sequence
 from time import perf_counter, process_time
 from typing import NamedTuple
 
-from ringattn_core import layout, lines, planner
+from ringattn_core import layout, lines, planner, verify
 from ringattn_core.route import Route, route_named
 
 TOKENS, DOCUMENTS = 1 << 20, 1000
@@ -66,6 +68,19 @@ def best(case: Case, route: Route, repeats: int) -> tuple[float, float]:
     return min(walls), min(processors)
 
 
+PROOFS = ("ring", "waves(2)", "gather")
+RANKS, PROVEN, PROOF = 128, 100, 5.0  # documents and seconds
+
+
+def prove(route: Route) -> tuple[float, float]:
+    """Wall and processor seconds in which the plans of many ranks are proven, for documents of random lengths."""
+    borders = (0, *sorted(random.Random(0).sample(range(1, TOKENS), PROVEN - 1)), TOKENS)
+    schedules = planner.plan_all(layout.zigzag, route, borders, RANKS, window=(-1, 0))
+    wall, processor = perf_counter(), process_time()
+    verify(schedules)
+    return perf_counter() - wall, process_time() - processor
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--repeats", type=int, default=15)
@@ -80,6 +95,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"{case.documents:<32} {case.layout:<9} {case.cp_size:>5} {route:<14} {wall:>7.2f} {processor:>10.2f} "
                 f"{case.budget:>7.0f}  {verdict}"
             )
+    print(f"{'verify, seconds':<32} {'layout':<9} ranks {'route':<14} {'wall':>7} {'processor':>10} {'budget':>7}")
+    for name in PROOFS:
+        wall, processor = prove(route_named(name))
+        over += processor > PROOF
+        verdict = "FAIL" if processor > PROOF else "pass"
+        print(
+            f"{f'{PROVEN} documents, random lengths':<32} {'zigzag':<9} {RANKS:>5} {name:<14} {wall:>7.2f} "
+            f"{processor:>10.2f} {PROOF:>7.0f}  {verdict}"
+        )
     return 1 if over else 0
 
 

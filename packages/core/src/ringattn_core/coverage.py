@@ -127,14 +127,12 @@ class _Lines(NamedTuple):
 
     def taken(self, start: Tensor, stop: Tensor) -> Tensor:
         """How many places from start to before stop are taken."""
-        return self._before(stop) - self._before(start)
-
-    def _before(self, place: Tensor) -> Tensor:
-        lengths = torch.cat([(self.stop - self.place), place.new_zeros(1)])
-        taken, index = lengths.cumsum(0), torch.searchsorted(self.place, place)
-        # Of the run that begins last before this place, only a part may come before it.
-        free = place - torch.cat([self.stop, place.new_full((1,), FAR)])[index - 1]
-        return torch.where(index > 0, taken[index - 1] + free.clamp(max=0), 0)
+        first, count = self.meeting(start, stop)
+        edge, after = start.new_zeros(1), first + count
+        lengths = torch.cat([edge, self.stop - self.place]).cumsum(0)
+        before = (start - torch.cat([self.place, edge])[first]).clamp(min=0)
+        beyond = (torch.cat([edge, self.stop])[after] - stop).clamp(min=0)
+        return torch.where(count > 0, lengths[after] - lengths[first] - before - beyond, 0)
 
     def meeting(self, start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:
         """The index of the first run that has a place in common with a part, and the number of those that have."""
@@ -145,6 +143,7 @@ class _Lines(NamedTuple):
 def _lines(table: SpanTable, start: Tensor, size: Tensor, place: Tensor) -> _Lines:
     """What lies in a buffer to which rows of shards were copied: from which row on, how many, and where to."""
     order = place.argsort()
+    order = order[size[order] > 0]
     start, size, place = start[order], size[order], place[order]
     before = torch.searchsorted(table.start, start, right=True) - 1
     copy, nth = _each(torch.searchsorted(table.start, start + size) - before)
@@ -212,7 +211,8 @@ class _Work:
 def _trimmed(parts: _Parts) -> _Parts:
     """Those with a live cell, their bands from the first of their diagonals to the last."""
     low, high = _diagonals(*parts[3:])
-    return parts._replace(low=low, high=high).only(low <= high)
+    parts, live = parts._replace(low=low, high=high), low <= high
+    return parts if live.all() else parts.only(live)
 
 
 def _diagonals(
