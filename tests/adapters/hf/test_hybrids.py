@@ -256,6 +256,9 @@ def test_what_a_state_cannot_do() -> None:
     assert not cache.is_croppable
     with pytest.raises(ringattn.UnsupportedError, match=rf"pass {argument_of(model)}=ringattn\.hf\.ShardedCache"):
         model(ids, **{argument_of(model): DynamicCache(config=model.config)})
+    cache.reset()
+    with pytest.raises(ringattn.UnsupportedError, match="several texts in a row has no one state for MambaMixer"):
+        model(ids, position_ids=torch.tensor([[*range(7), *range(5)]]), **{argument_of(model): cache})
     model = ringattn.hf.parallelize(build("minimax").eval(), Solo())
     with pytest.raises(ringattn.UnsupportedError, match=r"'minimax' are kept in a class of its own.*use_cache=False"):
         model(ids, **{argument_of(model): ringattn.hf.ShardedCache(Solo())})

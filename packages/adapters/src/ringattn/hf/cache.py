@@ -38,7 +38,8 @@ class ShardedCache(Cache):  # type: ignore[misc]
     keys of each go to one rank in turn. Layers with a sliding window keep no more than it, see
     `activate_past_recording`. Logits are those of the whole text on every rank, as in one process: of a long prompt say
     logits_to_keep=1, as `generate()` does. When a prompt is read, all ranks take over the random state of the group's
-    first, so that they draw the same tokens.
+    first, so that they draw the same tokens. The states of layers that mix tokens outside attention are whole on every
+    rank.
 
     Keys and values are (rows, num_kv_heads, tokens, head_dim), in the model's dtype and on its device; no gradient
     passes through them. Raises TypeError and ValueError for a group as `ringattn.ContextParallel` does. The model

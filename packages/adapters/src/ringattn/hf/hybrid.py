@@ -160,6 +160,11 @@ class WholeSequences:
 
     def _sharded(self, batch: ShardedBatch, hidden: Tensor, given: dict[str, Any]) -> Any:
         """On the whole sequences, gathered. An exchange of heads, where each rank runs a few of them, belongs here."""
+        if batch.texts is not None and batch.cache is not None:
+            raise UnsupportedError(
+                f"A prompt with several texts in a row has no one state for {type(self._mixer).__name__} to go on "
+                "from: give each text a row, with an attention_mask for its padding."
+            )
         whole = batch.unshard(hidden)
         if given.get("position_ids") is not None:
             given["position_ids"] = batch.whole_positions(whole.device)

@@ -55,6 +55,8 @@ def parallelize(
     one number for each token or target are whole; hidden states are shards. Gradients are to be averaged over the
     group, as DDP and FSDP do. To a Trainer the ranks of a group are one process: they get the same batches, and what it
     gathers and counts has each text once.
+    Layers that mix tokens outside attention (linear attention, Mamba, short convolutions) run on whole sequences on
+    every rank, so that their work and memory do not shrink with the number of ranks.
     The model gets configs of its own, so that others with the same config object stay as they are. Calling it again
     changes the settings. Returns what it was given.
 
