@@ -153,14 +153,20 @@ def lending(mask: Mask, rank: int) -> Callable[[int], tuple[list[int], list[int]
     borders = [(chunks.border(index), chunks.border(index + 1)) for index in chunks.held[rank]]
 
     def seen(other: int) -> tuple[list[int], list[int]]:
-        limit = _limit(mask, other)
-        sizes = [list(map(sub, map(min, limit, stop), map(min, limit, start))) for start, stop in borders]
+        limits = _limits(mask, other)
+        sizes = [
+            [
+                (stop if stop < limit else limit) - start if start < limit else 0
+                for start, stop, limit in zip(*border, limits, strict=True)
+            ]
+            for border in borders
+        ]
         return starts, list(chain.from_iterable(zip(*sizes, strict=True)))
 
     return seen
 
 
-def _limit(mask: Mask, rank: int) -> Column:
+def _limits(mask: Mask, rank: int) -> Column:
     """Of every sequence, before which of its keys those are that a rank's queries see; 0 where it has none."""
     chunks = mask.queries.chunks
     assert chunks is not None and mask.keys.chunks is not None, "queries are divided as keys are"
