@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 Parts = dict[str, tuple[str, str]]  # what comes of each part of the comparison: a word, and what there is to say
 
 SEVERITY = {word: place for place, word in enumerate(("exact", "n/a", "not built", "refused", "wrong", "crashes"))}
+_ROW = re.compile(r"\| \S+ \| \w+ \| (\w[\w ]*) \|")  # of the table, with what a model is
 PARTS = ("plain", "packed", "left", "right", "tokens")
 
 INTRODUCTION = """# Supported models
@@ -49,38 +50,40 @@ def verdict(parts: Parts) -> tuple[str, str]:
 
 def summary(found: dict[str, Parts]) -> str:
     """How many models are what."""
-    counts = Counter(verdict(parts)[0] for parts in found.values())
-    told = ", ".join(f"{counts[word]} {word}" for word in ("exact", "partly", "refused", "not built"))
-    return f"of {len(found)} models {told}; {counts['wrong'] or 'none'} wrong, {counts['crashes'] or 'none'} crashing"
+    return _counts(Counter(verdict(parts)[0] for parts in found.values()))
+
+
+def _counts(words: Counter[str]) -> str:
+    told = ", ".join(f"{words[word]} {word}" for word in ("exact", "partly", "refused", "not built"))
+    return f"of {words.total()} models {told}; {words['wrong'] or 'none'} wrong, {words['crashes'] or 'none'} crashing"
 
 
 def write(page: str, found: dict[str, Parts]) -> None:
-    """Put the table of this version of transformers into the page, among those of others."""
+    """Put these models into the table of this version of transformers in the page, among those of other versions."""
     path = Path(page)
     sections = path.read_text().split("\n## ")[1:] if path.exists() else []
-    tables = {section.splitlines()[0]: section.split("\n", 1)[1].strip() for section in sections}
-    tables[f"transformers {transformers.__version__}"] = _table(found)
+    tables = dict(section.split("\n", 1) for section in sections)
+    name = f"transformers {transformers.__version__}"
+    rows = {line.split(" | ")[0]: line for line in tables.get(name, "").splitlines() if _ROW.match(line)}
+    rows |= {f"| {kind}": _row(kind, *verdict(parts)) for kind, parts in found.items()}
+    tables[name] = _table([rows[key] for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if (key := f"| {kind}") in rows])
     newest = sorted(tables, key=lambda name: [int(part) for part in re.findall(r"\d+", name)], reverse=True)
-    path.write_text("\n".join([INTRODUCTION, *(f"## {name}\n\n{tables[name]}\n" for name in newest)]).rstrip() + "\n")
+    path.write_text("\n".join([INTRODUCTION, *(f"## {name}\n\n{tables[name].strip()}\n" for name in newest)]))
 
 
-def _table(found: dict[str, Parts]) -> str:
-    told = summary(found)
-    lines = [
-        f"{told[0].upper()}{told[1:]} ({date.today():%d %B %Y}, torch {torch.__version__}).",
-        "",
-        "| type | class | | |",
-        "|---|---|---|---|",
-    ]
-    for kind, parts in found.items():
-        word, told = verdict(parts)
-        told = told.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_")
-        lines.append(f"| {kind} | {MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind]} | {word} | {told} |")
-    return "\n".join(lines)
+def _row(kind: str, word: str, told: str) -> str:
+    told = re.sub(r"([|<*_])", r"\\\1", told)
+    return f"| {kind} | {MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind]} | {word} | {told} |"
+
+
+def _table(rows: list[str]) -> str:
+    words = Counter(match[1] for row in rows if (match := _ROW.match(row)))
+    told = f"{_counts(words)} ({date.today():%d %B %Y}, torch {torch.__version__})."
+    return "\n".join([f"{told[0].upper()}{told[1:]}", "", "| type | class | | |", "|---|---|---|---|", *rows])
 
 
 def _short(text: str) -> str:
     """What an error says, without the name of the class and what to do instead."""
     text = text.strip().splitlines()[-1] if text.startswith("Traceback") else " ".join(text.split())
-    text = re.sub(r"^\w+ cannot run on a sharded sequence: ", "", text)
+    text = re.sub(r"^\w+ cannot run on a sharded sequence: ", "", text).split(" (supported are ")[0].rstrip(".")
     return text if len(text) <= 200 else text[:197] + "..."

@@ -68,12 +68,15 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
     "smollm3": {"no_rope_layers": [1, 0]},  # a layer without rotary embeddings
     "qwen3_moe": {"head_dim": 8, "num_experts": 4, **_EXPERTS},
-    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.0},  # positions counted by the mask
-    "roberta": {"is_decoder": True, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},  # and by ids
-    "biogpt": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "activation_dropout": 0.0},
 }
-if version("transformers") >= "5":  # before, their attention was their own code
-    ARCHITECTURES |= {"nemotron": {"head_dim": 8}, "stablelm": {}}  # layers that keep **kwargs to themselves
+if version("transformers") >= "5":  # before, their attention was their own code, or got their own masks
+    ARCHITECTURES |= {
+        "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.0},  # positions counted by the mask
+        "roberta": {"is_decoder": True, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},  # and by ids
+        "biogpt": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "activation_dropout": 0.0},
+        "nemotron": {"head_dim": 8},  # layers that keep **kwargs to themselves
+        "stablelm": {},
+    }
 
 
 def build(name: str, seed: int = 0, **settings: Any) -> PreTrainedModel:

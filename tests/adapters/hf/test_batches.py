@@ -17,7 +17,7 @@ import processes
 import ringattn.hf
 from adapters.comms import Mute
 from adapters.hf import compare
-from adapters.hf.models import build
+from adapters.hf.models import ARCHITECTURES, build
 from ringattn.hf.batch import divide
 
 multiprocessing.get_context("forkserver").set_forkserver_preload(["torch", "adapters.hf.models", "ringattn.hf"])
@@ -137,7 +137,8 @@ def padding() -> Found:
     """Rows of three lengths, padded at either side; positions counted from the first token, or from the padding."""
     found = {}
     ids = compare.tokens(3, 17)
-    for side, name in product(("left", "right"), ("llama", "mistral", "gemma3_text", "gpt_oss", "opt", "roberta")):
+    names = [name for name in ("llama", "mistral", "gemma3_text", "gpt_oss", "opt", "roberta") if name in ARCHITECTURES]
+    for side, name in product(("left", "right"), names):
         mask = torch.ones_like(ids)
         for row, missing in enumerate((0, 4, 9)):
             mask[row, slice(missing) if side == "left" else slice(17 - missing, 17)] = 0

@@ -52,7 +52,7 @@ def default(name: str, **settings: Any) -> PreTrainedModel:
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("rwkv", {}, "passes a state from token to token"),
         ("bloom", {}, "its attention is its own code"),
-        ("bart", {}, "its forward takes no position_ids: it numbers the tokens that it gets"),
+        ("bart", {}, r"(its forward takes no position_ids: it numbers the tokens that it gets|\*\*kwargs)"),
         ("blt", {}, "it pools bytes into patches"),
     ],
 )
