@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ringattn.hf import layers
 from ringattn.hf.batch import ShardedBatch
@@ -18,6 +19,7 @@ from ringattn_core.errors import UnsupportedError
 
 # How transformers calls the classes whose head is a row of logits for each token, and whose labels are the tokens.
 _NEXT_TOKEN = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
+_ALSO_NEXT_TOKEN = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())  # BertGenerationDecoder among them
 
 
 def sharded_part(model: PreTrainedModel) -> PreTrainedModel:
@@ -25,7 +27,8 @@ def sharded_part(model: PreTrainedModel) -> PreTrainedModel:
     base = model.base_model
     # A subclass with a forward of its own may do anything with the logits of the class that it is made from.
     kind = next(kind for kind in type(model).__mro__ if "forward" in vars(kind))
-    return base if isinstance(base, PreTrainedModel) and not kind.__name__.endswith(_NEXT_TOKEN) else model
+    next_token = kind.__name__.endswith(_NEXT_TOKEN) or kind.__name__ in _ALSO_NEXT_TOKEN
+    return base if isinstance(base, PreTrainedModel) and not next_token else model
 
 
 def reasons(reader: PreTrainedModel) -> Iterator[str]:
@@ -36,7 +39,8 @@ def reasons(reader: PreTrainedModel) -> Iterator[str]:
             f"its {type(pooler).__name__} pools tokens that the model has chosen among those of a shard (load it with "
             "add_pooling_layer=False, if the class takes that)"
         )
-    for kind in dict.fromkeys(map(type, reader.modules())):
+    own = (module for module in reader.modules() if not layers.in_other_tower(module, reader))
+    for kind in dict.fromkeys(map(type, own)):
         code = layers.code_of(kind)
         if "pooler_output" in layers.keywords(code) and "pooler" not in code.co_names:
             yield f"its {kind.__name__} takes one token of the sequence by its place, which is another one in a shard"

@@ -49,13 +49,18 @@ def code_of(kind: type[nn.Module]) -> CodeType:
     return _forward(kind).__code__
 
 
+def in_other_tower(module: nn.Module, model: nn.Module) -> bool:
+    """Has a module within a model of text a configuration of another kind, of images say?"""
+    config = vars(module).get("config")
+    return isinstance(config, PretrainedConfig) and type(config) is not type(vars(model).get("config", config))
+
+
 def _ways(model: nn.Module) -> Iterator[tuple[nn.Module, ...]]:
     """The modules from the model down to each of its attention layers, without mere containers and other towers."""
     modules = dict(model.named_modules())
     for path, module in modules.items():
-        config = vars(module).get("config")
-        if isinstance(config, PretrainedConfig) and type(config) is not type(vars(model).get("config", config)):
-            continue  # of another tower
+        if in_other_tower(module, model):
+            continue
         if "ALL_ATTENTION_FUNCTIONS" in code_of(type(module)).co_names:
             parts = path.split(".") if path else []
             way = (modules[".".join(parts[:end])] for end in range(len(parts) + 1))
