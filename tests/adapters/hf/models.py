@@ -76,6 +76,7 @@ if version("transformers") >= "5":  # before, their attention was their own code
         "biogpt": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "activation_dropout": 0.0},
         "nemotron": {"head_dim": 8},  # layers that keep **kwargs to themselves
         "stablelm": {},
+        "bert-generation": {"is_decoder": True, "hidden_dropout_prob": 0.0},  # a class without a usual name
     }
 
 

@@ -63,6 +63,18 @@ def test_a_decoder(name: str, settings: dict[str, Any], message: str) -> None:
         ringattn.hf.parallelize(default(name, **settings), Solo())
 
 
+def test_other_towers_within_a_decoder() -> None:
+    """Phi-4 has layers for images and sounds within: they stay as they are, and say nothing of its text."""
+    if version("transformers") < "5":
+        pytest.skip("before, it computed its loss in its own code")
+    model = ringattn.hf.parallelize(default("phi4_multimodal"), Solo())
+    assert model.config._attn_implementation == ringattn.hf.NAME
+    assert ringattn.hf.NAME not in {
+        model.config.vision_config._attn_implementation,
+        model.config.audio_config._attn_implementation,
+    }
+
+
 def test_other_models() -> None:
     with torch.device("meta"):
         # The encoder alone says of its configuration that it is none of an encoder-decoder.
