@@ -28,6 +28,7 @@ COMMON = {
     "tie_word_embeddings": False,
 }
 _MIXED = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": WINDOW}
+_CALM = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 _EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
 
 # What each adds to the common settings: what it is here for is the comment beside it.
@@ -72,11 +73,11 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 if version("transformers") >= "5":  # before, their attention was their own code, or got their own masks
     ARCHITECTURES |= {
         "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.0},  # positions counted by the mask
-        "roberta": {"is_decoder": True, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},  # and by ids
-        "biogpt": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "activation_dropout": 0.0},
+        "roberta": _CALM | {"is_decoder": True},  # and by ids
+        "biogpt": _CALM | {"activation_dropout": 0.0},
         "nemotron": {"head_dim": 8},  # layers that keep **kwargs to themselves
         "stablelm": {},
-        "bert-generation": {"is_decoder": True, "hidden_dropout_prob": 0.0},  # a class without a usual name
+        "bert-generation": _CALM | {"is_decoder": True},  # a class without a usual name
     }
 
 
