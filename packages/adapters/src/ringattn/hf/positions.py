@@ -27,7 +27,7 @@ class Counted:
         self.by_mask = any(
             "cumsum" in code.co_names and {"attention_mask", "position_ids"} <= {*code.co_varnames} for code in decoders
         )
-        self.padding: int | None = config.pad_token_id
+        self.padding: int | None = config.pad_token_id if self.by_ids else None
 
     def of(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """The planned arguments, with position_ids (rows, tokens) as the model makes them, unless it is told others."""
