@@ -22,16 +22,16 @@ from torch import Tensor
 from ringattn_comms.backends.threads import run
 from ringattn_comms.communicator import Communicator
 from ringattn_comms.connect import connect
-from ringattn_core.execute import attend, attend_backward
-from ringattn_core.gradient import ColumnSum, RowSum
-from ringattn_core.kernel import Block, Kernel, Options, Queries
 from ringattn_core.kernels.choose import choose
-from ringattn_core.layout import layout_named
-from ringattn_core.merge import Partial
-from ringattn_core.planner import plan
-from ringattn_core.route import route_named
-from ringattn_core.schedule import Schedule, Step
-from ringattn_core.transport import KV
+from ringattn_core.plan.layout import layout_named
+from ringattn_core.plan.planner import plan
+from ringattn_core.plan.route import route_named
+from ringattn_core.plan.schedule import Schedule, Step
+from ringattn_core.run.execute import attend, attend_backward
+from ringattn_core.run.gradient import DkvAccumulator, DqAccumulator
+from ringattn_core.run.kernel import Block, Kernel, Options, Queries
+from ringattn_core.run.merge import OutAccumulator
+from ringattn_core.run.transport import KV
 
 GROWTH = 1.25
 # An error of less than float32's own rounding is not compared: lse is accurate to its last bits on any number of ranks.
@@ -107,7 +107,7 @@ def narrow(problem: Problem, size: int) -> Results:
     for rank in range(size):
         schedule, rows, kernel, options = problem.on(rank, size)
         q, dout = problem.q[rows], problem.dout[rows]
-        partial, dq = Partial(q, problem.v.shape[2]), RowSum(q)
+        partial, dq = OutAccumulator(q, problem.v.shape[2]), DqAccumulator(q)
         for step, columns in at_hand(schedule, q.device):
             for launch in step.launches:
                 block, _ = kernel.forward(q, problem.k[columns], problem.v[columns], launch, options)
@@ -117,7 +117,7 @@ def narrow(problem: Problem, size: int) -> Results:
         queries = Queries(q, out, dout, lse, (dout.float() * out.float()).sum(-1).T)
         for step, columns in at_hand(schedule, q.device):
             kv = KV(problem.k[columns], problem.v[columns])
-            dk, dv = (ColumnSum(x) for x in kv)
+            dk, dv = (DkvAccumulator(x) for x in kv)
             for launch in step.launches:
                 grads = kernel.backward(queries, *kv, launch, options, None)
                 dq.add(launch, heads, rounded(grads.dq, dtype))

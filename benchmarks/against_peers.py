@@ -127,8 +127,8 @@ def choices(name: str, problem: Problem, times: Mapping[str, Times], routes: Seq
         best = min(measured, key=lambda route: measured[route])
         beside = {route: f"{measured['auto'] / time - 1:+.1%} beside {route}" for route, time in measured.items()}
         names = parts(auto, kind)
-        twin = f"; {beside[names[0]]}" if len(names) == 1 and names[0] in beside else ""
-        yield f"  {name}, {kind}: auto ({', '.join(names)}) {beside[best]}, the fastest{twin}"
+        second = f"; {beside[names[0]]}" if len(names) == 1 and names[0] in beside else ""
+        yield f"  {name}, {kind}: auto ({', '.join(names)}) {beside[best]}, the fastest{second}"
 
 
 def line(

@@ -14,12 +14,12 @@ from itertools import accumulate, product
 from random import Random
 from typing import NamedTuple
 
-from ringattn_core.auto import CANDIDATES, Routes, auto_routes, candidates, typical
-from ringattn_core.layout import Division, balanced, contiguous, striped, windowed, zigzag
-from ringattn_core.machine import H200
-from ringattn_core.shape import Shape
-from ringattn_core.simulate import predict
-from ringattn_core.tile import CAUSAL, Window
+from ringattn_core.look.auto import CANDIDATES, Routes, auto_routes, candidates, typical
+from ringattn_core.look.machine import H200
+from ringattn_core.look.shape import Shape
+from ringattn_core.look.simulate import predict
+from ringattn_core.plan.layout import Sharding, balanced, contiguous, striped, windowed, zigzag
+from ringattn_core.plan.tile import CAUSAL, Window
 
 LAYOUTS = [(zigzag, True), (contiguous, False), (contiguous, True), (striped, False), (balanced, False)]
 TYPICAL, MOST = 0.05, 0.20
@@ -28,14 +28,14 @@ TYPICAL, MOST = 0.05, 0.20
 class Problem(NamedTuple):
     """What `auto` is asked for."""
 
-    division: Division
+    sharding: Sharding
     window: Window
     shape: Shape
     one_sided: bool
 
     def times(self) -> dict[Routes, float]:
         """Predicted for each pair of routes, planned for the very lengths."""
-        forward, backward = candidates(self.division, self.window)
+        forward, backward = candidates(self.sharding, self.window)
         return {
             Routes(first, then): predict(
                 forward[first], self.shape, H200, backward=backward[then], one_sided=self.one_sided
@@ -45,16 +45,16 @@ class Problem(NamedTuple):
 
     def lost(self) -> float:
         """By the routes that `auto` takes, as a share of the least time."""
-        chosen = auto_routes(typical(self.division), self.window, self.shape, H200, one_sided=self.one_sided)
+        chosen = auto_routes(typical(self.sharding), self.window, self.shape, H200, one_sided=self.one_sided)
         times = self.times()
         return times[chosen] / min(times.values()) - 1
 
     def __str__(self) -> str:
-        division, shape = self.division, self.shape
-        layout = division.layout.__name__ + ("" if division.per_sequence else " of the stream")
+        sharding, shape = self.sharding, self.shape
+        layout = sharding.layout.__name__ + ("" if sharding.per_sequence else " of the stream")
         return (
-            f"{layout}, {division.cp_size} ranks, {len(division.cu_seqlens) - 1} sequences of "
-            f"{division.cu_seqlens[-1]} tokens, window {self.window}, {shape.num_heads}:{shape.num_kv_heads} heads, "
+            f"{layout}, {sharding.cp_size} ranks, {len(sharding.cu_seqlens) - 1} sequences of "
+            f"{sharding.cu_seqlens[-1]} tokens, window {self.window}, {shape.num_heads}:{shape.num_kv_heads} heads, "
             f"{'one' if self.one_sided else 'two'}-sided"
         )
 
@@ -73,7 +73,7 @@ def problems(seed: int, most_ranks: int = 16, most_tokens: int = 16384) -> Itera
         heads = draw.choice([(32, 8), (64, 8), (16, 16)])
         one_sided = draw.random() < 0.5
         shape = Shape(*heads, 128, grad_itemsize=2 if one_sided else 4)
-        yield Problem(Division(layout, borders, cp_size, per_sequence), window, shape, one_sided)
+        yield Problem(Sharding(layout, borders, cp_size, per_sequence), window, shape, one_sided)
 
 
 def _lengths(draw: Random, tokens: int) -> list[int]:

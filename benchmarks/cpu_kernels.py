@@ -13,11 +13,11 @@ from time import perf_counter
 
 import torch
 
-from ringattn_core.kernel import Kernel, Options, Queries
 from ringattn_core.kernels.reference import Reference
 from ringattn_core.kernels.torch_flash_cpu import TorchFlashCpu
-from ringattn_core.schedule import Launch
-from ringattn_core.tile import FAR, Tile
+from ringattn_core.plan.schedule import Launch
+from ringattn_core.plan.tile import FAR, Tile
+from ringattn_core.run.kernel import Kernel, Options, Queries
 
 
 def work(

@@ -17,17 +17,17 @@ from statistics import fmean
 
 from peers import documents
 
-from ringattn_core.auto import CANDIDATES, auto_routes, candidates, typical
-from ringattn_core.layout import Division, layout_named
-from ringattn_core.machine import MACHINES
-from ringattn_core.shape import Shape
-from ringattn_core.simulate import predict
-from ringattn_core.tile import CAUSAL
+from ringattn_core.look.auto import CANDIDATES, auto_routes, candidates, typical
+from ringattn_core.look.machine import MACHINES
+from ringattn_core.look.shape import Shape
+from ringattn_core.look.simulate import predict
+from ringattn_core.plan.layout import Sharding, layout_named
+from ringattn_core.plan.tile import CAUSAL
 
 
-def seconds(division: Division, shape: Shape, gpu: str) -> tuple[dict[str, float], dict[tuple[str, str], float]]:
+def seconds(sharding: Sharding, shape: Shape, gpu: str) -> tuple[dict[str, float], dict[tuple[str, str], float]]:
     """Of a forward pass, by its route, and with backward, by both."""
-    forward, backward = candidates(division, CAUSAL)
+    forward, backward = candidates(sharding, CAUSAL)
     forecast = partial(predict, shape=shape, machine=MACHINES[gpu], one_sided=True)
     first = {name: forecast(plans).time for name, plans in forward.items()}
     both = {
@@ -42,13 +42,13 @@ def line(layout: str, cp_size: int, tokens: int, shape: Shape, gpu: str, packs: 
     lost = list[tuple[float, float]]()
     for seed in range(packs):
         borders = tuple(documents(tokens * cp_size, seed))
-        division = Division(layout_named(layout), borders, cp_size, per_sequence=layout != "contiguous")
-        forward, both = seconds(division, shape, gpu)
-        alone = seconds(Division(layout_named("contiguous"), borders, 1), shape, gpu)
+        sharding = Sharding(layout_named(layout), borders, cp_size, per_sequence=layout != "contiguous")
+        forward, both = seconds(sharding, shape, gpu)
+        alone = seconds(Sharding(layout_named("contiguous"), borders, 1), shape, gpu)
         one = alone[0]["ring"] / cp_size, alone[1]["ring", "ring"] / cp_size
         for name in CANDIDATES:
             shares[name].append((one[0] / forward[name], one[1] / both[name, name]))
-        auto = auto_routes(typical(division), CAUSAL, shape, MACHINES[gpu], one_sided=True)
+        auto = auto_routes(typical(sharding), CAUSAL, shape, MACHINES[gpu], one_sided=True)
         lost.append((forward[auto.forward] / min(forward.values()) - 1, both[auto] / min(both.values()) - 1))
     cells = [" / ".join(f"{fmean(kind) * 100:5.1f}" for kind in zip(*shares[name], strict=True)) for name in CANDIDATES]
     behind = " / ".join(f"{fmean(kind) * 100:4.1f} ({max(kind) * 100:4.1f})" for kind in zip(*lost, strict=True))

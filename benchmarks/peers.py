@@ -16,12 +16,12 @@ from seed import load
 from torch import Tensor
 
 import ringattn
-from ringattn.call import Request
-from ringattn_comms.communicator import Solo
-from ringattn_core.auto import CANDIDATES, Routes
-from ringattn_core.coverage import mask_area
-from ringattn_core.layout import Division, layout_named
-from ringattn_core.shape import Shape
+from ringattn.call import CallSpec
+from ringattn_comms.communicator import SingleRank
+from ringattn_core.look.auto import CANDIDATES, Routes
+from ringattn_core.look.coverage import mask_area
+from ringattn_core.look.shape import Shape
+from ringattn_core.plan.layout import Sharding, layout_named
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -144,13 +144,13 @@ def part(problem: Problem, attend: Attend, rows: Tensor | slice = slice(None)) -
 
 def held(problem: Problem, packing: str, layout: str, per_sequence: bool = True) -> Tensor:
     """Which tokens of the stream this rank has."""
-    division = Division(layout_named(layout), tuple(problem.borders(packing)), dist.get_world_size(), per_sequence)
-    return torch.tensor(division.positions(dist.get_rank()), device="cuda")
+    sharding = Sharding(layout_named(layout), tuple(problem.borders(packing)), dist.get_world_size(), per_sequence)
+    return torch.tensor(sharding.positions(dist.get_rank()), device="cuda")
 
 
 def one_gpu(problem: Problem) -> Case:
     """The whole sequence by itself, with the same kernel."""
-    cp = ringattn.ContextParallel(Solo(), layout="contiguous", kernel=problem.kernel)
+    cp = ringattn.ContextParallel(SingleRank(), layout="contiguous", kernel=problem.kernel)
     return Case([part(problem, _ours(problem, packing, cp)) for packing in problem.row.packings or ("one",)])
 
 
@@ -181,7 +181,7 @@ def taken(problem: Problem) -> list[Routes]:
     cp, names, found = _parallel(problem, "auto"), {route: name for name, route in CANDIDATES.items()}, []
     for packing in problem.row.packings or ("one",):
         borders = problem.borders(packing)
-        request = Request(*(cp, True, (problem.row.window, -1), 0.0, 128**-0.5, 0.0, False, False, borders))
+        request = CallSpec(*(cp, True, (problem.row.window, -1), 0.0, 128**-0.5, 0.0, False, False, borders))
         call = request.plan(*problem.tensors(problem.local)[:3], None, None, 0)
         found.append(Routes(*(names[each.schedule.route] for each in (call.forward_pass, call.backward_pass))))
     return found

@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from time import perf_counter, process_time
 from typing import NamedTuple
 
-from ringattn_core import layout, lines, planner, verify
-from ringattn_core.route import Route, route_named
+from ringattn_core import verify
+from ringattn_core.plan import layout, lines, planner
+from ringattn_core.plan.route import Route, route_named
 
 TOKENS, DOCUMENTS = 1 << 20, 1000
 ROUTES = ("ring", "waves(2)", "waves(3)", "gather", "double_ring(2)", "double_ring(4)")

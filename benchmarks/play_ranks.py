@@ -17,32 +17,32 @@ import torch
 from timing import interleaved
 from torch import Tensor
 
-from ringattn_comms.pull import Pull
-from ringattn_comms.window import Window, Windows
-from ringattn_core.execute import attend, attend_backward
-from ringattn_core.kernel import Options
+from ringattn_comms.one_sided import OneSided
+from ringattn_comms.shared_buffer import SharedBuffer, SharedBuffers
 from ringattn_core.kernels.choose import choose
-from ringattn_core.layout import layout_named
-from ringattn_core.planner import plan
-from ringattn_core.route import route_named
-from ringattn_core.schedule import Schedule
-from ringattn_core.transport import KV, Alone
+from ringattn_core.plan.layout import layout_named
+from ringattn_core.plan.planner import plan
+from ringattn_core.plan.route import route_named
+from ringattn_core.plan.schedule import Schedule
+from ringattn_core.run.execute import attend, attend_backward
+from ringattn_core.run.kernel import Options
+from ringattn_core.run.transport import KV, LocalTransport
 
 HEADS, KV_HEADS, DIM = 32, 8, 128
 
 
-class Played(Windows):
+class Played(SharedBuffers):
     """Windows of a rank whose peers are one other buffer of the same GPU: nobody is waited for."""
 
     def __init__(self, rank: int) -> None:
         super().__init__()
         self.rank = rank
 
-    def allocate(self, size: int) -> Window:
+    def allocate(self, size: int) -> SharedBuffer:
         return _PlayedWindow(self.rank, size)
 
 
-class _PlayedWindow(Window):
+class _PlayedWindow(SharedBuffer):
     def __init__(self, rank: int, size: int) -> None:
         super().__init__()
         self.rank = rank
@@ -66,7 +66,7 @@ def passes(schedule: Schedule, kernel: str | None, tokens: int) -> tuple[Callabl
     q, dout = (torch.randn(tokens, HEADS, DIM, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     k, v = (torch.randn(tokens, KV_HEADS, DIM, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     options, kv, rank = Options(DIM**-0.5), KV(k, v), schedule.cp_rank
-    transport = Pull(rank, Played(rank)) if schedule.cp_size > 1 else Alone()
+    transport = OneSided(rank, Played(rank)) if schedule.cp_size > 1 else LocalTransport()
     chosen = choose(q, k, v, schedule, options, kernel)
 
     def forward() -> object:

@@ -18,13 +18,13 @@ import torch.distributed as dist
 from peers import Problem, Row, one_gpu, ours, parts, taken
 from timing import interleaved_ranks
 
-from ringattn_core.auto import CANDIDATES, Routes
-from ringattn_core.layout import zigzag
-from ringattn_core.machine import machine_of
-from ringattn_core.planner import plan_all
-from ringattn_core.settled import early_rows
-from ringattn_core.shape import Shape
-from ringattn_core.simulate import predict
+from ringattn_core.look.auto import CANDIDATES, Routes
+from ringattn_core.look.machine import machine_of
+from ringattn_core.look.shape import Shape
+from ringattn_core.look.simulate import predict
+from ringattn_core.plan.layout import zigzag
+from ringattn_core.plan.local_rows import default_early_rows
+from ringattn_core.plan.planner import plan_all
 
 OFF, SLOWER = 0.10, 0.02
 MASK = (-1, 0)
@@ -49,9 +49,9 @@ def rows(tokens: int, kernel: str, heads: list[int], repeats: int) -> tuple[list
             plan_all(
                 *(zigzag, CANDIDATES[route], (0, tokens * size), 1 if name == "one GPU" else size),
                 window=MASK,
-                ahead=ahead,
+                num_early_rows=num_early_rows,
             )
-            for route, ahead in zip(routes, (early_rows(tokens), 0), strict=True)
+            for route, num_early_rows in zip(routes, (default_early_rows(tokens), 0), strict=True)
         )
         cells = []
         for kind in kinds:

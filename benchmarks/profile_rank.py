@@ -14,9 +14,9 @@ from exposed import spans
 from play_ranks import PACKINGS, passes
 from torch.profiler import ProfilerActivity, profile
 
-from ringattn_core.layout import layout_named
-from ringattn_core.planner import plan
-from ringattn_core.route import route_named
+from ringattn_core.plan.layout import layout_named
+from ringattn_core.plan.planner import plan
+from ringattn_core.plan.route import route_named
 
 KINDS = {"copies": ("memcpy", "copy"), "sums": ("fold_rows", "sum_parts"), "memsets": ("memset", "fill")}
 

@@ -21,8 +21,8 @@ from timing import interleaved_ranks
 from torch import Tensor
 
 import ringattn
-from ringattn.call import Request
-from ringattn_core.kernel import Queries
+from ringattn.call import CallSpec
+from ringattn_core.run.kernel import Queries
 
 
 def captured(function: Callable[[], object], calls: int) -> Callable[[], None]:
@@ -65,7 +65,7 @@ def alone(tokens: int, kernel: str, route: str, *, backward: bool) -> Callable[[
     cp = ringattn.ContextParallel(layout="zigzag", route=route, kernel=kernel)
     q, out, dout, lse = drawn(tokens, 32), drawn(tokens, 32), drawn(tokens, 32), torch.rand(32, tokens, device="cuda")
     k, v = (drawn(tokens * cp.cp_size, 8) for _ in range(2))
-    request = Request(cp, True, (-1, -1), 0.0, 128**-0.5, 0.0, deterministic=False, return_lse=False)
+    request = CallSpec(cp, True, (-1, -1), 0.0, 128**-0.5, 0.0, deterministic=False, return_lse=False)
     call = request.plan(q, k[:tokens], v[:tokens], None, None, 0)
     first, second = (
         [launch for step in each.schedule.steps for launch in step.launches]

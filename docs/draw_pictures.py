@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ringattn_core import Division, balanced, contiguous, plan_all, ring, striped, svg, waves, zigzag
+from ringattn_core import Sharding, balanced, contiguous, plan_all, ring, striped, waves, zigzag
+from ringattn_core.look import svg
 
 FOLDER = Path(__file__).parent / "pictures"
 
@@ -23,10 +24,10 @@ def pictures() -> dict[str, str]:
         drawn[f"timeline-{layout.__name__}.svg"] = svg.timeline(causal)
     drawn["timeline-waves.svg"] = svg.timeline(plan_all(zigzag, waves(2), (0, 16), 4, window=(-1, 0)))
     documents = (0, 70, 90, 160)
-    drawn["documents-zigzag.svg"] = svg.ownership(Division(zigzag, documents, 4))
-    drawn["documents-contiguous.svg"] = svg.ownership(Division(contiguous, documents, 4, per_sequence=False))
+    drawn["documents-zigzag.svg"] = svg.ownership(Sharding(zigzag, documents, 4))
+    drawn["documents-contiguous.svg"] = svg.ownership(Sharding(contiguous, documents, 4, per_sequence=False))
     many = (0, 20, 24, 76, 84, 86, 104, 160)
-    drawn["documents-balanced.svg"] = svg.ownership(Division(balanced, many, 4))
+    drawn["documents-balanced.svg"] = svg.ownership(Sharding(balanced, many, 4))
     return drawn
 
 

@@ -21,8 +21,8 @@ from comms.test_communicator import CHECKS
 from ringattn import ContextParallel, attention
 from ringattn_comms.backends.cupy_nccl import CupyNccl
 from ringattn_comms.backends.torch_dist import TorchDist
-from ringattn_comms.communicator import Communicator, Solo
-from ringattn_comms.window import Windows
+from ringattn_comms.communicator import Communicator, SingleRank
+from ringattn_comms.shared_buffer import SharedBuffers
 
 PACKED = (0, 40, 41, 200, 256)
 LAYOUTS, ROUTES = ("contiguous", "zigzag", "striped"), ("ring", "waves", "gather")
@@ -32,7 +32,7 @@ WINDOWS = ({"causal": True}, {"window_size": (50, 0)}, {"window_size": (-1, -1)}
 class Messages(TorchDist):
     """A process group that sends messages also where its GPUs reach each other."""
 
-    def windows(self, device: torch.device) -> Windows | None:
+    def shared_buffers(self, device: torch.device) -> SharedBuffers | None:
         return None
 
 
@@ -96,7 +96,7 @@ def run(transports: Sequence[str], device_type: str) -> dict[str, float]:
 
 @check
 def it_is_a_communicator(bench: Bench) -> None:
-    for promise, comm in product(CHECKS, (bench.comm, bench.comm.twin(bench.device))):
+    for promise, comm in product(CHECKS, (bench.comm, bench.comm.second_communicator(bench.device))):
         with bench.device:
             promise(comm)
 
@@ -104,19 +104,19 @@ def it_is_a_communicator(bench: Bench) -> None:
 @check
 def windows_are_there_where_they_are_wanted(bench: Bench) -> None:
     """Without one, `connect` would send messages, and nothing here would tell."""
-    assert (bench.comm.windows(bench.device) is not None) == (bench.on_gpu and type(bench.comm) is TorchDist)
+    assert (bench.comm.shared_buffers(bench.device) is not None) == (bench.on_gpu and type(bench.comm) is TorchDist)
 
 
 @check
 def gradients_have_a_queue_of_their_own_where_there_are_queues(bench: Bench) -> None:
     comm = bench.comm
-    twin, queues = comm.twin(bench.device), bench.on_gpu or isinstance(comm, CupyNccl)
-    assert (twin is not comm) == queues
-    assert (twin.rank, twin.size) == (comm.rank, comm.size)
+    second, queues = comm.second_communicator(bench.device), bench.on_gpu or isinstance(comm, CupyNccl)
+    assert (second is not comm) == queues
+    assert (second.rank, second.size) == (comm.rank, comm.size)
     if queues and isinstance(comm, TorchDist):
-        assert isinstance(twin, TorchDist) and twin.group is not comm.group
-        assert comm.twin(bench.device).group is twin.group  # type: ignore[attr-defined]
-    assert bench.on_gpu or comm.twin(torch.device("cpu")) is comm or isinstance(comm, CupyNccl)
+        assert isinstance(second, TorchDist) and second.group is not comm.group
+        assert comm.second_communicator(bench.device).group is second.group  # type: ignore[attr-defined]
+    assert bench.on_gpu or comm.second_communicator(torch.device("cpu")) is comm or isinstance(comm, CupyNccl)
 
 
 @check
@@ -189,7 +189,7 @@ def two_layers_are_under_way_at_once(bench: Bench) -> None:
         return (attention(first, k, side, cp=cp, causal=True) * (1 + first)).sum()
 
     alone = [x.clone().requires_grad_() for x in whole[:3]]
-    solo = ContextParallel(Solo(), layout="contiguous", kernel="reference")
+    solo = ContextParallel(SingleRank(), layout="contiguous", kernel="reference")
     expected = torch.autograd.grad(loss(solo, *alone), alone)
     for route in ROUTES:
         cp = ContextParallel(bench.comm, route=route, kernel="reference")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 
-from ringattn_core.layout import contiguous, striped, zigzag
-from ringattn_core.planner import plan
-from ringattn_core.route import gather, ring, waves
-from ringattn_core.schedule import Launch
+from ringattn_core.plan.layout import contiguous, striped, zigzag
+from ringattn_core.plan.planner import plan
+from ringattn_core.plan.route import gather, ring, waves
+from ringattn_core.plan.schedule import Launch
 
 WINDOWS = [(-1, -1), (-1, 0), (300, 0), (0, 0), (100, 50), (200, -1)]
 

@@ -9,11 +9,11 @@ from itertools import accumulate, pairwise
 
 from hypothesis import strategies as st
 
-from ringattn_core.layout import Layout, balanced, contiguous, striped, zigzag
-from ringattn_core.planner import plan
-from ringattn_core.route import Route, double_ring, ring, waves
-from ringattn_core.schedule import Launch, Schedule, Step
-from ringattn_core.tile import Window, chunk
+from ringattn_core.plan.layout import Layout, balanced, contiguous, striped, zigzag
+from ringattn_core.plan.planner import plan
+from ringattn_core.plan.route import Route, double_ring, ring, waves
+from ringattn_core.plan.schedule import Launch, Schedule, Step
+from ringattn_core.plan.tile import Window, chunk
 
 
 def wound(extent: range, cp_rank: int, cp_size: int) -> tuple[range, ...]:
@@ -41,7 +41,7 @@ class Case:
     per_sequence: bool = True
     batch: int = 1
     head_groups: int = 1
-    ahead: int = 0
+    num_early_rows: int = 0
 
     def plan(self) -> list[Schedule]:
         """The schedules of all ranks."""
@@ -57,7 +57,7 @@ class Case:
                 per_sequence=self.per_sequence,
                 batch=self.batch,
                 head_groups=self.head_groups,
-                ahead=self.ahead,
+                num_early_rows=self.num_early_rows,
             )
             for rank in range(self.cp_size)
         ]
@@ -76,11 +76,11 @@ class Case:
 
 
 def causal(
-    layout: Layout, route: Route, cp_size: int, *lengths: int, window: Window = (-1, 0), ahead: int = 0
+    layout: Layout, route: Route, cp_size: int, *lengths: int, window: Window = (-1, 0), num_early_rows: int = 0
 ) -> list[Schedule]:
     """The schedules of all ranks for sequences of these lengths."""
     borders = tuple(accumulate(lengths, initial=0))
-    return Case(layout, route, borders, borders, cp_size, window, ahead=ahead).plan()
+    return Case(layout, route, borders, borders, cp_size, window, num_early_rows=num_early_rows).plan()
 
 
 def computed(schedules: Sequence[Schedule]) -> Counter[tuple[int, int]]:
@@ -101,9 +101,11 @@ def keys_at_hand(schedule: Schedule, step: Step) -> dict[int, int]:
     """The stream position of every column of a step's buffer that holds a needed key."""
     return {
         column: position
-        for piece in step.pieces
+        for key_slice in step.key_slices
         for column, position in zip(
-            piece.columns, schedule.keys.positions(piece.source)[piece.rows.start : piece.rows.stop], strict=True
+            key_slice.columns,
+            schedule.keys.positions(key_slice.source)[key_slice.rows.start : key_slice.rows.stop],
+            strict=True,
         )
     }
 

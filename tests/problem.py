@@ -12,14 +12,14 @@ from torch import Tensor
 import oracle
 from ringattn_comms.communicator import Communicator
 from ringattn_comms.connect import connect
-from ringattn_core.execute import attend, attend_backward
-from ringattn_core.kernel import Kernel, Options
 from ringattn_core.kernels.reference import Reference
-from ringattn_core.layout import Layout, layout_named
-from ringattn_core.planner import plan
-from ringattn_core.route import Route, route_named
-from ringattn_core.schedule import Schedule
-from ringattn_core.transport import KV, Alone, Transport
+from ringattn_core.plan.layout import Layout, layout_named
+from ringattn_core.plan.planner import plan
+from ringattn_core.plan.route import Route, route_named
+from ringattn_core.plan.schedule import Schedule
+from ringattn_core.run.execute import attend, attend_backward
+from ringattn_core.run.kernel import Kernel, Options
+from ringattn_core.run.transport import KV, LocalTransport, Transport
 
 HEADS, KV_HEADS, DIM = 4, 2, 4
 
@@ -115,7 +115,7 @@ class Problem:
         schedule = plan(layout_named("contiguous"), route_named("ring"), borders_q, borders_k, 0, 1)
         q = torch.zeros(borders_q[-1], self.num_heads, 1, dtype=torch.float64)
         kv = KV(q.new_zeros(borders_k[-1], 1, 1), torch.eye(borders_k[-1], dtype=q.dtype).unsqueeze(1))
-        result = attend(schedule, Alone(), Reference(), q, kv, self.options(None))
+        result = attend(schedule, LocalTransport(), Reference(), q, kv, self.options(None))
         return (result.out * result.lse.T.exp().unsqueeze(-1)).transpose(0, 1)
 
     def solve(self, dtype: torch.dtype = torch.float64) -> Answer:
@@ -150,12 +150,12 @@ class Problem:
         head_groups: int = 1,
         kernel: Kernel | None = None,
         link: Callable[[Communicator, Schedule], Transport] = connect,
-        ahead: int = 0,
+        num_early_rows: int = 0,
         back: str | Route | None = None,
     ) -> Part:
         """What this rank of a group finds, forward and backward; `link` makes the transport of each.
 
-        `ahead` is for the forward pass alone, and `back` is the backward pass's route, where that is another.
+        `num_early_rows` is for the forward pass alone, and `back` is the backward pass's route, where that is another.
         """
         schedule, backward = (
             plan(
@@ -168,14 +168,14 @@ class Problem:
                 per_sequence=per_sequence,
                 batch=batch,
                 head_groups=head_groups,
-                ahead=early,
+                num_early_rows=early,
             )
-            for each, early in ((route, ahead), (back or route, 0))
+            for each, early in ((route, num_early_rows), (back or route, 0))
         )
         kernel, given = kernel or Reference(), self.inputs()
         queries, keys = (
-            torch.tensor(division.positions(comm.rank), dtype=torch.int64)
-            for division in (schedule.queries, schedule.keys)
+            torch.tensor(sharding.positions(comm.rank), dtype=torch.int64)
+            for sharding in (schedule.queries, schedule.keys)
         )
         slopes = given.alibi_slopes
         options = self.options(slopes[queries] if self.alibi == "token" and slopes is not None else slopes)

@@ -18,8 +18,11 @@ import ringattn
 ROOT = Path(__file__).parents[1]
 # From the lowest package to the highest. A package may import those before it, and itself.
 PACKAGES = {"ringattn_core": "core", "ringattn_comms": "comms", "ringattn": "adapters"}
-# The half of core that plans, proves, simulates and draws needs the standard library alone.
-PLANNING = ["draw", "events", "layout", "planner", "route", "schedule", "simulate", "tile", "verify"]
+# Of core: which of the other folders each may import. `errors` and `optional` are for all of them.
+FOLDERS = {"plan": set(), "look": {"plan"}, "run": {"plan"}, "kernels": {"plan", "run"}}
+TORCHLESS = ["plan", "look"]
+# The proof compares numbers by the million, and imports these modules when it is asked for.
+WITH_TORCH = {f"ringattn_core.look.{name}" for name in ("coverage", "sound", "table")}
 OPTIONAL = ["cupy", "flash_attn", "transformers"]
 # They take as long to import as PyTorch itself.
 COMPILERS = ["torch._dynamo", "triton"]
@@ -84,18 +87,59 @@ def test_no_import_cycle_within_a_package(package: str) -> None:
     TopologicalSorter(graph).prepare()
 
 
-def test_planning_imports_no_torch() -> None:
-    modules = sources("ringattn_core")
-    pending = [f"ringattn_core.{name}" for name in PLANNING if f"ringattn_core.{name}" in modules]
-    assert pending
+def folder(module: str) -> str:
+    """The folder of core that a module is in; empty for what lies above them."""
+    return [*module.split("."), ""][1] if module.startswith("ringattn_core.") else ""
+
+
+def needed(module: str, modules: dict[str, Path], *, deferred: bool) -> set[str]:
+    """All that a module imports, and what that imports in turn; of modules outside of core their names alone."""
     seen: set[str] = set()
+    pending = [module]
     while pending:
-        module = pending.pop()
-        if module not in seen:
-            seen.add(module)
-            needed = imports(module, modules[module], deferred=False)
-            assert "torch" not in roots(needed), f"{module} imports torch; planning has to do without"
-            pending.extend(needed & modules.keys() - {"ringattn_core"})
+        if (name := pending.pop()) not in seen:
+            seen.add(name)
+            # What core's own `__init__` offers is there for users.
+            if name in modules and name != "ringattn_core":
+                pending.extend(imports(name, modules[name], deferred=deferred))
+    return seen
+
+
+def test_every_module_of_core_is_in_a_folder() -> None:
+    modules = {name for name in sources("ringattn_core") if name != "ringattn_core"}
+    above = {name for name in modules if folder(name) not in FOLDERS}
+    assert above == {"ringattn_core.errors", "ringattn_core.optional"}
+    for name in above:
+        assert not imports(name, sources("ringattn_core")[name], deferred=True) & modules
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_imports_between_the_folders_of_core_only_go_down(name: str) -> None:
+    modules = sources("ringattn_core")
+    mine = [module for module in modules if folder(module) == name]
+    assert mine
+    for module in mine:
+        found = imports(module, modules[module], deferred=True)
+        assert "ringattn_core" not in found, f"{module} imports from the package itself: name the module"
+        wrong = {folder(other) for other in found} & FOLDERS.keys() - {name, *FOLDERS[name]}
+        assert not wrong, f"{module} imports from {wrong}, and {name} may import {FOLDERS[name] or 'no other'} alone"
+
+
+@pytest.mark.parametrize("name", TORCHLESS)
+def test_planning_and_looking_import_no_torch(name: str) -> None:
+    modules = sources("ringattn_core")
+    for module in (module for module in modules if folder(module) == name and module not in WITH_TORCH):
+        assert "torch" not in roots(needed(module, modules, deferred=False)), f"{module} imports torch"
+        # Inside functions too, but for those modules.
+        assert "torch" not in roots(imports(module, modules[module], deferred=True)), f"{module} imports torch"
+
+
+def test_a_name_of_core_is_no_folder_of_it() -> None:
+    """`plan` is both: whatever has been imported, `ringattn_core.plan` is the function that users call."""
+    for module in sources("ringattn_core"):
+        if folder(module) in TORCHLESS and module not in WITH_TORCH:
+            import_module(module)
+    assert import_module("ringattn_core").plan is import_module("ringattn_core.plan.planner").plan
 
 
 def test_core_never_imports_torch_distributed() -> None:

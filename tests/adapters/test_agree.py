@@ -16,7 +16,7 @@ from ringattn_comms.agreement import DisagreementError
 from ringattn_comms.backends.threads import run
 from ringattn_comms.communicator import Communicator
 from ringattn_core import ring
-from ringattn_core.streams import rank_of_thread
+from ringattn_core.run.streams import rank_of_thread
 
 Told = Callable[[int], dict[str, Any]]
 

@@ -25,7 +25,7 @@ from adapters.sharded import (
 from ringattn import attention
 from ringattn.context_parallel import ContextParallel
 from ringattn_comms.backends.threads import Threads, run
-from ringattn_comms.communicator import Communicator, Solo
+from ringattn_comms.communicator import Communicator, SingleRank
 
 PACKED = [0, 5, 5, 6, 20, 31]  # an empty sequence, one of one token, none that divides
 
@@ -192,7 +192,7 @@ def test_kinds_of_cu_seqlens(kind: Any) -> None:
 def test_cu_seqlens_of_cp_and_of_the_call() -> None:
     """Those of the call come first; cp's hold for all calls that say none."""
     whole, other = draw(31, ()), [0, 17, 31]
-    cp = ContextParallel(Solo(), cu_seqlens=other)
+    cp = ContextParallel(SingleRank(), cu_seqlens=other)
     for options, borders in (({}, other), ({"cu_seqlens": PACKED}, PACKED)):
         out = attention(*whole[:3], cp=cp, **options)
         assert (out - truth(whole, borders).out).abs().max() < 1e-12
@@ -208,7 +208,7 @@ def test_kernels(kernel: str | None) -> None:
 
 def test_named_kernel_that_cannot() -> None:
     with pytest.raises(ringattn.UnsupportedError, match=r"torch_flash.*cannot"):
-        attention(*draw(8)[:3], cp=ContextParallel(Solo(), kernel="torch_flash"), softcap=1.0)
+        attention(*draw(8)[:3], cp=ContextParallel(SingleRank(), kernel="torch_flash"), softcap=1.0)
 
 
 def test_a_kernel_that_one_rank_cannot_use_is_refused_on_all() -> None:
@@ -269,7 +269,7 @@ def test_ranks_without_a_token(layout: str) -> None:
 def test_one_rank_communicates_nothing() -> None:
     """With cp of one rank, or with none at all, this is plain attention."""
     whole = draw(13)
-    for cp in (None, ContextParallel(Mute(0, 1)), ContextParallel(Solo(), "striped", "gather")):
+    for cp in (None, ContextParallel(Mute(0, 1)), ContextParallel(SingleRank(), "striped", "gather")):
 
         def attend(q: Tensor, k: Tensor, v: Tensor, _: Communicator, cp: Any = cp) -> tuple[Tensor, Tensor]:
             return attention(q, k, v, cp=cp, causal=True, return_lse=True)

@@ -19,7 +19,7 @@ from adapters.sharded import Answer, Whole, assert_exact, draw, errors, rows_of,
 from ringattn import attention
 from ringattn.context_parallel import ContextParallel
 from ringattn_comms.backends.threads import run
-from ringattn_comms.communicator import Communicator, Solo
+from ringattn_comms.communicator import Communicator, SingleRank
 
 PACKED = [0, 5, 5, 6, 20, 31]
 
@@ -296,7 +296,7 @@ def test_compile(backend: str) -> None:
     """Lengths in a tensor break the graph once, whatever they are, and the planner is never traced."""
     torch.compiler.reset()
     counter = CompileCounterWithBackend(backend)
-    cp = ContextParallel(Solo())
+    cp = ContextParallel(SingleRank())
 
     def layer(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor) -> Tensor:
         return attention(2 * q, k, v, cp=cp, causal=True, cu_seqlens=cu_seqlens).sin()
@@ -338,7 +338,7 @@ def test_changed_inputs_are_noticed() -> None:
     """What backward needs may not be overwritten in between."""
     q, k, v = (x.clone().requires_grad_() for x in draw(6)[:3])
     out = attention(q * 1, k, v)
-    out_of_functions = ringattn.ring_flash_attn_func(q * 1, k, v, group=Solo())
+    out_of_functions = ringattn.ring_flash_attn_func(q * 1, k, v, group=SingleRank())
     for result in (out, out_of_functions):
         result.detach().zero_()
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):

@@ -16,7 +16,7 @@ from adapters.comms import Mute
 from adapters.sharded import FAMILIES, Family, problem
 from ringattn import attention
 from ringattn.context_parallel import ContextParallel
-from ringattn_comms.communicator import Solo
+from ringattn_comms.communicator import SingleRank
 
 B, T, H, HK, D = 2, 8, 4, 2, 8
 
@@ -172,23 +172,23 @@ def test_layouts_and_routes() -> None:
         ({"route": "waves(0)"}, r"waves\(count\) takes a count of 1 or more, got 0"),
     ):
         with pytest.raises(ValueError, match=message):
-            ContextParallel(Solo(), **given)
+            ContextParallel(SingleRank(), **given)
     for name in ("layout", "route"):
         with pytest.raises(TypeError, match=f"{name} must be a name or a function, got 3"):
-            ContextParallel(Solo(), **{name: 3})
+            ContextParallel(SingleRank(), **{name: 3})
     call(ValueError, r"double_ring\(3\) needs a cp_size that 3 divides, got 2", parallel={"route": "double_ring(3)"})
 
 
 def test_kernels() -> None:
     with pytest.raises(ValueError, match=r"There is no kernel 'referense'.*Did you mean 'reference'"):
-        ContextParallel(Solo(), kernel="referense")
+        ContextParallel(SingleRank(), kernel="referense")
 
 
 def test_head_groups() -> None:
     """They divide the kv heads, for every message has the same size."""
     for groups in (0, "2"):
         with pytest.raises(ValueError, match=f"head_groups must be a whole number, 1 or more, got {groups!r}"):
-            ContextParallel(Solo(), head_groups=groups)  # type: ignore[arg-type]
+            ContextParallel(SingleRank(), head_groups=groups)  # type: ignore[arg-type]
     for groups in (3, 4):
         message = f"head_groups must divide num_kv_heads, got {groups} groups of 2 kv heads"
         call(ValueError, message, parallel={"head_groups": groups})
@@ -275,7 +275,7 @@ def test_families_check_as_attention_does(family: Family) -> None:
 @pytest.mark.parametrize("way", ["shard", "unshard"])
 def test_three_dimensions_are_two_things(way: str) -> None:
     """(batch, tokens, hidden) and (tokens, heads, head_dim): heads were divided in silence."""
-    cp = ContextParallel(Solo())
+    cp = ContextParallel(SingleRank())
     with pytest.raises(ValueError, match=r"shape \(8, 4, 2\) may be \(batch, .* say dim=1, or \(tokens, .* say dim=0"):
         getattr(cp, way)(tensor(1, 8), tensor(8, 4, 2))
     assert getattr(cp, way)(tensor(8, 4, 2), dim=0).shape == (8, 4, 2)
@@ -304,7 +304,7 @@ ARRAY = np.zeros((1, 8, 4, 8), dtype=np.float32)
 )
 def test_numpy_arrays(ask: Callable[[ContextParallel], Any], message: str) -> None:
     with pytest.raises(TypeError, match=message + ".*torch.from_numpy makes a tensor of a NumPy array"):
-        ask(ContextParallel(Solo()))
+        ask(ContextParallel(SingleRank()))
 
 
 def test_zero_rows_are_no_mistake() -> None:

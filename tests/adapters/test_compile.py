@@ -9,9 +9,9 @@ from torch._dynamo.testing import CompileCounter
 
 import ringattn
 from ringattn_comms.backends.threads import run
-from ringattn_comms.communicator import Communicator, Solo
+from ringattn_comms.communicator import Communicator, SingleRank
 
-CP = ringattn.ContextParallel(Solo())
+CP = ringattn.ContextParallel(SingleRank())
 
 
 def inputs(batch: int = 2, tokens: int = 24) -> list[Tensor]:

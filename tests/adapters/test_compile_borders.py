@@ -16,9 +16,9 @@ from ringattn.compat.ring_flash_attn import (
     utils,
     zigzag_ring_flash_attn_varlen,
 )
-from ringattn_comms.communicator import Solo
+from ringattn_comms.communicator import SingleRank
 
-SOLO = Solo()
+SOLO = SingleRank()
 CP = ringattn.ContextParallel(SOLO)
 BORDERS = torch.tensor([0, 7, 16], dtype=torch.int32)
 Q, KV = torch.randn(16, 4, 8), torch.randn(16, 2, 2, 8)

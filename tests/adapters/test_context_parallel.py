@@ -10,13 +10,13 @@ from torch import Tensor
 
 from adapters.comms import Mute
 from ringattn import attention
-from ringattn.call import Request
+from ringattn.call import CallSpec
 from ringattn.context_parallel import ContextParallel
 from ringattn.lengths import Borders
 from ringattn_comms.backends.threads import run
-from ringattn_comms.communicator import Communicator, Solo
-from ringattn_core.layout import Layout, contiguous, striped, zigzag
-from ringattn_core.route import gather, ring, waves
+from ringattn_comms.communicator import Communicator, SingleRank
+from ringattn_core.plan.layout import Layout, contiguous, striped, zigzag
+from ringattn_core.plan.route import gather, ring, waves
 
 PACKED = [0, 5, 5, 6, 20, 31]
 
@@ -25,11 +25,11 @@ layouts = pytest.mark.parametrize("layout", ["zigzag", "contiguous", "striped"])
 
 def test_names_and_functions() -> None:
     """Names are looked up when it is made, "auto" when shapes are known; two that say the same are still two."""
-    cp = ContextParallel(Solo())
+    cp = ContextParallel(SingleRank())
     assert cp.layout is zigzag and cp.route == "auto" and cp.cu_seqlens is None
-    assert ContextParallel(Solo(), "striped", "ring").layout is striped
-    assert ContextParallel(Solo(), contiguous, gather).route is gather
-    assert ContextParallel(Solo(), route="ring").route is ring
+    assert ContextParallel(SingleRank(), "striped", "ring").layout is striped
+    assert ContextParallel(SingleRank(), contiguous, gather).route is gather
+    assert ContextParallel(SingleRank(), route="ring").route is ring
     assert cp != ContextParallel(cp.group) and len({cp, cp, ContextParallel(cp.group)}) == 2
     packed = cp.with_cu_seqlens(torch.tensor(PACKED))
     assert packed.cu_seqlens == tuple(PACKED) and packed.layout is cp.layout and packed.group is cp.group
@@ -37,8 +37,8 @@ def test_names_and_functions() -> None:
 
 
 def test_auto_is_two_waves_where_there_is_nothing_to_predict_from() -> None:
-    cp, x = ContextParallel(Solo()), torch.zeros(1, 8, 2, 4)
-    request = Request(cp, True, (-1, -1), 0.0, 0.5, 0.0, False, False)
+    cp, x = ContextParallel(SingleRank()), torch.zeros(1, 8, 2, 4)
+    request = CallSpec(cp, True, (-1, -1), 0.0, 0.5, 0.0, False, False)
     call = request.plan(x, x, x, None, None, 0)
     assert call.forward_pass.schedule.route is call.backward_pass.schedule.route is waves(2)
 
@@ -49,7 +49,7 @@ def test_each_pass_has_its_plan_unless_its_masks_have_to_be_found_again() -> Non
 
     def passes(route: str, dropout_p: float) -> list[list[int]]:
         cp = ContextParallel(Mute(1, 2), route=route, kernel="reference")
-        call = Request(cp, True, (-1, -1), 0.0, 0.5, dropout_p, False, False).plan(x, x, x, None, None, 0)
+        call = CallSpec(cp, True, (-1, -1), 0.0, 0.5, dropout_p, False, False).plan(x, x, x, None, None, 0)
         both = (call.forward_pass.schedule, call.backward_pass.schedule)
         assert (both[0] is both[1]) == (route == "ring" or dropout_p > 0)
         return [[len(step.launches) for step in schedule.steps] for schedule in both]
@@ -193,7 +193,7 @@ def test_lengths_that_contradict() -> None:
 
 
 def test_what_cannot_be_sharded() -> None:
-    cp, x = ContextParallel(Solo()), torch.zeros(2, 8)
+    cp, x = ContextParallel(SingleRank()), torch.zeros(2, 8)
     for call in (cp.shard, cp.unshard):
         with pytest.raises(TypeError, match=r"one by one, as in cp.shard\(q, k, v\), got list"):
             call([x, x])

@@ -43,10 +43,10 @@ from adapters.sharded import (
 from ringattn.compat import ring_flash_attn
 from ringattn.llama3 import stream_borders
 from ringattn_comms.backends.threads import run
-from ringattn_comms.communicator import Communicator, Solo
-from ringattn_core.layout import contiguous
-from ringattn_core.planner import plan
-from ringattn_core.route import at_once
+from ringattn_comms.communicator import Communicator, SingleRank
+from ringattn_core.plan.layout import contiguous
+from ringattn_core.plan.planner import plan
+from ringattn_core.plan.route import at_once
 
 TAIL: dict[str, Any] = {
     "dropout_p": 0.0,
@@ -110,7 +110,7 @@ def test_1_the_21_names() -> None:
 @every_family
 def test_1_every_argument_may_be_positional(family: Family) -> None:
     whole, cu_seqlens = problem(family, 1)
-    comm, function = Solo(), family.function()
+    comm, function = SingleRank(), family.function()
     between = family.between(comm, cu_seqlens, True, 1)
     out, lse, _ = function(*whole[:3], *between, 0.0, 0.3, True, (4, 0), None, True, True, comm)
     expected = truth(whole, borders_of(family, cu_seqlens), causal=True, softmax_scale=0.3, window_size=(4, 0))
@@ -405,7 +405,7 @@ def test_24_the_same_calls_on_every_rank(family: Family, window: tuple[int, int]
 def test_24_no_host_sync(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     """24: once its lengths were read, a call takes no number out of a tensor."""
     whole, cu_seqlens = problem(family, 1)
-    comm, leaves = Solo(), [x.clone().requires_grad_() for x in whole[:3]]
+    comm, leaves = SingleRank(), [x.clone().requires_grad_() for x in whole[:3]]
     between, function = family.between(comm, cu_seqlens, True, 1), family.function()
 
     def call() -> None:
@@ -429,11 +429,11 @@ def test_32_torch_compile(packing: str, backend: str) -> None:
     calls = []
     for family in FAMILIES:
         whole, cu_seqlens = problem(family, 1, kv_heads=4)
-        between = family.between(Solo(), cu_seqlens, True, 1)
+        between = family.between(SingleRank(), cu_seqlens, True, 1)
         calls.append((family.function(packing), between, [*packed(packing, *whole[:3])]))
 
     def total(scale: Tensor) -> Tensor:
-        outs = [function(*tensors, *between, causal=True, group=Solo()) for function, between, tensors in calls]
+        outs = [function(*tensors, *between, causal=True, group=SingleRank()) for function, between, tensors in calls]
         return scale * sum(out.square().sum() for out in outs)
 
     for _, _, tensors in calls:

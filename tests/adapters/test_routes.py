@@ -9,8 +9,8 @@ from torch._subclasses import FakeTensorMode
 from ringattn import ContextParallel, call, choice
 from ringattn_comms.agreement import Header
 from ringattn_comms.communicator import Communicator, Work
-from ringattn_core.auto import CANDIDATES
-from ringattn_core.route import Route
+from ringattn_core.look.auto import CANDIDATES
+from ringattn_core.plan.route import Route
 
 
 class Heard:
@@ -53,7 +53,7 @@ def routes(comm: Said, monkeypatch: pytest.MonkeyPatch) -> tuple[Route, Route]:
     cp = ContextParallel(comm, kernel="torch_flash")
     with FakeTensorMode():
         q, k, v = (torch.empty(1, 1024, heads, 128, device="cuda", dtype=torch.bfloat16) for heads in (8, 2, 2))
-        request = call.Request(cp, True, (-1, -1), 0.0, 128**-0.5, 0.0, deterministic=False, return_lse=False)
+        request = call.CallSpec(cp, True, (-1, -1), 0.0, 128**-0.5, 0.0, deterministic=False, return_lse=False)
         planned = request.plan(q, k, v, None, None, 0)
     return planned.forward_pass.schedule.route, planned.backward_pass.schedule.route
 

@@ -17,8 +17,8 @@ import peers
 import seed
 from play_ranks import PACKINGS
 
-from ringattn_core.layout import LAYOUTS, layout_named
-from ringattn_core.route import route_named
+from ringattn_core.plan.layout import LAYOUTS, layout_named
+from ringattn_core.plan.route import route_named
 
 
 @pytest.mark.parametrize("row", peers.ROWS.values(), ids=peers.ROWS)

@@ -11,8 +11,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import auto_regret
 
-from ringattn_core.layout import Division, contiguous
-from ringattn_core.shape import Shape
+from ringattn_core.look.shape import Shape
+from ringattn_core.plan.layout import Sharding, contiguous
 
 
 def test_auto_loses_little() -> None:
@@ -21,7 +21,7 @@ def test_auto_loses_little() -> None:
 
 
 def test_many_short_documents_are_not_taken_for_a_long_one() -> None:
-    short = Division(contiguous, tuple(16384 * index // 60 for index in range(61)), 8)
+    short = Sharding(contiguous, tuple(16384 * index // 60 for index in range(61)), 8)
     assert auto_regret.Problem(short, (4095, 0), Shape(32, 8, 128), one_sided=False).lost() < 0.02
 
 

@@ -11,8 +11,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import documents
 
-from ringattn_core.auto import CANDIDATES, typical
-from ringattn_core.layout import Division, balanced
+from ringattn_core.look.auto import CANDIDATES, typical
+from ringattn_core.plan.layout import Sharding, balanced
 
 
 def work(cu_seqlens: tuple[int, ...]) -> int:
@@ -24,7 +24,7 @@ def work(cu_seqlens: tuple[int, ...]) -> int:
 def test_typical_documents_have_the_work_of_those_that_are_drawn(tokens: int) -> None:
     for seed in range(20):
         pack = tuple(documents.documents(tokens, seed))
-        found = typical(Division(balanced, pack, 4)).cu_seqlens
+        found = typical(Sharding(balanced, pack, 4)).cu_seqlens
         assert len(found) == pytest.approx(len(pack), rel=0.05)
         assert work(found) == pytest.approx(work(pack), rel=0.2)
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 import processes
 from ringattn_comms.backends import threads
 from ringattn_comms.backends.torch_dist import TorchDist
-from ringattn_comms.communicator import Communicator, Solo
+from ringattn_comms.communicator import Communicator, SingleRank
 
 Check = Callable[[Communicator], None]
 CHECKS: list[Check] = []
@@ -164,7 +164,7 @@ def test_gloo(size: int) -> None:
     "check", [check for check in CHECKS if "send" not in check.__name__], ids=lambda check: check.__name__
 )
 def test_solo(check: Check) -> None:
-    check(Solo())
+    check(SingleRank())
 
 
 # What threads do when something goes wrong.

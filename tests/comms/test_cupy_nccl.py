@@ -30,8 +30,8 @@ def meet_over_stores() -> None:
     rank, size = dist.get_rank(), dist.get_world_size()
     store = dist.PrefixStore("somewhere", dist.distributed_c10d._get_default_store())
     comms = [CupyNccl(store, rank, size), CupyNccl(store, rank, size), CupyNccl.of()]
-    comms.append(comms[0].twin(torch.device("cpu")))
-    assert comms[0].twin(torch.device("cpu")) is comms[-1]
+    comms.append(comms[0].second_communicator(torch.device("cpu")))
+    assert comms[0].second_communicator(torch.device("cpu")) is comms[-1]
     assert len({comm._comm.id for comm in comms}) == 4
     for comm in comms:
         for check in CHECKS:

@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from problem import Fault, Part, Problem, assert_exact
-from ringattn_comms import pull
-from ringattn_comms.backends.threads import Threads, ThreadWindows, run
+from ringattn_comms import one_sided
+from ringattn_comms.backends.threads import Threads, ThreadSharedBuffers, run
 from ringattn_comms.connect import connect
-from ringattn_comms.pull import Pull
+from ringattn_comms.one_sided import OneSided
 from ringattn_core.kernels import reference
 
 FUZZ = int(os.environ.get("RINGATTN_FUZZ", "0"))
@@ -31,9 +31,9 @@ class Case:
     layout: str
     route: str
     back: str  # the backward pass's route
-    ahead: int
+    num_early_rows: int
     cp_size: int
-    pull: bool
+    one_sided: bool
     per_sequence: bool
     batch: int
     head_groups: int
@@ -92,12 +92,12 @@ def cases(draw: st.DrawFn) -> Case:
         draw(st.sampled_from(routes)),
         draw(st.integers(0, 6)),
         cp_size,
-        pull=cp_size > 1 and draw(st.booleans()),
+        one_sided=cp_size > 1 and draw(st.booleans()),
         per_sequence=draw(st.booleans()),
         batch=batch,
         head_groups=draw(st.integers(1, num_kv_heads)),
         scores=draw(st.sampled_from([reference.SCORES, 64])),
-        small=draw(st.sampled_from([pull._SMALL, -1])),
+        small=draw(st.sampled_from([one_sided._SMALL, -1])),
     )
 
 
@@ -110,11 +110,11 @@ def cases(draw: st.DrawFn) -> Case:
 @given(case=cases())
 def test_sharded_attention_is_dense_attention(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reference, "SCORES", case.scores)
-    monkeypatch.setattr(pull, "_SMALL", case.small)
+    monkeypatch.setattr(one_sided, "_SMALL", case.small)
     problem = case.problem
 
     def main(comm: Threads) -> Part:
-        windows = ThreadWindows(comm)
+        shared_buffers = ThreadSharedBuffers(comm)
         return problem.solve_on(
             comm,
             case.layout,
@@ -122,9 +122,9 @@ def test_sharded_attention_is_dense_attention(case: Case, monkeypatch: pytest.Mo
             per_sequence=case.per_sequence,
             batch=case.batch,
             head_groups=case.head_groups,
-            ahead=case.ahead,
+            num_early_rows=case.num_early_rows,
             back=case.back,
-            link=(lambda comm, _: Pull(comm.rank, windows)) if case.pull else connect,
+            link=(lambda comm, _: OneSided(comm.rank, shared_buffers)) if case.one_sided else connect,
         )
 
     parts = run(case.cp_size, main, timeout=10)

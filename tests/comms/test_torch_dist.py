@@ -155,7 +155,7 @@ def test_devices_that_a_group_has_no_backend_for() -> None:
         with pytest.raises(
             ValueError, match=r"Tensors on meta cannot travel in this group, whose backends are 'cpu:gloo'"
         ):
-            communicator(None).twin(torch.device("meta"))
+            communicator(None).second_communicator(torch.device("meta"))
     finally:
         dist.destroy_process_group()
 
@@ -172,7 +172,11 @@ def test_ranks_hear_what_each_of_them_says() -> None:
 def second_groups() -> list[list[int]]:
     """The global ranks of a group's twin, as it is made by the members alone."""
     gpu, real = torch.device("cuda"), dist.new_group
-    assert all(comm.twin(torch.device(kind)) is comm for comm in [communicator(None)] for kind in ("cpu", "cuda"))
+    assert all(
+        comm.second_communicator(torch.device(kind)) is comm
+        for comm in [communicator(None)]
+        for kind in ("cpu", "cuda")
+    )
     pair = dist.new_group([0, 2])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dist, "get_backend_config", lambda group: "cpu:gloo,cuda:nccl")
@@ -180,12 +184,14 @@ def second_groups() -> list[list[int]]:
         if dist.get_rank() == 1:
             return []
         comm = communicator(pair)
-        twin = comm.twin(gpu)
-        assert isinstance(twin, TorchDist) and isinstance(comm, TorchDist)
-        assert twin.group is not comm.group and comm.twin(gpu).group is twin.group  # type: ignore[attr-defined]
-        assert (twin.rank, twin.size) == (comm.rank, comm.size) and comm.twin(torch.device("cpu")) is comm
-        assert twin.all_gather(torch.tensor([comm.rank])).wait().flatten().tolist() == [0, 1]
-        return [dist.get_process_group_ranks(twin.group)]
+        second = comm.second_communicator(gpu)
+        assert isinstance(second, TorchDist) and isinstance(comm, TorchDist)
+        assert second.group is not comm.group and comm.second_communicator(gpu).group is second.group  # type: ignore[attr-defined]
+        assert (second.rank, second.size) == (comm.rank, comm.size) and comm.second_communicator(
+            torch.device("cpu")
+        ) is comm
+        assert second.all_gather(torch.tensor([comm.rank])).wait().flatten().tolist() == [0, 1]
+        return [dist.get_process_group_ranks(second.group)]
 
 
 def test_gradients_on_nccl_have_a_group_of_their_own() -> None:

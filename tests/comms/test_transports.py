@@ -13,22 +13,22 @@ import torch
 from torch import Tensor
 
 from problem import Part, Problem, assert_exact
-from ringattn_comms import pull
-from ringattn_comms import window as windows_of
-from ringattn_comms.backends.threads import Threads, ThreadWindows, run
+from ringattn_comms import one_sided
+from ringattn_comms import shared_buffer as windows_of
+from ringattn_comms.backends.threads import Threads, ThreadSharedBuffers, run
 from ringattn_comms.communicator import Communicator, Work
 from ringattn_comms.connect import connect
-from ringattn_comms.pull import Pull
+from ringattn_comms.one_sided import OneSided
 from ringattn_comms.ring import Ring
+from ringattn_comms.shared_buffer import Move, SharedBuffer, copy
 from ringattn_comms.waves import Waves
-from ringattn_comms.window import Move, Window, copy
-from ringattn_core import execute, lanes
-from ringattn_core.layout import LAYOUTS, layout_named
-from ringattn_core.planner import plan
-from ringattn_core.route import Route, at_once, route_named
-from ringattn_core.schedule import Schedule
-from ringattn_core.transport import KV, Alone, Transport, kv_heads
-from ringattn_core.verify import verify
+from ringattn_core.look.verify import verify
+from ringattn_core.plan.layout import LAYOUTS, layout_named
+from ringattn_core.plan.planner import plan
+from ringattn_core.plan.route import Route, at_once, route_named
+from ringattn_core.plan.schedule import Schedule
+from ringattn_core.run import concurrent_launches, execute
+from ringattn_core.run.transport import KV, LocalTransport, Transport, kv_heads
 
 BORDERS = (0, 7, 7, 9, 31)
 ROUTES = ("ring", "waves(2)", "waves(3)", "gather", "double_ring(2)")
@@ -72,15 +72,15 @@ def walk(transport: Transport, schedule: Schedule, *, backward: bool, number: in
         seen.append(KV(kv.k.clone(), kv.v.clone()))
         if backward:
             needed = torch.zeros(len(kv.k), 1, 1, dtype=torch.float64)
-            for piece in step.pieces:
-                needed[piece.columns.start : piece.columns.stop] = 1 + step.hop
-            transport.give(step, KV(needed.expand_as(kv.k).clone(), 2 * needed.expand_as(kv.v)))
-    return seen, transport.collect() if backward else None
+            for key_slice in step.key_slices:
+                needed[key_slice.columns.start : key_slice.columns.stop] = 1 + step.hop
+            transport.send_grads(step, KV(needed.expand_as(kv.k).clone(), 2 * needed.expand_as(kv.v)))
+    return seen, transport.finish() if backward else None
 
 
 def transports(comm: Threads, schedule: Schedule) -> list[Transport]:
     """All that can walk a schedule."""
-    return [Waves(comm), Pull(comm.rank, ThreadWindows(comm)), *([Ring(comm)] if schedule.shifts else [])]
+    return [Waves(comm), OneSided(comm.rank, ThreadSharedBuffers(comm)), *([Ring(comm)] if schedule.shifts else [])]
 
 
 @pytest.mark.parametrize(("size", "route"), CASES)
@@ -94,11 +94,11 @@ def test_every_step_has_its_keys(size: int, route: str) -> None:
                 seen, _ = walk(transport, schedule, backward=False)
                 for step, kv in zip(schedule.steps, seen, strict=True):
                     assert len(kv.k) == len(kv.v) >= schedule.buffer_length(step)
-                    for piece in step.pieces:
-                        owned = stored(schedule, piece.source)
+                    for key_slice in step.key_slices:
+                        owned = stored(schedule, key_slice.source)
                         expected = owned.heads(kv_heads(schedule, step, owned))
                         for mine, other in zip(kv, expected, strict=True):
-                            rows, columns = piece.rows, piece.columns
+                            rows, columns = key_slice.rows, key_slice.columns
                             assert torch.equal(mine[columns.start : columns.stop], other[rows.start : rows.stop])
 
         run(size, main, timeout=10)
@@ -112,8 +112,8 @@ def test_gradients_come_home(size: int, route: str) -> None:
         expected = [torch.zeros(plan.key_length) for plan in plans]
         for schedule in plans:
             for step in (step for step in schedule.steps if step.head_group == 0):
-                for piece in step.pieces:
-                    expected[piece.source][piece.rows.start : piece.rows.stop] += 1 + step.hop
+                for key_slice in step.key_slices:
+                    expected[key_slice.source][key_slice.rows.start : key_slice.rows.stop] += 1 + step.hop
 
         def main(comm: Threads, plans: list[Schedule] = plans) -> list[KV]:
             found = [walk(way, plans[comm.rank], backward=True)[1] for way in transports(comm, plans[comm.rank])]
@@ -145,8 +145,8 @@ def test_routes_of_ones_own(size: int, route: Route) -> None:
     problem = Problem(BORDERS, window=(-1, 0))
 
     def main(comm: Threads) -> list[Part]:
-        windows = ThreadWindows(comm)
-        links = connect, lambda comm, _: Pull(comm.rank, windows)
+        shared_buffers = ThreadSharedBuffers(comm)
+        links = connect, lambda comm, _: OneSided(comm.rank, shared_buffers)
         return [problem.solve_on(comm, "zigzag", route, head_groups=2, link=link) for link in links]
 
     for parts in zip(*run(size, main, timeout=10), strict=True):
@@ -166,13 +166,13 @@ def test_many_pieces_travel_as_few_boxes(monkeypatch: pytest.MonkeyPatch, route:
         copied.append(len(moves))
         copy(moves)
 
-    monkeypatch.setattr(pull, "copy", counted)
+    monkeypatch.setattr(one_sided, "copy", counted)
     monkeypatch.setattr(windows_of, "copy", counted)
 
     def main(comm: Threads) -> Part:
-        windows = ThreadWindows(comm)
+        shared_buffers = ThreadSharedBuffers(comm)
         return problem.solve_on(
-            comm, "zigzag", route, head_groups=head_groups, link=lambda comm, _: Pull(comm.rank, windows)
+            comm, "zigzag", route, head_groups=head_groups, link=lambda comm, _: OneSided(comm.rank, shared_buffers)
         )
 
     assert_exact(run(4, main, timeout=60), problem.solve())
@@ -192,10 +192,10 @@ def test_a_transport_may_be_used_again() -> None:
     run(3, main, timeout=10)
 
 
-class Late(ThreadWindows):
+class Late(ThreadSharedBuffers):
     """Windows on which ranks of odd number come late from every barrier."""
 
-    def allocate(self, size: int) -> Window:
+    def allocate(self, size: int) -> SharedBuffer:
         window = super().allocate(size)
         barrier, late = window.barrier, self._comm.rank % 2
 
@@ -218,11 +218,12 @@ def test_keys_in_a_window_stay_until_all_have_read_them(head_groups: list[int]) 
     plans = [schedules(4, "gather", head_groups=count) for count in head_groups]
 
     def main(comm: Threads) -> None:
-        windows = Late(comm)
-        windows.at_least(1 << 16)
+        shared_buffers = Late(comm)
+        shared_buffers.at_least(1 << 16)
         own = [ranks[comm.rank] for ranks in plans]
         found = [
-            walk(Pull(comm.rank, windows), schedule, backward=False, number=n)[0] for n, schedule in enumerate(own)
+            walk(OneSided(comm.rank, shared_buffers), schedule, backward=False, number=n)[0]
+            for n, schedule in enumerate(own)
         ]
         for number, (schedule, seen) in enumerate(zip(own, found, strict=True)):
             expected, _ = walk(Waves(comm), schedule, backward=False, number=number)
@@ -242,8 +243,8 @@ def pairs(cp_rank: int, cp_size: int) -> tuple[tuple[int, ...], ...]:
 def documents_on_pairs() -> list[Schedule]:
     """So that nobody needs the keys of the other pair, and every second rank nobody else's at all."""
     borders = (0, 8, 16)
-    division = {"window": (-1, 0), "per_sequence": False, "head_groups": 2}
-    return [plan(layout_named("contiguous"), pairs, borders, borders, rank, 4, **division) for rank in range(4)]
+    sharding = {"window": (-1, 0), "per_sequence": False, "head_groups": 2}
+    return [plan(layout_named("contiguous"), pairs, borders, borders, rank, 4, **sharding) for rank in range(4)]
 
 
 @pytest.mark.parametrize(
@@ -258,8 +259,8 @@ def test_ranks_meet_as_often_as_each_other(plans: list[Schedule]) -> None:
     """
 
     def main(comm: Threads) -> list[tuple[int, bool]]:
-        windows, met = ThreadWindows(comm), list[bool]()
-        window = windows.at_least(1 << 16)
+        shared_buffers, met = ThreadSharedBuffers(comm), list[bool]()
+        window = shared_buffers.at_least(1 << 16)
         exchange = window.exchange
 
         def counted(first: Sequence[Move], then: Sequence[Move], *, small: bool) -> None:
@@ -270,7 +271,7 @@ def test_ranks_meet_as_often_as_each_other(plans: list[Schedule]) -> None:
         found = []
         for backward in (False, True):
             met.clear()
-            walk(Pull(comm.rank, windows), plans[comm.rank], backward=backward)
+            walk(OneSided(comm.rank, shared_buffers), plans[comm.rank], backward=backward)
             found.append((len(met), all(met)))
         return found
 
@@ -290,10 +291,10 @@ def test_ranks_may_find_gradients_in_other_dtypes(route: str) -> None:
         for transport in transports(comm, schedule):
             for step, keys in transport.stream(schedule, kv):
                 found = KV(*(torch.zeros_like(x, dtype=dtype) for x in keys))
-                for piece, x in product(step.pieces, found):
-                    x[piece.columns.start : piece.columns.stop] = 1 + step.hop
-                transport.give(step, found)
-            sums.append(transport.collect())
+                for key_slice, x in product(step.key_slices, found):
+                    x[key_slice.columns.start : key_slice.columns.stop] = 1 + step.hop
+                transport.send_grads(step, found)
+            sums.append(transport.finish())
         for first, other in product(sums[:1], sums[1:]):
             assert torch.equal(first.k, other.k) and torch.equal(first.v, other.v)
         assert sums[0].k.dtype == torch.float32 and sums[0].k.max() > 1
@@ -374,10 +375,10 @@ class Idle:
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Launches side by side, with what follows from each asked for as late as on a GPU."""
-    walk, gpu = lanes.walk, torch.device("cuda")
-    monkeypatch.setattr(lanes, "current", lambda device: Idle())
-    monkeypatch.setattr(lanes, "_lanes", lambda main, rank: (Idle(), Idle()))
-    monkeypatch.setattr(lanes, "On", lambda lane, main: nullcontext())
+    walk, gpu = concurrent_launches.walk, torch.device("cuda")
+    monkeypatch.setattr(concurrent_launches, "current", lambda device: Idle())
+    monkeypatch.setattr(concurrent_launches, "_launch_streams", lambda main, rank: (Idle(), Idle()))
+    monkeypatch.setattr(concurrent_launches, "On", lambda lane, main: nullcontext())
     monkeypatch.setattr(execute, "walk", lambda schedule, device, *rest: walk(schedule, gpu, *rest))
 
 
@@ -385,7 +386,9 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_threads_that_compute_at_once_have_lanes_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else one is given memory there that another has let go of, and whose last reader it did not wait for."""
     asked = list[int]()
-    monkeypatch.setattr(lanes, "_lanes", lambda main, rank: asked.append(rank) or (Idle(), Idle()))
+    monkeypatch.setattr(
+        concurrent_launches, "_launch_streams", lambda main, rank: asked.append(rank) or (Idle(), Idle())
+    )
     run(3, Problem((0, 24), window=(-1, 0)).solve_on, timeout=10)
     assert sorted(asked) == [0, 0, 1, 1, 2, 2]
 
@@ -426,8 +429,8 @@ def test_ranks_may_meet_on_different_hops(route: Route, size: int, one_sided: bo
 
     def main(comm: Communicator) -> Part:
         assert isinstance(comm, Threads)
-        windows = ThreadWindows(comm)
-        link = (lambda *_: Pull(comm.rank, windows)) if one_sided else connect
+        shared_buffers = ThreadSharedBuffers(comm)
+        link = (lambda *_: OneSided(comm.rank, shared_buffers)) if one_sided else connect
         return problem.solve_on(comm, "zigzag", route, link=link)
 
     assert_exact(run(size, main, timeout=10), problem.solve())
@@ -440,11 +443,11 @@ def test_a_pass_that_was_not_taken_to_its_end_leaves_nothing_behind() -> None:
         found, kv, transport = [], stored(plans[comm.rank], comm.rank), Ring(comm)
         for stop in (False, True, False):
             for step, keys in transport.stream(plans[comm.rank], kv):
-                transport.give(step, KV(torch.ones_like(keys.k), torch.ones_like(keys.v)))
+                transport.send_grads(step, KV(torch.ones_like(keys.k), torch.ones_like(keys.v)))
                 if stop:
                     break
             if not stop:
-                found.append(transport.collect())
+                found.append(transport.finish())
         return found
 
     for first, again in run(3, main, timeout=10):
@@ -474,8 +477,8 @@ def test_connect_picks() -> None:
         return type(connect(comm, schedules(comm.size, route)[comm.rank]))
 
     for size, route, expected in (
-        (1, "ring", Alone),
-        (1, "gather", Alone),
+        (1, "ring", LocalTransport),
+        (1, "gather", LocalTransport),
         (3, "ring", Ring),
         (3, "waves(2)", Waves),
         (3, "gather", Waves),
@@ -490,9 +493,9 @@ def test_connect_picks() -> None:
 class Reaching(Recorded):
     """A group whose GPUs can address each other's memory, played by threads."""
 
-    def windows(self, device: torch.device) -> ThreadWindows | None:
+    def shared_buffers(self, device: torch.device) -> ThreadSharedBuffers | None:
         assert isinstance(self.inner, Threads)
-        return ThreadWindows(self.inner) if device.type == "cuda" else None
+        return ThreadSharedBuffers(self.inner) if device.type == "cuda" else None
 
 
 def test_connect_is_one_sided_where_devices_reach_each_other() -> None:
@@ -503,10 +506,10 @@ def test_connect_is_one_sided_where_devices_reach_each_other() -> None:
         return [type(connect(Reaching(comm), schedule, device)) for device in devices]
 
     for size, route, expected in (
-        (3, "ring", [Pull, Ring, Ring]),
-        (3, "gather", [Pull, Waves, Waves]),
+        (3, "ring", [OneSided, Ring, Ring]),
+        (3, "gather", [OneSided, Waves, Waves]),
         (3, at_once, [Waves, Waves, Waves]),  # Nobody knows which of its rows the others need.
-        (1, "ring", [Alone, Alone, Alone]),
+        (1, "ring", [LocalTransport, LocalTransport, LocalTransport]),
     ):
         assert run(size, lambda comm, route=route: kinds(comm, route)) == [expected] * size
 

@@ -28,14 +28,14 @@ builtins.__import__ = spy
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from ringattn_core.execute import attend, attend_backward  # noqa: E402
-from ringattn_core.kernel import Options  # noqa: E402
 from ringattn_core.kernels.choose import choose  # noqa: E402
-from ringattn_core.layout import zigzag  # noqa: E402
-from ringattn_core.planner import plan  # noqa: E402
-from ringattn_core.route import ring  # noqa: E402
-from ringattn_core.schedule import Schedule, Step  # noqa: E402
-from ringattn_core.transport import KV  # noqa: E402
+from ringattn_core.plan.layout import zigzag  # noqa: E402
+from ringattn_core.plan.planner import plan  # noqa: E402
+from ringattn_core.plan.route import ring  # noqa: E402
+from ringattn_core.plan.schedule import Schedule, Step  # noqa: E402
+from ringattn_core.run.execute import attend, attend_backward  # noqa: E402
+from ringattn_core.run.kernel import Options  # noqa: E402
+from ringattn_core.run.transport import KV  # noqa: E402
 
 SIZE, TOKENS, HEADS, DIM = 2, 20, 2, 8
 
@@ -54,13 +54,13 @@ class Queues:
                 kv = self.inbox.get()
             yield step, kv
 
-    def give(self, step: Step, grads: KV) -> None:
+    def send_grads(self, step: Step, grads: KV) -> None:
         if step.hop:
             self.outbox.put(grads)
             grads = self.inbox.get()
         self.grads.append(grads)
 
-    def collect(self) -> KV:
+    def finish(self) -> KV:
         return KV(*(torch.stack(parts).sum(0) for parts in zip(*self.grads, strict=True)))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ringattn_core.schedule import Launch
+from ringattn_core.plan.schedule import Launch
 
 
 def plain(launch: Launch, q: Tensor, k: Tensor, v: Tensor, dout: Tensor, scale: float, softcap: float = 0.0):

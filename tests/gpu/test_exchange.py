@@ -13,8 +13,8 @@ from torch import Tensor
 
 import processes
 from gpu.test_processes import missing, needs_two
-from ringattn_comms.backends.symmetric import SymmetricWindows
-from ringattn_comms.window import Move, Region, Window
+from ringattn_comms.backends.symmetric import SymmetricSharedBuffers
+from ringattn_comms.shared_buffer import Move, Region, SharedBuffer
 
 
 class Bench:
@@ -23,7 +23,7 @@ class Bench:
     def __init__(self, count: int, shape: tuple[int, ...]) -> None:
         self.rank, region = dist.get_rank(), Region()
         self.device = torch.device("cuda", self.rank)
-        self.window: Window = SymmetricWindows(None, self.device).at_least(1 << 23)
+        self.window: SharedBuffer = SymmetricSharedBuffers(None, self.device).at_least(1 << 23)
         self.places = [region.place(shape, torch.bfloat16) for _ in range(count)]
         self.found = torch.empty((count, *shape), dtype=torch.bfloat16, device=self.device)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ringattn_core.gradient import ColumnSum, RowSum
-from ringattn_core.kernel import Block
-from ringattn_core.layout import contiguous, striped, zigzag
-from ringattn_core.merge import Partial
-from ringattn_core.planner import plan
-from ringattn_core.route import gather, ring, waves
+from ringattn_core.plan.layout import contiguous, striped, zigzag
+from ringattn_core.plan.planner import plan
+from ringattn_core.plan.route import gather, ring, waves
+from ringattn_core.run.gradient import DkvAccumulator, DqAccumulator
+from ringattn_core.run.kernel import Block
+from ringattn_core.run.merge import OutAccumulator
 
 HEADS, DIM = 4, 96
 
@@ -33,11 +33,11 @@ def block_for(launch, spread: float) -> Block:
 @pytest.mark.gpu
 @pytest.mark.parametrize("spread", [1.0, 1e4])
 def test_partial(spread: float) -> None:
-    from ringattn_core.fused import FusedPartial
+    from ringattn_core.run.fused import FusedOutAccumulator
 
     for schedule in schedules():
         q = torch.empty(schedule.query_length, HEADS, DIM, device="cuda", dtype=torch.bfloat16)
-        eager, fused = Partial(q, DIM), FusedPartial(schedule, q, DIM)
+        eager, fused = OutAccumulator(q, DIM), FusedOutAccumulator(schedule, q, DIM)
         for step in schedule.steps:
             for launch in step.launches:
                 block = block_for(launch, spread)
@@ -52,12 +52,12 @@ def test_partial(spread: float) -> None:
 @pytest.mark.gpu
 def test_a_fold_weighs_a_whole_row_by_its_old_lse() -> None:
     """Many rows, over and over: warps that hold the same row read its lse before one of them writes it."""
-    from ringattn_core.fused import FusedPartial
+    from ringattn_core.run.fused import FusedOutAccumulator
 
     schedule = plan(zigzag, ring, (0, 8192), (0, 8192), 1, 2, window=(-1, 0))
     q, heads = torch.empty(schedule.query_length, HEADS, DIM, device="cuda", dtype=torch.bfloat16), slice(0, HEADS)
     for _ in range(30):
-        eager, fused = Partial(q, DIM), FusedPartial(schedule, q, DIM)
+        eager, fused = OutAccumulator(q, DIM), FusedOutAccumulator(schedule, q, DIM)
         for launch in (launch for step in schedule.steps for launch in step.launches):
             block = block_for(launch, 3.0)
             eager.add(launch, heads, Block(block.out.clone(), block.lse.clone()))
@@ -70,11 +70,11 @@ def test_a_fold_weighs_a_whole_row_by_its_old_lse() -> None:
 @pytest.mark.gpu
 def test_no_live_key() -> None:
     """A row that no launch touches has out 0 and lse -inf; in a launch every row sees a key, and -inf is no sum."""
-    from ringattn_core.fused import FusedPartial
+    from ringattn_core.run.fused import FusedOutAccumulator
 
     schedule = plan(contiguous, gather, (0, 8), (0, 4), 0, 1, window=(-1, 0))
     q = torch.empty(8, HEADS, DIM, device="cuda", dtype=torch.bfloat16)
-    partial = FusedPartial(schedule, q, DIM)
+    partial = FusedOutAccumulator(schedule, q, DIM)
     for launch in schedule.steps[0].launches:
         partial.add(launch, slice(0, HEADS), block_for(launch, 1.0))
     out, lse = partial.finish(torch.bfloat16)
@@ -82,7 +82,7 @@ def test_no_live_key() -> None:
 
     schedule = plan(contiguous, ring, (0, 64), (0, 64), 1, 2)
     (first,), (second,) = (step.launches for step in schedule.steps)
-    partial, block = FusedPartial(schedule, q, DIM), block_for(first, 1.0)
+    partial, block = FusedOutAccumulator(schedule, q, DIM), block_for(first, 1.0)
     nothing = Block(torch.full_like(block.out, torch.nan), torch.full_like(block.lse, -torch.inf))
     partial.add(first, slice(0, HEADS), block)
     partial.add(second, slice(0, HEADS), nothing)
@@ -94,11 +94,11 @@ def test_no_live_key() -> None:
 @pytest.mark.parametrize("fault", [(0.0, torch.inf), (torch.nan, torch.inf), (0.0, -torch.inf), (torch.nan, torch.nan)])
 def test_what_is_not_finite_stays_in_its_row(fault: tuple[float, float]) -> None:
     """As FlashAttention 2, 3 and 4 tell of a sum that is not finite, whenever the row comes."""
-    from ringattn_core.fused import FusedPartial
+    from ringattn_core.run.fused import FusedOutAccumulator
 
     for schedule in schedules():
         q = torch.empty(schedule.query_length, HEADS, DIM, device="cuda", dtype=torch.bfloat16)
-        eager, fused, bad = Partial(q, DIM), FusedPartial(schedule, q, DIM), set[int]()
+        eager, fused, bad = OutAccumulator(q, DIM), FusedOutAccumulator(schedule, q, DIM), set[int]()
         for number, launch in enumerate(launch for step in schedule.steps for launch in step.launches):
             block, tile = block_for(launch, 1.0), launch.tiles[number % len(launch.tiles)]
             row = tile.q[number % len(tile.q)]
@@ -116,14 +116,14 @@ def test_what_is_not_finite_stays_in_its_row(fault: tuple[float, float]) -> None
 
 @pytest.mark.gpu
 def test_sums() -> None:
-    from ringattn_core.fused import FusedColumnSum, FusedRowSum
+    from ringattn_core.run.fused import FusedDkvAccumulator, FusedDqAccumulator
 
     for schedule in schedules():
         q = torch.empty(schedule.query_length, HEADS, DIM, device="cuda", dtype=torch.bfloat16)
-        rows, fused_rows = RowSum(q), FusedRowSum(schedule, q)
+        rows, fused_rows = DqAccumulator(q), FusedDqAccumulator(schedule, q)
         for step in schedule.steps:
             x = torch.empty(schedule.buffer_length(step), HEADS, DIM, device="cuda", dtype=torch.bfloat16)
-            columns, fused_columns = ColumnSum(x), FusedColumnSum(step, x)
+            columns, fused_columns = DkvAccumulator(x), FusedDkvAccumulator(step, x)
             for launch in step.launches:
                 dq = torch.randn(len(launch.rows), HEADS, DIM, device="cuda").bfloat16()
                 dk = torch.randn(len(launch.columns), HEADS, DIM, device="cuda").bfloat16()
@@ -138,9 +138,9 @@ def test_sums() -> None:
 @pytest.mark.gpu
 def test_parts() -> None:
     """Parts of whatever rows, some of none, in one pass as one after the other."""
-    from ringattn_core.gradient import Part, part_sum
-    from ringattn_core.index import places
-    from ringattn_core.totals import add_parts
+    from ringattn_core.run.accumulate import add_parts
+    from ringattn_core.run.gradient import Part, part_sum
+    from ringattn_core.run.index import places
 
     device, like = torch.device("cuda"), torch.empty(100, 8, DIM, device="cuda", dtype=torch.bfloat16)[:, :HEADS]
     runs = [[(range(100), 0)], [(range(3, 9), 40), (range(50, 90), 0)], [(range(8, 52), 7)], []]

@@ -10,15 +10,15 @@ import torch
 import oracle
 from gpu.plain import plain
 from launches import launches
-from ringattn_core.execute import attend, attend_backward
-from ringattn_core.kernel import Block, Kernel, Options, Places, Queries
 from ringattn_core.kernels.cudnn import CuDnn
 from ringattn_core.kernels.flash_attn_4 import FlashAttn4
 from ringattn_core.kernels.torch_flash_cuda import TorchFlashCuda
-from ringattn_core.layout import contiguous, zigzag
-from ringattn_core.planner import plan
-from ringattn_core.route import gather, ring
-from ringattn_core.transport import KV, Alone
+from ringattn_core.plan.layout import contiguous, zigzag
+from ringattn_core.plan.planner import plan
+from ringattn_core.plan.route import gather, ring
+from ringattn_core.run.execute import attend, attend_backward
+from ringattn_core.run.kernel import Block, Kernel, Options, OutGrads, Queries
+from ringattn_core.run.transport import KV, LocalTransport
 
 
 def made(kind: type[Kernel]) -> Kernel:
@@ -119,14 +119,14 @@ def test_what_lies_between_the_tiles_of_a_launch_is_left_alone() -> None:
         whole[0][box][rows], whole[1][:, box][:, rows] = block.out[rows], block.lse[:, rows]
         queries = Queries(q, whole[0], dout, whole[1], None)
         want = kernel.backward(queries, k, v, launch, options, None)
-        places = Places(*(torch.full_like(grad, 7.0) for grad in want))
-        kernel.backward(queries, k, v, launch, options, None, places)
+        out_grads = OutGrads(*(torch.full_like(grad, 7.0) for grad in want))
+        kernel.backward(queries, k, v, launch, options, None, out_grads)
         for name, got, wanted, inside in (
             ("out", out, block.out, rows),
             ("lse", lse.T, block.lse.T, rows),
-            ("dq", places.dq, want.dq, rows),
-            ("dk", places.dk, want.dk, columns),
-            ("dv", places.dv, want.dv, columns),
+            ("dq", out_grads.dq, want.dq, rows),
+            ("dk", out_grads.dk, want.dk, columns),
+            ("dv", out_grads.dv, want.dv, columns),
         ):
             gaps = torch.ones(len(got), dtype=torch.bool, device="cuda").index_fill(0, inside, False)
             torch.testing.assert_close(got[inside], wanted[inside], msg=lambda why, name=name: f"{name}: {why}")
@@ -163,8 +163,8 @@ def test_what_is_not_finite_is_not_hidden(kernel, where: int, odd: float) -> Non
 
 def _both_passes(schedule, kernel, q, k, v, dout, options) -> list[torch.Tensor]:
     """out, lse, dq, dk, dv of a group of one rank."""
-    result = attend(schedule, Alone(), kernel, q, KV(k, v), options)
-    grads = attend_backward(schedule, Alone(), kernel, dout, q, KV(k, v), result, options)
+    result = attend(schedule, LocalTransport(), kernel, q, KV(k, v), options)
+    grads = attend_backward(schedule, LocalTransport(), kernel, dout, q, KV(k, v), result, options)
     return [result.out, result.lse, grads.dq, grads.dk, grads.dv]
 
 

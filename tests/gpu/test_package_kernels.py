@@ -14,15 +14,15 @@ import torch
 import packages
 from gpu.test_kernels import check
 from launches import launches
-from ringattn_core.kernel import Kernel, Options, Queries
 from ringattn_core.kernels.flash_attn_2 import FlashAttn2
 from ringattn_core.kernels.flash_attn_3 import FlashAttn3
 from ringattn_core.kernels.torch_flash_cuda import TorchFlashCuda
-from ringattn_core.layout import contiguous
-from ringattn_core.planner import plan
-from ringattn_core.route import ring
-from ringattn_core.schedule import Launch
-from ringattn_core.tile import Tile
+from ringattn_core.plan.layout import contiguous
+from ringattn_core.plan.planner import plan
+from ringattn_core.plan.route import ring
+from ringattn_core.plan.schedule import Launch
+from ringattn_core.plan.tile import Tile
+from ringattn_core.run.kernel import Kernel, Options, Queries
 
 MAKE: dict[str, Callable[[], tuple[dict, type[Kernel]]]] = {
     "flash-attn 2.6": lambda: (packages.flash_attn_2_6(packages.Torch(2)), FlashAttn2),

@@ -54,11 +54,11 @@ def split_twins() -> None:
     device = torch.device("cuda", dist.get_rank())
     for group in (None, dist.new_group([0, 1])):
         comm = TorchDist(group)
-        twin = comm.twin(device)
-        assert isinstance(twin, TorchDist) and twin.group is not None and twin.group is not group
+        second = comm.second_communicator(device)
+        assert isinstance(second, TorchDist) and second.group is not None and second.group is not group
         for promise in CHECKS:
             with device:
-                promise(twin)
+                promise(second)
 
 
 @pytest.mark.gpu

@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from ringattn_comms.backends.threads import ThreadWindows, run
+from ringattn_comms.backends.threads import ThreadSharedBuffers, run
 from ringattn_comms.connect import connect
-from ringattn_comms.pull import Pull
+from ringattn_comms.one_sided import OneSided
 from ringattn_core.errors import UnsupportedError
-from ringattn_core.execute import attend, attend_backward
-from ringattn_core.kernel import Options
 from ringattn_core.kernels.choose import choose
-from ringattn_core.layout import zigzag
-from ringattn_core.planner import plan
-from ringattn_core.route import route_named
-from ringattn_core.transport import KV
+from ringattn_core.plan.layout import zigzag
+from ringattn_core.plan.planner import plan
+from ringattn_core.plan.route import route_named
+from ringattn_core.run.execute import attend, attend_backward
+from ringattn_core.run.kernel import Options
+from ringattn_core.run.transport import KV
 
 HEADS, KV_HEADS, DIM = 8, 2, 128
 Found = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -51,10 +51,10 @@ def test_both_passes(kernel: str, route: str, size: int, window: int, one_sided:
         schedule = plan(zigzag, route_named(route), (0, total), (0, total), comm.rank, size, window=(window, 0))
         rows = torch.tensor(schedule.queries.positions(comm.rank), device="cuda")
         chosen, kv = choose(q[rows], k[rows], v[rows], schedule, options, kernel), KV(k[rows], v[rows])
-        windows = ThreadWindows(comm, "cuda")
+        windows = ThreadSharedBuffers(comm, "cuda")
 
         def transport():
-            return Pull(comm.rank, windows) if one_sided else connect(comm, schedule)
+            return OneSided(comm.rank, windows) if one_sided else connect(comm, schedule)
 
         result = attend(schedule, transport(), chosen, q[rows], kv, options)
         grads = attend_backward(schedule, transport(), chosen, dout[rows], q[rows], kv, result, options)

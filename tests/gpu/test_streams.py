@@ -70,6 +70,6 @@ def test_cuda_graph(kernel: str, cu_seqlens: list[int] | None) -> None:
 
 
 def _alone():
-    from ringattn_comms.communicator import Solo
+    from ringattn_comms.communicator import SingleRank
 
-    return Solo()
+    return SingleRank()

@@ -16,7 +16,7 @@ from adapters.compat import packed
 from adapters.hf.models import build
 from ringattn.compat import ring_flash_attn
 from ringattn.compat.ring_flash_attn.adapters import hf_adapter
-from ringattn_comms.communicator import Solo
+from ringattn_comms.communicator import SingleRank
 
 KEYS = "cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k", "local_k_slice"
 
@@ -64,7 +64,7 @@ def test_25_transformers_that_are_too_old(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_26_data_params_are_read_when_they_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     """26: the dictionary is a live view: what others write into it is what the next call goes by."""
-    (forward,) = hf_adapter.create_ring_flash_attention_forward(Solo(), 1)
+    (forward,) = hf_adapter.create_ring_flash_attention_forward(SingleRank(), 1)
     x = torch.randn(1, 6, 2, 4)
     found = []
     for borders in ([0, 6], [0, 2, 6]):
@@ -130,7 +130,7 @@ def test_29_deterministic(
     monkeypatch.setattr(hf_adapter, "attention", lambda q, *_, **options: seen.append(options["deterministic"]) or q)
     told = ring_flash_attn.llama3_flash_attn_prepare_cu_seqlens(torch.tensor([0, 6]), True, 0, 1)
     monkeypatch.setattr(hf_adapter, "DATA_PARAMS", dict(zip(KEYS, told, strict=True)))
-    (forward,) = hf_adapter.create_ring_flash_attention_forward(Solo(), 1)
+    (forward,) = hf_adapter.create_ring_flash_attention_forward(SingleRank(), 1)
     x = torch.randn(1, 6, 2, 4)
     forward(x, x, x, None, 6, True, deterministic=argument)
     assert seen == [expected]
@@ -160,7 +160,7 @@ def test_31_the_newest_of_several_forwards(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_what_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch of several rows, and what is not causal: the original's assertions, as a ValueError with a way out."""
-    (forward,) = hf_adapter.create_ring_flash_attention_forward(Solo(), 1)
+    (forward,) = hf_adapter.create_ring_flash_attention_forward(SingleRank(), 1)
     x = torch.randn(2, 6, 2, 4)
     with pytest.raises(ValueError, match=r"one packed row.*got \(2, 6, 2, 4\)"):
         forward(x, x, x)

@@ -16,7 +16,7 @@ from adapters.hf.models import WINDOW, build
 from adapters.hf.test_generate import padded
 from ringattn.hf.cache import ARGUMENT, cache_of
 from ringattn_comms.backends import threads
-from ringattn_comms.communicator import Communicator, Solo
+from ringattn_comms.communicator import Communicator, SingleRank
 
 
 def read(model: PreTrainedModel, cache: ringattn.hf.ShardedCache, ids: Tensor, **more: Tensor | int) -> Tensor:
@@ -154,7 +154,10 @@ def comm_all(comm: Communicator, *positions: Tensor) -> list[set[int]]:
 
 def test_memory_of_a_window() -> None:
     """The buffers of a layer with a window do not grow with the text."""
-    model, cache = ringattn.hf.parallelize(build("mistral").eval(), Solo()), ringattn.hf.ShardedCache(Solo())
+    model, cache = (
+        ringattn.hf.parallelize(build("mistral").eval(), SingleRank()),
+        ringattn.hf.ShardedCache(SingleRank()),
+    )
     for _ in range(4):
         read(model, cache, compare.tokens(1, 700))
         assert cache.layers[0].keys.shape[2] == WINDOW - 1
@@ -163,9 +166,9 @@ def test_memory_of_a_window() -> None:
 
 def test_alone() -> None:
     """One rank, no communication: a cache like any other; and what it refuses."""
-    model = ringattn.hf.parallelize(build("llama").eval(), Solo())
+    model = ringattn.hf.parallelize(build("llama").eval(), SingleRank())
     ids = compare.tokens(2, 10)
-    cache = ringattn.hf.ShardedCache(Solo())
+    cache = ringattn.hf.ShardedCache(SingleRank())
     read(model, cache, ids)
     cache.crop(-4)
     with pytest.raises(ValueError, match=r"\(rows, tokens\) = \(2, 7\).*got \(2, 4\)"):
@@ -183,9 +186,9 @@ def test_alone() -> None:
 
 
 def test_from_inference_mode_and_back() -> None:
-    model, cache = ringattn.hf.parallelize(build("llama").eval(), Solo()), ringattn.hf.ShardedCache(Solo())
+    model, cache = ringattn.hf.parallelize(build("llama").eval(), SingleRank()), ringattn.hf.ShardedCache(SingleRank())
     ids = compare.tokens(1, 12)
-    expected = read(model, ringattn.hf.ShardedCache(Solo()), ids)
+    expected = read(model, ringattn.hf.ShardedCache(SingleRank()), ids)
     with torch.inference_mode():
         model(ids[:, :8], **{ARGUMENT: cache})
     read(model, cache, ids[:, 8:10])
@@ -195,7 +198,7 @@ def test_from_inference_mode_and_back() -> None:
 
 
 def test_after_a_call_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, cache = ringattn.hf.parallelize(build("llama").eval(), Solo()), ringattn.hf.ShardedCache(Solo())
+    model, cache = ringattn.hf.parallelize(build("llama").eval(), SingleRank()), ringattn.hf.ShardedCache(SingleRank())
     ids = compare.tokens(1, 8)
     expected = read(model, cache, ids)
     with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="out of memory"):
@@ -208,7 +211,7 @@ def test_after_a_call_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_gradient_passes_through_a_cache() -> None:
-    model, cache = ringattn.hf.parallelize(build("llama").eval(), Solo()), ringattn.hf.ShardedCache(Solo())
+    model, cache = ringattn.hf.parallelize(build("llama").eval(), SingleRank()), ringattn.hf.ShardedCache(SingleRank())
     model(compare.tokens(1, 8), **{ARGUMENT: cache}).logits.sum().backward()
     loss = model(compare.tokens(1, 2), **{ARGUMENT: cache}).logits.sum()
     with pytest.raises(ringattn.UnsupportedError, match="no backward pass through a call that read on from a Sharded"):
@@ -217,12 +220,12 @@ def test_no_gradient_passes_through_a_cache() -> None:
 
 @pytest.mark.parametrize("name", ["cache", "past_key_values"])
 def test_either_name_of_the_argument(name: str) -> None:
-    cache = ringattn.hf.ShardedCache(Solo())
+    cache = ringattn.hf.ShardedCache(SingleRank())
     assert cache_of({name: cache}) is cache and cache_of({name: None}) is cache_of({}) is None
 
 
 def test_the_name_that_errors_give_is_no_old_one() -> None:
-    model = ringattn.hf.parallelize(build("llama").eval(), Solo())
+    model = ringattn.hf.parallelize(build("llama").eval(), SingleRank())
     with warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)
-        model(compare.tokens(1, 4), **{ARGUMENT: ringattn.hf.ShardedCache(Solo())})
+        model(compare.tokens(1, 4), **{ARGUMENT: ringattn.hf.ShardedCache(SingleRank())})

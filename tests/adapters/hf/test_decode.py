@@ -14,7 +14,7 @@ from ringattn.hf.cache_layer import SPARE
 from ringattn.hf.decode import Decoding
 from ringattn.hf.partial import fused, plain
 from ringattn_comms.backends import threads
-from ringattn_comms.communicator import Communicator, Solo
+from ringattn_comms.communicator import Communicator, SingleRank
 
 ROWS, HEADS, KV_HEADS, DIM = 2, 4, 2, 8
 
@@ -93,7 +93,7 @@ def test_errors_are_no_larger_than_those_of_plain_pytorch(dtype: torch.dtype) ->
 def test_one_message_a_layer() -> None:
     """Out and lse travel together."""
 
-    class Counting(Solo):
+    class Counting(SingleRank):
         calls = 0
 
         def all_gather(self, x: Tensor):  # type: ignore[no-untyped-def]
@@ -110,7 +110,7 @@ def test_one_message_a_layer() -> None:
 
 def test_spans() -> None:
     """The example of the docstring; no key is in two spans, and those in the middle are seen by all."""
-    cache = ringattn.hf.ShardedCache(Solo())
+    cache = ringattn.hf.ShardedCache(SingleRank())
     cache.length, cache.held = 8, [3, 5, 7, 9]
     assert Decoding(cache, 3, None, torch.device("cpu")).spans(4) == (3, 2, 1)
     for tokens, window in product((1, 2, 5), (None, 1, 2, 3, 4, 20)):
@@ -140,7 +140,7 @@ def test_fused_and_plain(dtype: torch.dtype) -> None:
 
 def test_plain_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     k = torch.randn(ROWS, KV_HEADS, 9, DIM)
-    cache, keys, values = spread(Solo(), k, k, 2)
+    cache, keys, values = spread(SingleRank(), k, k, 2)
     q, step = torch.randn(ROWS, HEADS, 7, DIM), Decoding(cache, 7, None, k.device)
     options = {"scale": 0.3, "window": 4, "softcap": 1.0, "sinks": None}
     whole = decode.attend(q, keys, values, step, **options)
@@ -150,7 +150,7 @@ def test_plain_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_buffers_grow_by_steps() -> None:
     """A token is written where there is room; it does not copy those before it."""
-    cache = ringattn.hf.ShardedCache(Solo())
+    cache = ringattn.hf.ShardedCache(SingleRank())
     places = set()
     for position in range(2 * SPARE):
         cache.expect(1, torch.tensor([0]), [position])

@@ -18,7 +18,7 @@ import ringattn.hf
 from adapters.hf import compare
 from adapters.hf.models import ARCHITECTURES, COMMON, VOCABULARY, WINDOW, build, build_from
 from ringattn.hf.cache import ARGUMENT
-from ringattn_comms.communicator import Solo
+from ringattn_comms.communicator import SingleRank
 
 multiprocessing.get_context("forkserver").set_forkserver_preload(["torch", "adapters.hf.models", "ringattn.hf"])
 
@@ -154,7 +154,7 @@ def kept() -> bool:
 
 
 def test_caches_that_cannot_be_spread() -> None:
-    model = ringattn.hf.parallelize(build("llama").eval(), Solo())
+    model = ringattn.hf.parallelize(build("llama").eval(), SingleRank())
     with pytest.raises(ringattn.UnsupportedError, match="cache_implementation='offloaded' cannot be spread over ranks"):
         model.generate(compare.tokens(1, 4), max_new_tokens=2, cache_implementation="offloaded")
     with pytest.raises(ringattn.UnsupportedError, match=f"DynamicCache as its cache.*pass {ARGUMENT}=.*use_cache=Fal"):
@@ -162,7 +162,7 @@ def test_caches_that_cannot_be_spread() -> None:
 
 
 def test_restored_models_make_caches_of_transformers() -> None:
-    model = ringattn.hf.restore(ringattn.hf.parallelize(build("llama").eval(), Solo()), "eager")
+    model = ringattn.hf.restore(ringattn.hf.parallelize(build("llama").eval(), SingleRank()), "eager")
     output = model.generate(compare.tokens(1, 4), max_new_tokens=2, return_dict_in_generate=True)
     assert type(getattr(output, ARGUMENT)) is transformers.DynamicCache
 
@@ -170,15 +170,15 @@ def test_restored_models_make_caches_of_transformers() -> None:
 @pytest.mark.skipif("dory" not in transformers.CONFIG_MAPPING, reason="this version of transformers has no dory")
 def test_keys_that_a_layer_puts_together_by_itself_are_refused() -> None:
     settings = COMMON | OTHERWISE_CACHED["dory"] | {"recurrent_kv_cache_mode": "last_loop"}
-    model = ringattn.hf.parallelize(build_from("dory", settings).eval(), Solo())
+    model = ringattn.hf.parallelize(build_from("dory", settings).eval(), SingleRank())
     with pytest.raises(ringattn.UnsupportedError, match="DoryAttention attends to 1 keys that are not those of its Sh"):
         model.generate(compare.tokens(1, 9), max_new_tokens=3)
 
 
 def test_a_cache_that_gradient_checkpointing_drops_is_missed() -> None:
-    model = ringattn.hf.parallelize(build("llama"), Solo())
+    model = ringattn.hf.parallelize(build("llama"), SingleRank())
     model.gradient_checkpointing_enable()
-    cache = ringattn.hf.ShardedCache(Solo())
+    cache = ringattn.hf.ShardedCache(SingleRank())
     model(compare.tokens(1, 4), **{ARGUMENT: cache})
     with pytest.raises(ringattn.UnsupportedError, match=r"gradient checkpointing: call model.eval\(\)"):
         model(compare.tokens(1, 1), **{ARGUMENT: cache})

@@ -22,7 +22,7 @@ from adapters.hf.test_trainer import STEPS, as_launched
 from adapters.hf.test_trl import shared_out, tokenizer
 from ringattn import UnsupportedError
 from ringattn_comms.backends.threads import run
-from ringattn_comms.communicator import Solo
+from ringattn_comms.communicator import SingleRank
 
 multiprocessing.get_context("forkserver").set_forkserver_preload(["torch", "adapters.hf.models", "ringattn.hf"])
 
@@ -175,7 +175,7 @@ def as_tuple() -> float:
 def test_restore() -> None:
     model = build("llama", "LlamaForSequenceClassification")
     expected = model(IDS).logits
-    torch.testing.assert_close(ringattn.hf.parallelize(model, Solo())(IDS).logits, expected)
+    torch.testing.assert_close(ringattn.hf.parallelize(model, SingleRank())(IDS).logits, expected)
     ringattn.hf.restore(model)
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
     torch.testing.assert_close(model(IDS).logits, expected)
@@ -198,13 +198,13 @@ def test_what_is_read_off_a_shard_is_refused(name: str, settings: dict[str, Any]
     with torch.device("meta"):
         model = AutoModel.from_config(AutoConfig.for_model(name, **(COMMON | settings)))
     with pytest.raises(UnsupportedError, match=f"cannot run on a sharded sequence: .*{message}"):
-        ringattn.hf.parallelize(model, Solo())
+        ringattn.hf.parallelize(model, SingleRank())
 
 
 def test_settings_that_mean_nothing() -> None:
     with pytest.raises(ValueError, match=r"logits='whole' is for models with logits, and LlamaModel has none: the hid"):
-        ringattn.hf.parallelize(build("llama", "LlamaModel"), Solo(), logits="whole")
-    model = ringattn.hf.parallelize(build("llama", "LlamaForCausalLM", output_attentions=True), Solo())
+        ringattn.hf.parallelize(build("llama", "LlamaModel"), SingleRank(), logits="whole")
+    model = ringattn.hf.parallelize(build("llama", "LlamaForCausalLM", output_attentions=True), SingleRank())
     with pytest.raises(UnsupportedError, match="output_attentions=True: the weights are never formed"):
         model(IDS)
     assert model(IDS, output_attentions=False).logits.shape == (*IDS.shape, VOCABULARY)
@@ -212,14 +212,14 @@ def test_settings_that_mean_nothing() -> None:
 
 @pytest.mark.parametrize("shape", [(21,), (2, 3, 21), (3, 1, 21, 21)])
 def test_arguments_that_cannot_be_sharded(shape: tuple[int, ...]) -> None:
-    model = ringattn.hf.parallelize(build("llama", "LlamaForCausalLM"), Solo())
+    model = ringattn.hf.parallelize(build("llama", "LlamaForCausalLM"), SingleRank())
     with pytest.raises(UnsupportedError, match=r"got extra of shape \(.*\(rows, tokens, ...\) = \(3, 21, ...\)"):
         model(IDS, extra=torch.zeros(shape))
 
 
 def test_arguments_that_every_rank_needs_whole() -> None:
     seen: dict[str, Tensor] = {}
-    model = ringattn.hf.parallelize(build("llama", "LlamaForCausalLM"), Solo())
+    model = ringattn.hf.parallelize(build("llama", "LlamaForCausalLM"), SingleRank())
     model.model.layers[0].self_attn.register_forward_pre_hook(lambda _, __, kw: seen.update(kw), with_kwargs=True)
     given = {"of_rows": torch.zeros(3), "of_heads": torch.zeros(2, 4), "of_tokens": [torch.rand(3, 21, 2)]}
     model(IDS, **given)

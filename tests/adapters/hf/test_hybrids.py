@@ -23,7 +23,7 @@ from adapters.hf import compare
 from adapters.hf.hybrid_models import HYBRIDS
 from adapters.hf.models import build
 from ringattn.hf.cache import argument_of
-from ringattn_comms.communicator import Solo
+from ringattn_comms.communicator import SingleRank
 
 multiprocessing.get_context("forkserver").set_forkserver_preload(["torch", "adapters.hf.models", "ringattn.hf"])
 
@@ -245,7 +245,7 @@ def in_parts(name: str) -> bool:
 @pytest.mark.skipif(version("transformers") < "5", reason="each model keeps its states in a way of its own")
 def test_what_a_state_cannot_do() -> None:
     ids = compare.tokens(1, 12)
-    model, cache = ringattn.hf.parallelize(build("mamba").eval(), Solo()), ringattn.hf.ShardedCache(Solo())
+    model, cache = ringattn.hf.parallelize(build("mamba").eval(), SingleRank()), ringattn.hf.ShardedCache(SingleRank())
     model(ids, **{argument_of(model): cache})
     with pytest.raises(ringattn.UnsupportedError, match=r"MambaMixer got 12 tokens to read on .* in one call"):
         model(ids, **{argument_of(model): cache})
@@ -259,9 +259,9 @@ def test_what_a_state_cannot_do() -> None:
     cache.reset()
     with pytest.raises(ringattn.UnsupportedError, match="several texts in a row has no one state for MambaMixer"):
         model(ids, position_ids=torch.tensor([[*range(7), *range(5)]]), **{argument_of(model): cache})
-    model = ringattn.hf.parallelize(build("minimax").eval(), Solo())
+    model = ringattn.hf.parallelize(build("minimax").eval(), SingleRank())
     with pytest.raises(ringattn.UnsupportedError, match=r"'minimax' are kept in a class of its own.*use_cache=False"):
-        model(ids, **{argument_of(model): ringattn.hf.ShardedCache(Solo())})
+        model(ids, **{argument_of(model): ringattn.hf.ShardedCache(SingleRank())})
 
 
 def test_restore_and_copies() -> None:
@@ -269,7 +269,7 @@ def test_restore_and_copies() -> None:
     model = build("qwen3_next").eval()
     batch = padded("left")
     expected = model(**batch, use_cache=False).loss
-    copied = copy.deepcopy(ringattn.hf.parallelize(model, Solo()))
+    copied = copy.deepcopy(ringattn.hf.parallelize(model, SingleRank()))
     for parameter in model.parameters():
         parameter.data.zero_()
     torch.testing.assert_close(copied(**batch).loss, expected)
@@ -281,13 +281,13 @@ def test_restore_and_copies() -> None:
 def test_models_that_are_parallelized_twice() -> None:
     model = build("lfm2")
     for _ in range(2):
-        ringattn.hf.parallelize(model, Solo())
+        ringattn.hf.parallelize(model, SingleRank())
     ringattn.hf.restore(model)
     assert all("forward" not in vars(module) and not module._forward_pre_hooks for module in model.modules())
 
 
 def test_layers_that_lose_the_batch() -> None:
-    model = ringattn.hf.parallelize(build("mamba2"), Solo())
+    model = ringattn.hf.parallelize(build("mamba2"), SingleRank())
     for layer in model.backbone.layers:
         layer.forward = lambda hidden, layer=layer, **_: layer.mixer(hidden)
     with pytest.raises(ringattn.UnsupportedError, match="Mamba2Mixer mixes tokens of whole sequences, and got no plan"):

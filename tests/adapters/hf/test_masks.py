@@ -18,7 +18,7 @@ from adapters.hf.models import COMMON
 from ringattn import UnsupportedError
 from ringattn.hf.masks import Band, band, mask
 from ringattn_comms.backends.threads import run
-from ringattn_comms.communicator import Communicator, Solo
+from ringattn_comms.communicator import Communicator, SingleRank
 
 and_masks, or_masks = masking_utils.and_masks, masking_utils.or_masks
 CAUSAL = masking_utils.causal_mask_function
@@ -131,7 +131,7 @@ def test_a_prefix() -> None:
     if "hrm_text" not in CONFIG_MAPPING:
         pytest.skip("this version of transformers does not know hrm_text")
     alone = model("hrm_text", head_dim=8, num_hidden_layers=4, prefix_lm=True).double()
-    expected, sharded = alone(tokens()).logits, ringattn.hf.parallelize(copy.deepcopy(alone), Solo())
+    expected, sharded = alone(tokens()).logits, ringattn.hf.parallelize(copy.deepcopy(alone), SingleRank())
     kinds = torch.zeros_like(tokens())
     for given in ({}, {"token_type_ids": kinds}):
         assert relative(ringattn.hf.unshard(sharded, sharded(tokens(), **given).logits), expected) < 1e-5

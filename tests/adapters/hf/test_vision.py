@@ -21,7 +21,7 @@ from ringattn import UnsupportedError
 from ringattn.hf import towers
 from ringattn.hf.batch import KEYWORD, divide
 from ringattn.hf.cache import ARGUMENT
-from ringattn_comms.communicator import Solo
+from ringattn_comms.communicator import SingleRank
 
 multiprocessing.get_context("forkserver").set_forkserver_preload(["torch", "adapters.hf.models", "ringattn.hf"])
 
@@ -173,7 +173,7 @@ def generation() -> dict[str, bool]:
 def test_the_vision_tower_stays_as_it_is() -> None:
     model = build("llava")
     expected = model(**labelled(prompt("llava")))
-    ringattn.hf.parallelize(model, Solo())
+    ringattn.hf.parallelize(model, SingleRank())
     assert model.config.text_config._attn_implementation == ringattn.hf.NAME
     assert model.config.vision_config._attn_implementation == model.config._attn_implementation == "eager"
     torch.testing.assert_close(model(**labelled(prompt("llava"))).loss, expected.loss)
@@ -189,10 +189,10 @@ def test_images_that_see_both_ways() -> None:
     model = build("gemma3")
     if version("transformers") < "5":
         with pytest.raises(UnsupportedError, match="computes its loss in its own code"):
-            ringattn.hf.parallelize(model, Solo())
+            ringattn.hf.parallelize(model, SingleRank())
         return
     expected = model(input_ids=ids, labels=ids).loss
-    ringattn.hf.parallelize(model, Solo())
+    ringattn.hf.parallelize(model, SingleRank())
     torch.testing.assert_close(model(input_ids=ids, labels=ids).loss, expected)
     for image in ({"pixel_values": torch.zeros(1, 3, 8, 8)}, {"token_type_ids": torch.ones_like(ids)}):
         with pytest.raises(UnsupportedError, match=r"got (pixel_values|token_type_ids)\..*see each other in both"):
@@ -207,7 +207,7 @@ def test_other_families(name: str, reason: str) -> None:
     model = build("llava")
     model.config.model_type = name  # which is all that is asked for
     with pytest.raises(UnsupportedError, match=f"cannot run on a sharded sequence: .*{reason}"):
-        ringattn.hf.parallelize(model, Solo())
+        ringattn.hf.parallelize(model, SingleRank())
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_families_that_get_text_alone(name: str, reason: str) -> None:
     model, inputs = build("llava"), labelled(prompt("llava"))
     text = {"input_ids": inputs["input_ids"].clamp(max=IMAGE - 1), "token_type_ids": None}
     expected = model(**text).logits
-    ringattn.hf.parallelize(model, Solo())
+    ringattn.hf.parallelize(model, SingleRank())
     model.config.model_type = name
     torch.testing.assert_close(model(**text).logits, expected)
     with pytest.raises(UnsupportedError, match=f"got pixel_values.*{name!r} are not supported: .*{reason}"):

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ringattn_comms.agreement import AgreementError, encoded
 from ringattn_comms.communicator import Communicator
-from ringattn_core.layout import LAYOUTS, Division
-from ringattn_core.route import ROUTES, Route
+from ringattn_core.plan.layout import LAYOUTS, Sharding
+from ringattn_core.plan.route import ROUTES, Route
 
 
 class Terms(NamedTuple):
@@ -120,11 +120,11 @@ def named(function: str | Callable[..., object]) -> str:
 
 
 @lru_cache(64)
-def functions(division: Division, route: str | Route) -> str:
+def functions(sharding: Sharding, route: str | Route) -> str:
     """A hash of what layouts and routes return that are a user's functions: two of them may have one name."""
-    size, said = division.cp_size, list[object]()
-    if getattr(division.layout, "__module__", "") != LAYOUTS["zigzag"].__module__:
-        said.append([list(division.runs(rank)) for rank in range(size)])
+    size, said = sharding.cp_size, list[object]()
+    if getattr(sharding.layout, "__module__", "") != LAYOUTS["zigzag"].__module__:
+        said.append([list(sharding.runs(rank)) for rank in range(size)])
     if callable(route) and getattr(route, "__module__", "") != ROUTES["ring"].__module__:
         said.append([route(rank, size) for rank in range(size)])
     return blake2b(str(said).encode(), digest_size=8).hexdigest() if said else "ringattn's"

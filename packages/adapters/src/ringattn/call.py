@@ -17,21 +17,21 @@ from ringattn.lengths import Borders, Lengths, read, repeated
 from ringattn.version import __version__
 from ringattn_comms.agreement import encoded
 from ringattn_comms.connect import connect
-from ringattn_core.auto import CANDIDATES
-from ringattn_core.execute import Gradients, Result, attend, attend_backward
-from ringattn_core.index import sequence_index
-from ringattn_core.kernel import Kernel, Options
 from ringattn_core.kernels.reference import Reference
-from ringattn_core.layout import Division
-from ringattn_core.planner import plan
-from ringattn_core.route import Route, at_once
-from ringattn_core.schedule import Schedule
-from ringattn_core.settled import early_rows
-from ringattn_core.transport import KV
+from ringattn_core.look.auto import CANDIDATES
+from ringattn_core.plan.layout import Sharding
+from ringattn_core.plan.local_rows import default_early_rows
+from ringattn_core.plan.planner import plan
+from ringattn_core.plan.route import Route, at_once
+from ringattn_core.plan.schedule import Schedule
+from ringattn_core.run.execute import Gradients, Result, attend, attend_backward
+from ringattn_core.run.index import sequence_index
+from ringattn_core.run.kernel import Kernel, Options
+from ringattn_core.run.transport import KV
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class CallSpec:
     """What was asked of `attention` beside its tensors."""
 
     cp: ContextParallel
@@ -70,15 +70,15 @@ class Request:
         window = checks.window(self.causal, self.window_size)
         borders = repeated(borders[0], batch), repeated(borders[1], batch)
         assert callable(self.cp.layout), "the name was looked up when cp was made"
-        division = sound(Division(self.cp.layout, borders[0], comm.size, self.cp.per_sequence, max(batch, 1)))
-        terms = _terms(self, q, k, v, sinks, alibi_slopes, window, batch, division, borders)
+        sharding = sound(Sharding(self.cp.layout, borders[0], comm.size, self.cp.per_sequence, max(batch, 1)))
+        terms = _terms(self, q, k, v, sinks, alibi_slopes, window, batch, sharding, borders)
         if alibi_slopes is not None and alibi_slopes.dim() == 2:
-            alibi_slopes = _by_token(alibi_slopes, division, self.cp.cp_rank)
+            alibi_slopes = _by_token(alibi_slopes, sharding, self.cp.cp_rank)
         options = Options(self.softmax_scale, self.softcap, alibi_slopes, self.dropout_p, seed, self.deterministic)
         # A dropout mask of a kernel's own could not be had again from another one: see `Call.backward`.
         lse_gradient = self.return_lse and self.dropout_p > 0
         kernels = Kernels(flattened(q), flattened(k), flattened(v), options, self.cp.kernel, lse_gradient)
-        forward, backward = _schedules(self, division, borders[1], window, kernels, terms)
+        forward, backward = _schedules(self, sharding, borders[1], window, kernels, terms)
         checks.shares(backward, q, k, batch)
         second = Pass(backward, kernels.choose(backward))
         first = second if forward is backward else Pass(forward, kernels.choose(forward))
@@ -122,7 +122,7 @@ class Call:
         """The gradients of the forward pass of this number, if it is known, in the dtypes of q, k, v and sinks."""
         schedule, kernel = self.backward_pass
         # A kernel that derives delta from out and dout has no place for a gradient of lse.
-        kernel = kernel if dlse is None or kernel.takes_delta else Reference()
+        kernel = kernel if dlse is None or kernel.accepts_delta else Reference()
         dout = torch.zeros_like(result.out) if dout is None else dout
         dlse = None if dlse is None else torch.where(result.lse.isfinite(), dlse, 0.0)
         with self._turn("backward" if number is None else f"backward of {number}", q.device), _no_autocast(q.device):
@@ -170,7 +170,7 @@ def _no_autocast(device: torch.device) -> AbstractContextManager[None]:
     return torch.autocast(device.type, enabled=False) if autocasts(device) else nullcontext()
 
 
-def _borders(request: Request, q: Tensor, k: Tensor, size: int) -> tuple[Borders, Borders]:
+def _borders(request: CallSpec, q: Tensor, k: Tensor, size: int) -> tuple[Borders, Borders]:
     """The borders of the queries' and the keys' sequences in one row."""
     cp, cu_seqlens_k = request.cp, request.cu_seqlens_k
     stated = cp.cu_seqlens if request.cu_seqlens is None else request.cu_seqlens
@@ -184,14 +184,14 @@ def _borders(request: Request, q: Tensor, k: Tensor, size: int) -> tuple[Borders
     return Borders((0, q.shape[-3] * size)), Borders((0, k.shape[-3] * size))
 
 
-def _by_token(slopes: Tensor, division: Division, cp_rank: int) -> Tensor:
+def _by_token(slopes: Tensor, sharding: Sharding, cp_rank: int) -> Tensor:
     """ALiBi's slopes of a rank's tokens, (tokens, num_heads), from those of rows or of sequences."""
-    in_each = (len(division.cu_seqlens) - 1) // max(len(slopes), 1)
-    return slopes.repeat_interleave(in_each, dim=0)[sequence_index(division, cp_rank, slopes.device)]
+    in_each = (len(sharding.cu_seqlens) - 1) // max(len(slopes), 1)
+    return slopes.repeat_interleave(in_each, dim=0)[sequence_index(sharding, cp_rank, slopes.device)]
 
 
 def _terms(
-    request: Request,
+    request: CallSpec,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -199,7 +199,7 @@ def _terms(
     alibi_slopes: Tensor | None,
     window: tuple[int, int],
     batch: int,
-    division: Division,
+    sharding: Sharding,
     borders: tuple[Borders, Borders],
 ) -> Terms:
     """What the other ranks have to ask for as well."""
@@ -219,7 +219,7 @@ def _terms(
         mask=window,
         layout=named(cp.layout),
         route=named(cp.route),
-        functions=functions(division, cp.route),
+        functions=functions(sharding, cp.route),
         per_sequence=cp.per_sequence,
         head_groups=cp.head_groups,
         rows=batch,
@@ -236,31 +236,31 @@ def _terms(
 
 
 def _schedules(
-    request: Request,
-    division: Division,
+    request: CallSpec,
+    sharding: Sharding,
     borders_k: Borders,
     window: tuple[int, int],
     kernels: Kernels,
     terms: Terms,
 ) -> tuple[Schedule, Schedule]:
     """This rank's schedule for each pass, for queries that are divided so and the keys of their sequences."""
-    cp, comm, borders_q = request.cp, request.cp.communicator, division.cu_seqlens
+    cp, comm, borders_q = request.cp, request.cp.communicator, sharding.cu_seqlens
     if callable(cp.route):
         first, second = cp.route, cp.route
     else:
-        first, second = (CANDIDATES[name] for name in auto(comm, division, window, kernels, terms))
+        first, second = (CANDIDATES[name] for name in auto(comm, sharding, window, kernels, terms))
 
-    def planned(route: Route, ahead: int) -> Schedule:
+    def planned(route: Route, num_early_rows: int) -> Schedule:
         return plan(
-            *(division.layout, route, borders_q, borders_k, comm.rank, comm.size),
+            *(sharding.layout, route, borders_q, borders_k, comm.rank, comm.size),
             window=window,
             per_sequence=cp.per_sequence,
-            batch=division.batch,
+            batch=sharding.batch,
             head_groups=cp.head_groups,
-            ahead=ahead,
+            num_early_rows=num_early_rows,
         )
 
     backward = planned(second, 0)
     # A backward pass has to find the dropout masks of every launch again.
-    ahead = early_rows(borders_q[-1] // comm.size)
-    return backward if request.dropout_p > 0 else planned(first, ahead), backward
+    num_early_rows = default_early_rows(borders_q[-1] // comm.size)
+    return backward if request.dropout_p > 0 else planned(first, num_early_rows), backward

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ringattn.context_parallel import ContextParallel
-from ringattn_core.schedule import Schedule
+from ringattn_core.plan.schedule import Schedule
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -153,7 +153,7 @@ def sequences(cu_seqlens: Sequence[int], cu_seqlens_k: Sequence[int]) -> None:
 
 def shares(schedule: Schedule, q: Tensor, k: Tensor, batch: int) -> None:
     """Raise unless this rank's tensors are as long as its share of the sequences."""
-    for name, borders, x, tokens, division in (
+    for name, borders, x, tokens, sharding in (
         ("q", "cu_seqlens", q, schedule.query_length, schedule.queries),
         ("k", "cu_seqlens_k or cu_seqlens", k, schedule.key_length, schedule.keys),
     ):
@@ -161,6 +161,6 @@ def shares(schedule: Schedule, q: Tensor, k: Tensor, batch: int) -> None:
             rank = f"rank {schedule.cp_rank} of {schedule.cp_size}"
             raise ValueError(
                 f"{name} has {x.shape[-3]} tokens, but {rank} holds {tokens // batch} of the "
-                f"{division.cu_seqlens[-1] // batch} in all, which are the end of {borders}, or else cp_size times "
+                f"{sharding.cu_seqlens[-1] // batch} in all, which are the end of {borders}, or else cp_size times "
                 f"what {name} has. Borders are global, and q, k, v this rank's shares: does cp.shard make them?"
             )

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from ringattn.agree import Terms
 from ringattn_comms.communicator import Communicator
-from ringattn_core.auto import Routes, auto_routes, typical
 from ringattn_core.errors import UnsupportedError
-from ringattn_core.kernel import Kernel, Options
 from ringattn_core.kernels.choose import choose, installed, question
-from ringattn_core.layout import Division
-from ringattn_core.machine import machine_of
-from ringattn_core.schedule import Schedule
-from ringattn_core.shape import ACCUMULATOR, Shape
+from ringattn_core.look.auto import Routes, auto_routes, typical
+from ringattn_core.look.machine import machine_of
+from ringattn_core.look.shape import ACCUMULATOR, Shape
+from ringattn_core.plan.layout import Sharding
+from ringattn_core.plan.schedule import Schedule
+from ringattn_core.run.kernel import Kernel, Options
 
 
 class Kernels(NamedTuple):
@@ -44,15 +44,15 @@ class Kernels(NamedTuple):
         return None if chosen == "reference" else chosen
 
 
-def auto(comm: Communicator, division: Division, window: tuple[int, int], kernels: Kernels, terms: Terms) -> Routes:
+def auto(comm: Communicator, sharding: Sharding, window: tuple[int, int], kernels: Kernels, terms: Terms) -> Routes:
     """The names of the fastest routes, the same on all ranks: once they tell each other what they decide by."""
     device = kernels.q.device
     if device.type != "cuda":
         return Routes("waves", "waves")  # Of other devices nothing is known.
     if comm.size > 1 and len(set(comm.agreement.introduce(device.type, _facts(device), terms.encode()))) > 1:
         return Routes("waves", "waves")
-    like = typical(division)
-    one_sided = comm.windows(device) is not None
+    like = typical(sharding)
+    one_sided = comm.shared_buffers(device) is not None
     asked = like, window, one_sided, question(*kernels)
     if asked not in _ROUTES:
         if len(_ROUTES) == 256:

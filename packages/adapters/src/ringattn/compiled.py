@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ringattn.call import Request, batched, drawn_seed, flattened
+from ringattn.call import CallSpec, batched, drawn_seed, flattened
 from ringattn.context_parallel import ContextParallel
 from ringattn_core.errors import UnsupportedError
-from ringattn_core.execute import Result
-from ringattn_core.kernel import accumulator_dtype
-from ringattn_core.transport import KV
+from ringattn_core.run.execute import Result
+from ringattn_core.run.kernel import accumulator_dtype
+from ringattn_core.run.transport import KV
 
 _INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? sinks, Tensor? alibi_slopes"
 _ASKED = (
@@ -26,7 +26,7 @@ _ASKED = (
 
 
 def attend(
-    request: Request, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, alibi_slopes: Tensor | None
+    request: CallSpec, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, alibi_slopes: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """out and lse, shaped like what was given: what a compiler sees of `attention`, whose lengths are lists here."""
     lengths = request.cu_seqlens, request.cu_seqlens_k
@@ -128,8 +128,8 @@ def _differentiate(ctx: Any, dout: Tensor | None, dlse: Tensor | None, _: Tensor
 _forward.register_autograd(_differentiate, setup_context=_save)
 
 
-def _request(number: int, causal: bool, left: int, right: int, *rest: Any) -> Request:
-    return Request(ContextParallel.numbered(number), causal, (left, right), *rest)
+def _request(number: int, causal: bool, left: int, right: int, *rest: Any) -> CallSpec:
+    return CallSpec(ContextParallel.numbered(number), causal, (left, right), *rest)
 
 
 def _share(a: Tensor, b: Tensor) -> bool:

@@ -14,17 +14,17 @@ from torch import Tensor
 
 from ringattn import agree
 from ringattn.lengths import Borders, Lengths, read, sequence_positions
+from ringattn.no_compile import no_compile
 from ringattn.tensors import check_tensors
-from ringattn.untraced import untraced
 from ringattn_comms.agreement import encoded
 from ringattn_comms.communicator import Communicator
 from ringattn_comms.connect import Group, communicator
 from ringattn_core.errors import lookup
-from ringattn_core.index import stream_index
 from ringattn_core.kernels import choose
-from ringattn_core.layout import Division, Layout, layout_named
-from ringattn_core.route import NUMBERED, ROUTES, Route
-from ringattn_core.verify import check_division
+from ringattn_core.look.verify import check_sharding
+from ringattn_core.plan.layout import Layout, Sharding, layout_named
+from ringattn_core.plan.route import NUMBERED, ROUTES, Route
+from ringattn_core.run.index import stream_index
 
 _numbers = count()
 _by_number: WeakValueDictionary[int, ContextParallel] = WeakValueDictionary()
@@ -61,7 +61,7 @@ class ContextParallel:
     kernel: str | None = None
     number: int = field(init=False, repr=False)
 
-    @untraced
+    @no_compile
     def __post_init__(self) -> None:
         object.__setattr__(self, "layout", layout_named(self.layout))
         if isinstance(self.route, str):
@@ -111,8 +111,8 @@ class ContextParallel:
         """The same for sequences of other lengths: make one for each batch, and use it in all layers."""
         return replace(self, cu_seqlens=cu_seqlens)
 
-    @untraced
-    def division(self, length: int) -> Division:
+    @no_compile
+    def division(self, length: int) -> Sharding:
         """Who holds which of `length` tokens. Raises ValueError where that contradicts `cu_seqlens`."""
         borders = Borders((0, length)) if self.cu_seqlens is None else read(self.cu_seqlens)
         if borders[-1] != length:
@@ -121,16 +121,16 @@ class ContextParallel:
                 "cu_seqlens are global borders, before sharding."
             )
         assert callable(self.layout), "the name was looked up when this was made"
-        division = sound(Division(self.layout, borders, self.cp_size, self.per_sequence))
-        if self.cu_seqlens is None and not _even(division):
+        sharding = sound(Sharding(self.layout, borders, self.cp_size, self.per_sequence))
+        if self.cu_seqlens is None and not _even(sharding):
             raise ValueError(
                 f"This layout does not give all {self.cp_size} ranks the same number of {length} tokens, so that a "
                 "rank could not tell the whole length from its own share. "
                 f"Say ContextParallel(..., cu_seqlens=[0, {length}])."
             )
-        return division
+        return sharding
 
-    @untraced
+    @no_compile
     def shard(self, *tensors: Tensor, dim: int | None = None) -> Any:
         """This rank's share of whole tensors along `dim`: one tensor for one, a tuple for several.
 
@@ -149,7 +149,7 @@ class ContextParallel:
         shards = tuple(x.index_select(dim, rows) for x, rows in zip(tensors, index, strict=True))
         return shards[0] if len(shards) == 1 else shards
 
-    @untraced
+    @no_compile
     def unshard(self, *tensors: Tensor, dim: int | None = None) -> Any:
         """The whole tensors from every rank's shares: the inverse of `shard`, on every rank.
 
@@ -164,18 +164,18 @@ class ContextParallel:
         whole = tuple(self._unshard(x, dim) for x in tensors)
         return whole[0] if len(whole) == 1 else whole
 
-    @untraced
+    @no_compile
     def position_ids(self, length: int, device: torch.device | str | None = None) -> Tensor:
         """The positions of this rank's tokens in their sequences, for rotary embeddings: (1, local tokens) int64.
 
         length: tokens of the whole. device: where the positions are wanted; None is the CPU. Raises ValueError as
         `shard` does.
         """
-        division = self.division(length)
-        positions = sequence_positions(division.cu_seqlens)[stream_index(division, self.cp_rank, torch.device("cpu"))]
+        sharding = self.division(length)
+        positions = sequence_positions(sharding.cu_seqlens)[stream_index(sharding, self.cp_rank, torch.device("cpu"))]
         return positions.to(device)[None]
 
-    @untraced
+    @no_compile
     def shift_labels(self, labels: Tensor, dim: int = 1, ignore_index: int = -100) -> Tensor:
         """Every token's label is the next token's: shift the whole labels, before `shard`.
 
@@ -183,9 +183,9 @@ class ContextParallel:
         another rank's, so a shift of shards would lose it. The last token of every packed sequence gets `ignore_index`.
         Returns the same shape. Raises ValueError as `shard` does.
         """
-        division = self.division(labels.shape[self._token_dim((labels,), dim)])
+        sharding = self.division(labels.shape[self._token_dim((labels,), dim)])
         shifted = labels.roll(-1, dims=dim)
-        last = torch.tensor(division.cu_seqlens[1:], device=labels.device) - 1
+        last = torch.tensor(sharding.cu_seqlens[1:], device=labels.device) - 1
         return shifted.index_fill(dim, last[last >= 0], ignore_index)
 
     def _token_dim(self, given: tuple[Tensor, ...], dim: int | None) -> int:
@@ -211,27 +211,27 @@ class ContextParallel:
     def _unshard(self, x: Tensor, dim: int) -> Tensor:
         with agree.telling(lambda: self.communicator):
             length = x.shape[dim] * self.cp_size if self.cu_seqlens is None else read(self.cu_seqlens)[-1]
-            division = self.division(length)
-            if x.shape[dim] != division.length(self.cp_rank):
+            sharding = self.division(length)
+            if x.shape[dim] != sharding.length(self.cp_rank):
                 raise ValueError(
-                    f"Rank {self.cp_rank} holds {division.length(self.cp_rank)} of {length} tokens, but the tensor to "
+                    f"Rank {self.cp_rank} holds {sharding.length(self.cp_rank)} of {length} tokens, but the tensor to "
                     f"unshard has {x.shape[dim]} along dimension {dim}."
                 )
         x = x.movedim(dim, 0)
-        whole: Tensor = _Unshard.apply(x, _Gathering(x, division, self.communicator))  # type: ignore[no-untyped-call]
+        whole: Tensor = _Unshard.apply(x, _Gathering(x, sharding, self.communicator))  # type: ignore[no-untyped-call]
         return whole.movedim(0, dim)
 
 
 class _Gathering:
     """One `unshard`: what its adjoint needs to know of it."""
 
-    def __init__(self, x: Tensor, division: Division, comm: Communicator) -> None:
-        self.division, self.comm = division, comm
+    def __init__(self, x: Tensor, sharding: Sharding, comm: Communicator) -> None:
+        self.sharding, self.comm = sharding, comm
         self.number: int | None = None  # that the other ranks know it by, once it has run
         self.terms = encoded(
             (
-                *(("shape", tuple(x.shape[1:])), ("dtype", x.dtype), ("layout", agree.named(division.layout))),
-                ("cu_seqlens", division.cu_seqlens),
+                *(("shape", tuple(x.shape[1:])), ("dtype", x.dtype), ("layout", agree.named(sharding.layout))),
+                ("cu_seqlens", sharding.cu_seqlens),
             )
         )
 
@@ -241,14 +241,14 @@ class _Unshard(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, run: _Gathering) -> Tensor:
-        division, comm = run.division, run.comm
-        padded = x.new_zeros((max(_lengths(division)), *x.shape[1:]))
+        sharding, comm = run.sharding, run.comm
+        padded = x.new_zeros((max(_lengths(sharding)), *x.shape[1:]))
         padded[: len(x)] = x
         with agree.turn(comm, "unshard", run.terms, x.device) as run.number:
             gathered = comm.all_gather(padded).wait() if comm.size > 1 else padded[None]
-        whole = x.new_empty((division.cu_seqlens[-1], *x.shape[1:]))
-        for rank, length in enumerate(_lengths(division)):
-            whole[stream_index(division, rank, x.device)] = gathered[rank, :length]
+        whole = x.new_empty((sharding.cu_seqlens[-1], *x.shape[1:]))
+        for rank, length in enumerate(_lengths(sharding)):
+            whole[stream_index(sharding, rank, x.device)] = gathered[rank, :length]
         return whole
 
     @staticmethod
@@ -258,31 +258,31 @@ class _Unshard(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        division, comm = ctx.run.division, ctx.run.comm
-        parts = grad.new_zeros((comm.size, max(_lengths(division)), *grad.shape[1:]))
-        for rank, length in enumerate(_lengths(division)):
-            parts[rank, :length] = grad[stream_index(division, rank, grad.device)]
+        sharding, comm = ctx.run.sharding, ctx.run.comm
+        parts = grad.new_zeros((comm.size, max(_lengths(sharding)), *grad.shape[1:]))
+        for rank, length in enumerate(_lengths(sharding)):
+            parts[rank, :length] = grad[stream_index(sharding, rank, grad.device)]
         with agree.turn(comm, f"backward of {ctx.run.number}", ctx.run.terms, grad.device):
             own = comm.reduce_scatter(parts).wait() if comm.size > 1 else parts[0]
-        return own[: division.length(comm.rank)], None
+        return own[: sharding.length(comm.rank)], None
 
 
-def sound(division: Division) -> Division:
+def sound(sharding: Sharding) -> Sharding:
     """The same, if every token has one place: ringattn's own layouts need no proof. Raises ValueError otherwise."""
-    if getattr(division.layout, "__module__", "") != layout_named.__module__:
-        _prove(division)
-    return division
+    if getattr(sharding.layout, "__module__", "") != layout_named.__module__:
+        _prove(sharding)
+    return sharding
 
 
 @lru_cache(16)
-def _prove(division: Division) -> None:
-    check_division(division, "tokens")
+def _prove(sharding: Sharding) -> None:
+    check_sharding(sharding, "tokens")
 
 
-def _lengths(division: Division) -> Sequence[int]:
-    return [division.length(rank) for rank in range(division.cp_size)]
+def _lengths(sharding: Sharding) -> Sequence[int]:
+    return [sharding.length(rank) for rank in range(sharding.cp_size)]
 
 
 @lru_cache(16)
-def _even(division: Division) -> bool:
-    return len(set(_lengths(division))) == 1
+def _even(sharding: Sharding) -> bool:
+    return len(set(_lengths(sharding))) == 1

@@ -19,12 +19,12 @@ from ringattn.context_parallel import ContextParallel
 from ringattn.lengths import Borders, read, scaled
 from ringattn.llama3 import head_groups, stream_borders, stream_slopes
 from ringattn.native import attention
+from ringattn.no_compile import no_compile
 from ringattn.tensors import check_tensors
-from ringattn.untraced import untraced
 from ringattn_comms.connect import Group, communicator
-from ringattn_core.layout import Layout, contiguous
-from ringattn_core.route import Route, at_once, gather
-from ringattn_core.tile import Window
+from ringattn_core.plan.layout import Layout, contiguous
+from ringattn_core.plan.route import Route, at_once, gather
+from ringattn_core.plan.tile import Window
 
 Function = Callable[..., Any]
 
@@ -221,7 +221,7 @@ def _named(
     func: Function, prefix: str, summary: str, rows: str, lengths: str, layout: Layout, route: Route
 ) -> tuple[Function, Function, Function]:
     """func under its name, and the two that take k and v, or q, k and v, in one (..., 2 or 3, heads, head_dim)."""
-    func = untraced(func)
+    func = no_compile(func)
 
     @wraps(func)
     def kvpacked(q: Tensor, kv: Tensor, *args: Any, **kwargs: Any) -> Any:

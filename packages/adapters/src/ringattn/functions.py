@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ringattn.family import balanced_gather, batch, llama3, varlen
-from ringattn_core.layout import contiguous, striped, zigzag
-from ringattn_core.route import ring
+from ringattn_core.plan.layout import contiguous, striped, zigzag
+from ringattn_core.plan.route import ring
 
 (
     ring_flash_attn_func,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from ringattn.untraced import untraced
+from ringattn.no_compile import no_compile
 from ringattn_core.errors import check_cu_seqlens
 
 Lengths = Sequence[int] | Tensor
@@ -49,7 +49,7 @@ class _Seen(NamedTuple):
 _read: dict[int, _Seen] = {}  # by id, for as long as the tensor lives
 
 
-@untraced
+@no_compile
 def read(cu_seqlens: Lengths, name: str = "cu_seqlens") -> Borders:
     """The borders as a tuple, again whenever a tensor has changed.
 
@@ -80,7 +80,7 @@ def read(cu_seqlens: Lengths, name: str = "cu_seqlens") -> Borders:
     return borders
 
 
-@untraced
+@no_compile
 def written(borders: Iterable[int], like: Tensor) -> Tensor:
     """The borders as a tensor of the dtype and on the device of `like`; `read` need not wait for it."""
     checked = _checked(borders, "cu_seqlens")

@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ringattn.lengths import Borders, read, written
-from ringattn.untraced import untraced
+from ringattn.no_compile import no_compile
 
 
 class ContractError(ValueError, AssertionError):
     """A ValueError that ring-flash-attention raises as an AssertionError; callers may rely on either."""
 
 
-@untraced
+@no_compile
 def llama3_flash_attn_prepare_cu_seqlens(
     cu_seqlens: Tensor, causal: bool, rank: int, world_size: int
 ) -> tuple[Tensor, Tensor, int, int, slice]:

@@ -11,18 +11,18 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from ringattn import compiled
-from ringattn.call import Request, autocasts, batched, drawn_seed, flattened, lowered
+from ringattn.call import CallSpec, autocasts, batched, drawn_seed, flattened, lowered
 from ringattn.context_parallel import ContextParallel
 from ringattn.lengths import Lengths
+from ringattn.no_compile import no_compile
 from ringattn.planned import Run
 from ringattn.tensors import check_tensors
-from ringattn.untraced import untraced
-from ringattn_comms.communicator import Solo
+from ringattn_comms.communicator import SingleRank
 from ringattn_core.errors import UnsupportedError
-from ringattn_core.execute import Result
-from ringattn_core.transport import KV
+from ringattn_core.run.execute import Result
+from ringattn_core.run.transport import KV
 
-_SOLO = ContextParallel(Solo())
+_SOLO = ContextParallel(SingleRank())
 _NO_VMAP = "ringattn.attention cannot be mapped by torch.func.vmap: q, k and v take a batch dimension instead."
 
 
@@ -74,7 +74,7 @@ def attention(
     if autocasts(q.device):
         q, k, v = (lowered(x) for x in (q, k, v))
     scale = (q.shape[-1] or 1) ** -0.5 if softmax_scale is None else softmax_scale
-    request = Request(
+    request = CallSpec(
         _SOLO if cp is None else cp,
         causal,
         window_size,
@@ -96,9 +96,9 @@ def attention(
     return (out, lse) if return_lse else out
 
 
-@untraced
+@no_compile
 def _attend(
-    request: Request, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, alibi_slopes: Tensor | None
+    request: CallSpec, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, alibi_slopes: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """out and lse, shaped like what was given."""
     seed = drawn_seed(request.dropout_p)

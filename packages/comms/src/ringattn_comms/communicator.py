@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ringattn_comms.agreement import Agreement, Said
-from ringattn_comms.window import Windows
+from ringattn_comms.shared_buffer import SharedBuffers
 
 
 class Work(Protocol):
@@ -54,7 +54,7 @@ class Communicator(ABC):
     def all_to_all(self, x: Tensor) -> Work:
         """x[i] goes to rank i; what arrives has x's shape, in rank order."""
 
-    def windows(self, device: torch.device) -> Windows | None:
+    def shared_buffers(self, device: torch.device) -> SharedBuffers | None:
         """Memory that the ranks' devices can address of each other, where there is any."""
         return None
 
@@ -91,7 +91,7 @@ class Communicator(ABC):
         """
         return True
 
-    def twin(self, device: torch.device) -> Communicator:
+    def second_communicator(self, device: torch.device) -> Communicator:
         """Another end of the same group, whose calls on a device do not queue behind this one's; itself if none do.
 
         It is the same one each time. All ranks ask for the first time together.
@@ -139,7 +139,7 @@ class First:
         return self.work.wait()[0]
 
 
-class Solo(Communicator):
+class SingleRank(Communicator):
     """A group of one rank, without any library below it."""
 
     rank, size = 0, 1

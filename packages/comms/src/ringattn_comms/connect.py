@@ -8,12 +8,12 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from ringattn_comms.backends.torch_dist import TorchDist
 from ringattn_comms.communicator import Communicator
-from ringattn_comms.pull import Pull
+from ringattn_comms.one_sided import OneSided
 from ringattn_comms.ring import Ring
 from ringattn_comms.waves import Waves
-from ringattn_core.route import at_once
-from ringattn_core.schedule import Schedule
-from ringattn_core.transport import Alone, Transport
+from ringattn_core.plan.route import at_once
+from ringattn_core.plan.schedule import Schedule
+from ringattn_core.run.transport import LocalTransport, Transport
 
 Group = dist.ProcessGroup | DeviceMesh | Communicator | None
 """A process group, a one-dimensional device mesh, a communicator of one's own, or None for all processes."""
@@ -63,8 +63,8 @@ def connect(group: Group, schedule: Schedule, device: torch.device | None = None
     """
     comm = communicator(group)
     if comm.size == 1:
-        return Alone()
+        return LocalTransport()
     device = device or torch.device("cpu")
-    if schedule.route is not at_once and (windows := comm.windows(device)):
-        return Pull(comm.rank, windows)
-    return (Ring if schedule.shifts else Waves)(comm, comm.twin(device))
+    if schedule.route is not at_once and (shared_buffers := comm.shared_buffers(device)):
+        return OneSided(comm.rank, shared_buffers)
+    return (Ring if schedule.shifts else Waves)(comm, comm.second_communicator(device))

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from itertools import groupby
 
 from ringattn_comms.communicator import Communicator, Work
-from ringattn_comms.parcel import pack, unpack
-from ringattn_core.kernel import accumulator_dtype
-from ringattn_core.schedule import Schedule, Step
-from ringattn_core.transport import KV, joined, kv_heads
+from ringattn_comms.packed_kv import pack, unpack
+from ringattn_core.plan.schedule import Schedule, Step
+from ringattn_core.run.kernel import accumulator_dtype
+from ringattn_core.run.transport import KV, joined, kv_heads
 
 
 class Ring:
@@ -27,26 +27,26 @@ class Ring:
         for _, group in groupby(schedule.steps, key=lambda step: step.head_group):
             steps = list(group)
             part = kv.heads(kv_heads(schedule, steps[0], kv))
-            parcel = pack(part, schedule.shard_size)
+            packed_kv = pack(part, schedule.shard_size)
             for step, following in zip(steps, (*steps[1:], None), strict=True):
-                coming = self.keys.shift(parcel, following.hop - step.hop) if following else None
-                yield step, unpack(parcel, self._head_dim)
+                coming = self.keys.shift(packed_kv, following.hop - step.hop) if following else None
+                yield step, unpack(packed_kv, self._head_dim)
                 if coming:
-                    parcel = coming.wait()
+                    packed_kv = coming.wait()
 
-    def give(self, step: Step, grads: KV) -> None:
+    def send_grads(self, step: Step, grads: KV) -> None:
         dtype, schedule = accumulator_dtype(grads.k.dtype), self._schedule
-        parcel = pack(KV(grads.k.to(dtype), grads.v.to(dtype)), schedule.shard_size)
+        packed_kv = pack(KV(grads.k.to(dtype), grads.v.to(dtype)), schedule.shard_size)
         if self._arriving:  # what the ranks before this one have found for the same keys
-            parcel += self._arriving.wait()
+            packed_kv += self._arriving.wait()
         # Gradients go the way that the keys went on, and from a group's last step to their owner.
         steps = schedule.first_group
         place = [each.hop for each in steps].index(step.hop)
         last = place == len(steps) - 1
-        self._arriving = self.gradients.shift(parcel, (0 if last else steps[place + 1].hop) - step.hop)
+        self._arriving = self.gradients.shift(packed_kv, (0 if last else steps[place + 1].hop) - step.hop)
         if last:
             self._home.append(unpack(self._arriving.wait()[: schedule.key_length], self._head_dim))
             self._arriving = None
 
-    def collect(self) -> KV:
+    def finish(self) -> KV:
         return joined(self._home)

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 import torch
 
 from ringattn_comms.communicator import Communicator
-from ringattn_comms.parcel import arrange, disarrange, pack, unpack
-from ringattn_core.kernel import accumulator_dtype
-from ringattn_core.route import traffic
-from ringattn_core.schedule import Schedule, Step
-from ringattn_core.transport import KV, kv_heads
+from ringattn_comms.packed_kv import arrange, disarrange, pack, unpack
+from ringattn_core.plan.route import route_table
+from ringattn_core.plan.schedule import Schedule, Step
+from ringattn_core.run.kernel import accumulator_dtype
+from ringattn_core.run.transport import KV, kv_heads
 
 
 class Waves:
@@ -34,14 +34,14 @@ class Waves:
                 arrive = _fetch(self.keys, schedule, following, kv)
             yield step, keys
 
-    def give(self, step: Step, grads: KV) -> None:
+    def send_grads(self, step: Step, grads: KV) -> None:
         if self._come_home is None:
             self._total = KV(*(torch.zeros_like(x, dtype=accumulator_dtype(x.dtype)) for x in self._kv))
         else:
             self._come_home(self._total)
         self._come_home = _give(self.gradients, self._schedule, step, grads)
 
-    def collect(self) -> KV:
+    def finish(self) -> KV:
         assert self._come_home is not None, "a backward pass gives the gradients of every step"
         self._come_home(self._total)
         return self._total
@@ -54,7 +54,7 @@ def _stays(comm: Communicator, step: Step) -> bool:
 
 def _all_meet(comm: Communicator, schedule: Schedule, step: Step) -> bool:
     """Has every rank, not this one alone, everyone's keys at hand? Then one collective call moves them."""
-    return traffic(schedule.route, comm.size).meets[step.hop]
+    return route_table(schedule.route, comm.size).meets[step.hop]
 
 
 def _fetch(comm: Communicator, schedule: Schedule, step: Step, kv: KV) -> Callable[[], KV]:
@@ -62,20 +62,22 @@ def _fetch(comm: Communicator, schedule: Schedule, step: Step, kv: KV) -> Callab
     own = kv.heads(kv_heads(schedule, step, kv))
     if _stays(comm, step):
         return lambda: own
-    parcel = pack(own, schedule.shard_size)
+    packed_kv = pack(own, schedule.shard_size)
     if _all_meet(comm, schedule, step):
-        work, ranks, kept = comm.all_gather(parcel), list(range(comm.size)), None
+        work, ranks, kept = comm.all_gather(packed_kv), list(range(comm.size)), None
     else:
         ranks = [rank for rank in step.sources if rank != comm.rank]
-        work = comm.send_recv([(rank, parcel) for rank in step.destinations if rank != comm.rank], ranks, parcel)
-        kept = parcel[None] if comm.rank in step.sources else None
+        work = comm.send_recv([(rank, packed_kv) for rank in step.destinations if rank != comm.rank], ranks, packed_kv)
+        kept = packed_kv[None] if comm.rank in step.sources else None
 
     def wait() -> KV:
         arrived = work.wait() if kept is None else torch.cat([work.wait(), kept])
         order = [[*ranks, comm.rank].index(rank) for rank in step.sources]
         # A list as an index would be copied to the GPU, for which the host would wait.
-        parcels = arrived if order == list(range(len(arrived))) else torch.stack([arrived[place] for place in order])
-        return unpack(arrange(schedule, step, parcels), own.k.shape[2])
+        packed_shards = (
+            arrived if order == list(range(len(arrived))) else torch.stack([arrived[place] for place in order])
+        )
+        return unpack(arrange(schedule, step, packed_shards), own.k.shape[2])
 
     return wait
 
@@ -98,8 +100,8 @@ def _give(comm: Communicator, schedule: Schedule, step: Step, grads: KV) -> Call
     head_dim = grads.k.shape[2]
 
     def come_home(total: KV) -> None:
-        parcels = (parcel[: schedule.key_length] for parcel in (*own, *work.wait()))
-        _add(total, schedule, step, [unpack(parcel, head_dim) for parcel in parcels])
+        packed_shards = (packed_kv[: schedule.key_length] for packed_kv in (*own, *work.wait()))
+        _add(total, schedule, step, [unpack(packed_kv, head_dim) for packed_kv in packed_shards])
 
     return come_home
 

@@ -4,17 +4,19 @@ What is imported here, the schedule half, does not even import torch.
 """
 
 from ringattn_core.errors import UnsupportedError
-from ringattn_core.layout import Division, balanced, contiguous, striped, windowed, zigzag
-from ringattn_core.planner import plan, plan_all
-from ringattn_core.route import double_ring, gather, ring, waves
-from ringattn_core.verify import verify
+from ringattn_core.look import draw
+from ringattn_core.look.verify import verify
+from ringattn_core.plan.layout import Sharding, balanced, contiguous, striped, windowed, zigzag
+from ringattn_core.plan.planner import plan, plan_all
+from ringattn_core.plan.route import double_ring, gather, ring, waves
 
 __all__ = [
-    "Division",
+    "Sharding",
     "UnsupportedError",
     "balanced",
     "contiguous",
     "double_ring",
+    "draw",
     "gather",
     "plan",
     "plan_all",

@@ -10,11 +10,11 @@ import typer
 
 from ringattn.cli import sizes
 from ringattn.cli.progress import followed
-from ringattn_core.layout import layout_named
-from ringattn_core.planner import plan
-from ringattn_core.route import route_named
-from ringattn_core.schedule import Schedule
-from ringattn_core.tile import Window
+from ringattn_core.plan.layout import layout_named
+from ringattn_core.plan.planner import plan
+from ringattn_core.plan.route import route_named
+from ringattn_core.plan.schedule import Schedule
+from ringattn_core.plan.tile import Window
 
 
 def _known_to(look_up: Callable[[str], object]) -> Callable[[str], str]:
@@ -93,13 +93,15 @@ def schedules(
     window: int | None,
     *,
     causal: bool = True,
-    ahead: int = 0,
+    num_early_rows: int = 0,
 ) -> tuple[Schedule, ...]:
     """The schedules of all ranks. Raises BadParameter for a route that does not fit."""
     borders = tuple(accumulate(lengths, initial=0))
     try:
         how = layout_named(layout), route_named(route), borders, borders
         ranks = followed(range(cp), f"planning {route}")
-        return tuple(plan(*how, rank, cp, window=band(window, causal=causal), ahead=ahead) for rank in ranks)
+        return tuple(
+            plan(*how, rank, cp, window=band(window, causal=causal), num_early_rows=num_early_rows) for rank in ranks
+        )
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="'--route'") from error

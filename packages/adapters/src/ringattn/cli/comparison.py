@@ -16,7 +16,7 @@ from rich.text import Text
 from ringattn.cli import group, pictures, reference, smollm
 from ringattn.cli.reference import Reference
 from ringattn.cli.worker import Job, Result
-from ringattn_core.schedule import Schedule
+from ringattn_core.plan.schedule import Schedule
 
 TOLERANCE = 1e-4  # of a float32 model whose attention is computed in float64 on both sides, see `exact`
 console = Console(highlight=False)

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from ringattn.cli import choices, pictures, sizes
-from ringattn_core import svg as vector
+from ringattn_core.look import svg as vector
 
 
 def draw(

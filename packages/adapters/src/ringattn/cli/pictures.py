@@ -1,4 +1,4 @@
-"""The drawings of `ringattn_core.draw` in colour, as wide as the console: every rank has a colour of its own."""
+"""The drawings of `ringattn_core.look.draw` in colour, as wide as the console: every rank has a colour of its own."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from rich.padding import Padding
 from rich.text import Text
 
 from ringattn_core import draw
-from ringattn_core.layout import Division
-from ringattn_core.schedule import Schedule
+from ringattn_core.plan.layout import Sharding
+from ringattn_core.plan.schedule import Schedule
 
 COLORS = ("cyan", "magenta", "green", "yellow", "blue", "red", "bright_cyan", "bright_magenta")
 
@@ -21,11 +21,11 @@ def color(rank: int) -> str:
     return COLORS[rank % len(COLORS)]
 
 
-def ownership(division: Division, width: int) -> str:
+def ownership(sharding: Sharding, width: int) -> str:
     """Who holds which tokens, in lines of so many characters at most, if 8 for the tokens are not too many."""
-    longest = max(division.length(rank) for rank in range(division.cp_size))
-    around = len(f"rank {division.cp_size - 1} || {longest:,} tokens")
-    return draw.ownership(division, width=max(8, min(64, width - around)))
+    longest = max(sharding.length(rank) for rank in range(sharding.cp_size))
+    around = len(f"rank {sharding.cp_size - 1} || {longest:,} tokens")
+    return draw.ownership(sharding, width=max(8, min(64, width - around)))
 
 
 def mask(schedules: Sequence[Schedule], width: int, *, most: int = 48) -> str:

@@ -15,16 +15,16 @@ from rich.text import Text
 
 from ringattn.cli import choices, sizes
 from ringattn.cli.progress import busy, followed
-from ringattn_core.auto import CANDIDATES, Routes, auto_routes, typical
 from ringattn_core.errors import lookup
-from ringattn_core.layout import Division, layout_named
-from ringattn_core.machine import MACHINES
-from ringattn_core.route import route_named
-from ringattn_core.schedule import Schedule
-from ringattn_core.settled import early_rows
-from ringattn_core.shape import ACCUMULATOR, Shape
-from ringattn_core.simulate import Forecast, predict
-from ringattn_core.tile import chunk
+from ringattn_core.look.auto import CANDIDATES, Routes, auto_routes, typical
+from ringattn_core.look.machine import MACHINES
+from ringattn_core.look.shape import ACCUMULATOR, Shape
+from ringattn_core.look.simulate import Forecast, predict
+from ringattn_core.plan.layout import Sharding, layout_named
+from ringattn_core.plan.local_rows import default_early_rows
+from ringattn_core.plan.route import route_named
+from ringattn_core.plan.schedule import Schedule
+from ringattn_core.plan.tile import chunk
 
 FULL = "✗"  # what does not fit
 Passes = tuple[tuple[Schedule, ...], tuple[Schedule, ...]]  # all ranks' schedules of a forward and of a backward pass
@@ -65,15 +65,18 @@ def plan(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="'--gpu'") from error
     lengths = _lengths(sizes.lengths(seqlen), documents)
-    early = early_rows(sum(lengths) // cp)  # of a forward pass
+    early = default_early_rows(sum(lengths) // cp)  # of a forward pass
 
     @cache
     def planned(name: str) -> Passes:
-        forward, backward = (choices.schedules(layout, name, lengths, cp, window, ahead=ahead) for ahead in (early, 0))
+        forward, backward = (
+            choices.schedules(layout, name, lengths, cp, window, num_early_rows=num_early_rows)
+            for num_early_rows in (early, 0)
+        )
         return forward, backward
 
     shape = Shape(heads, kv_heads, head_dim, grad_itemsize=2 if one_sided else ACCUMULATOR)
-    like = typical(Division(layout_named(layout), tuple(accumulate(lengths, initial=0)), cp))
+    like = typical(Sharding(layout_named(layout), tuple(accumulate(lengths, initial=0)), cp))
     with busy("choosing for auto"):
         auto = auto_routes(like, choices.band(window), shape, machine, one_sided=one_sided)
     plans = {name: planned(name) for name in route or _routes(cp) if name != "auto"}
@@ -99,7 +102,7 @@ def plan(
         console.print(f"[yellow]{note}[/]")
     console.print(
         f"[dim]{_work(some, shape)} Predicted for {gpu.upper()}s from measured kernels and links "
-        "(ringattn_core/machine.py).[/]"
+        "(ringattn_core/look/machine.py).[/]"
     )
 
 
@@ -155,7 +158,7 @@ def _chosen(name: str, auto: Routes) -> str:
     return f" ← {kinds[0]}" if len(kinds) == 1 else " ← auto" if kinds else ""
 
 
-def _notes(schedules: tuple[Schedule, ...], like: Division) -> list[str]:
+def _notes(schedules: tuple[Schedule, ...], like: Sharding) -> list[str]:
     """What a reader of the table should know; `like` is what "auto" was chosen for."""
     cp, notes = len(schedules), []
     idle = sum(schedule.query_length == 0 for schedule in schedules)
@@ -168,8 +171,8 @@ def _notes(schedules: tuple[Schedule, ...], like: Division) -> list[str]:
     return notes
 
 
-def _described(division: Division) -> str:
-    lengths = [stop - start for start, stop in pairwise(division.cu_seqlens)]
+def _described(sharding: Sharding) -> str:
+    lengths = [stop - start for start, stop in pairwise(sharding.cu_seqlens)]
     if len(lengths) == 1:
         return f"one sequence of {sizes.count(lengths[0], 'token')}"
     least, most = min(lengths), max(lengths)

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ringattn import ContextParallel, attention
-from ringattn_comms.communicator import Solo
+from ringattn_comms.communicator import SingleRank
 from ringattn_core.kernels.choose import KERNELS
 
 _PACKAGES = (
@@ -86,7 +86,7 @@ def _kernel(name: str, device: torch.device, dtype: torch.dtype) -> Row:
 
 def _passes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kernel: str) -> list[torch.Tensor]:
     inputs = [x.clone().requires_grad_() for x in (q, k, v)]
-    out = attention(*inputs, cp=ContextParallel(Solo(), kernel=kernel), causal=True)
+    out = attention(*inputs, cp=ContextParallel(SingleRank(), kernel=kernel), causal=True)
     out.float().square().sum().backward()
     return [out.detach().float(), *(x.grad.float() for x in inputs if x.grad is not None)]
 

@@ -15,16 +15,16 @@ from torch import Tensor
 
 from ringattn import checks
 from ringattn.agree import telling
-from ringattn.call import Request, batched, drawn_seed, flattened
+from ringattn.call import CallSpec, batched, drawn_seed, flattened
 from ringattn.context_parallel import ContextParallel
 from ringattn.lengths import Borders, read, scaled
 from ringattn.llama3 import head_groups, stream_borders
-from ringattn.untraced import untraced
+from ringattn.no_compile import no_compile
 from ringattn_comms.connect import Group, communicator
-from ringattn_core.execute import Result
-from ringattn_core.layout import Layout
-from ringattn_core.route import Route
-from ringattn_core.transport import KV
+from ringattn_core.plan.layout import Layout
+from ringattn_core.plan.route import Route
+from ringattn_core.run.execute import Result
+from ringattn_core.run.transport import KV
 
 Function = Callable[..., Any]
 Divide = Callable[[Group, Tensor, Tensor, dict[str, Any]], tuple[ContextParallel, Borders | None]]
@@ -77,7 +77,7 @@ def _pair(prefix: str, lengths: tuple[str, ...], divide: Divide) -> tuple[Functi
     saved = "process_group", "dout", "q", "k", "v", "out", "softmax_lse"
     backward_signature = _signature((*saved, *lengths, "softmax_scale"))
 
-    @untraced
+    @no_compile
     def forward(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         given = _bound(forward_signature, args, kwargs)
         q, k, v = given["q"], given["k"], given["v"]
@@ -88,7 +88,7 @@ def _pair(prefix: str, lengths: tuple[str, ...], divide: Divide) -> tuple[Functi
             result, _ = call.forward(flattened(q), flattened(k), flattened(v), None)
         return result.out.view(*q.shape[:-1], v.shape[-1]), batched(result.lse, q)
 
-    @untraced
+    @no_compile
     def backward(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
         given = _bound(backward_signature, args, kwargs)
         q, k, v, lse = given["q"], given["k"], given["v"], given["softmax_lse"]
@@ -124,10 +124,10 @@ def _bound(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str
     return bound.arguments
 
 
-def _request(given: dict[str, Any], divide: Divide, lengths: tuple[str, ...]) -> Request:
+def _request(given: dict[str, Any], divide: Divide, lengths: tuple[str, ...]) -> CallSpec:
     q, k, scale = given["q"], given["k"], given["softmax_scale"]
     cp, borders = divide(given["process_group"], q, k, {name: given[name] for name in lengths})
-    return Request(
+    return CallSpec(
         cp,
         given["causal"],
         checks.causal_window(given["causal"], given["window_size"]),

@@ -12,7 +12,7 @@ from ringattn.hf.decode import Decoding
 from ringattn.hf.layers import BEYOND_BANDS
 from ringattn.hf.masks import Band
 from ringattn.native import attention
-from ringattn.untraced import untraced
+from ringattn.no_compile import no_compile
 from ringattn_core.errors import UnsupportedError
 
 _REFUSED = BEYOND_BANDS | {
@@ -21,7 +21,7 @@ _REFUSED = BEYOND_BANDS | {
 }
 
 
-@untraced
+@no_compile
 def attention_forward(
     module: nn.Module,
     query: Tensor,

@@ -12,9 +12,9 @@ from torch import Tensor
 from ringattn.context_parallel import ContextParallel
 from ringattn.hf.cache import ShardedCache
 from ringattn.hf.texts import Texts
-from ringattn_core.layout import Division, Layout
-from ringattn_core.memo import shared
-from ringattn_core.tile import chunk
+from ringattn_core.plan.layout import Layout, Sharding
+from ringattn_core.plan.memo import shared
+from ringattn_core.plan.tile import chunk
 
 if TYPE_CHECKING:
     from ringattn.hf.logits import Kept
@@ -61,7 +61,7 @@ class ShardedBatch:
         return self._division.cu_seqlens[-1]
 
     @property
-    def _division(self) -> Division:
+    def _division(self) -> Sharding:
         assert self.row.cu_seqlens is not None, "made by `divide`"
         return self.row.division(int(self.row.cu_seqlens[-1]))
 
@@ -128,9 +128,9 @@ def divide(
 
 def _even(row: ContextParallel, length: int) -> bool:
     """Does no rank hold much more than its share? Many short sequences would all leave their odd tokens to a few."""
-    division = row.division(length)
-    most = max(division.length(rank) for rank in range(row.cp_size))
-    return most <= length / row.cp_size * 1.05 + 1 and min(map(division.length, range(row.cp_size))) > 0
+    sharding = row.division(length)
+    most = max(sharding.length(rank) for rank in range(row.cp_size))
+    return most <= length / row.cp_size * 1.05 + 1 and min(map(sharding.length, range(row.cp_size))) > 0
 
 
 @shared

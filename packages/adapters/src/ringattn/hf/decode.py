@@ -18,7 +18,7 @@ from ringattn.hf.cache import ShardedCache
 from ringattn.hf.partial import fused, plain
 from ringattn_comms.agreement import encoded
 from ringattn_core.errors import UnsupportedError
-from ringattn_core.kernel import accumulator_dtype
+from ringattn_core.run.kernel import accumulator_dtype
 
 
 class Decoding:

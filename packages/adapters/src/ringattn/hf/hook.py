@@ -14,13 +14,26 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.generation.configuration_utils import GenerationMode
 
 from ringattn.context_parallel import ContextParallel
-from ringattn.hf import generate, heads, hybrid, inputs, logits, neftune, outputs, refuse, relay, rope, router, towers
-from ringattn.hf.alike import FirstCalls
+from ringattn.hf import (
+    generate,
+    heads,
+    hybrid,
+    inputs,
+    logits,
+    neftune,
+    outputs,
+    relay,
+    rope,
+    router,
+    towers,
+    unsupported,
+)
 from ringattn.hf.batch import KEYWORD, ShardedBatch
 from ringattn.hf.cache import ShardedCache, cache_of
 from ringattn.hf.decode import Decoding
 from ringattn.hf.positions import Counted
-from ringattn.untraced import untraced
+from ringattn.hf.same_batch import FirstCalls
+from ringattn.no_compile import no_compile
 from ringattn_core.errors import UnsupportedError
 
 _CACHE = "_prepare_cache_for_generation"  # where `generate` makes a cache; a part of the model's class
@@ -46,7 +59,7 @@ class Hooks:
             self.whole = outputs.PER_TOKEN
         self.last: ShardedBatch | None = None
         self.first_calls = FirstCalls()
-        tower = refuse.tower(model)
+        tower = unsupported.tower(model)
         self.has_tower = tower is not model
         self.has_attention, self.counted = hybrid.has_attention(tower), Counted(tower, tower.config)
         self._handles = [
@@ -84,14 +97,14 @@ class Hooks:
         delattr(part, _ATTRIBUTE)
         vars(part).pop(_CACHE, None)
 
-    @untraced
+    @no_compile
     def before(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]] | None:
         """The whole batch's arguments become this rank's, or planned, where only a tower's are to be."""
         signature = inspect.signature(model.forward)
         arguments, chooses = _named(signature, args, kwargs), logits.NAME in signature.parameters
         if arguments.get(KEYWORD) is not None:
             return None  # a parallelized model around this one has done it
-        refuse.check_call(type(model).__name__, arguments, self.config)
+        unsupported.check_call(type(model).__name__, arguments, self.config)
         inputs.check(arguments)
         self.first_calls.check(arguments, self.cp.communicator)
         if isinstance(cache_of(arguments), ShardedCache):
@@ -105,12 +118,12 @@ class Hooks:
                 planned = generate.keep(planned, self.last, chooses and not self.has_tower)
         return (), planned if self.has_tower else self._local(planned, partial(neftune.local, model))
 
-    @untraced
+    @no_compile
     def inside(self, tower: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
         """The text tower's arguments become this rank's: the features of images are in their places by now."""
         return (), self._local(_named(inspect.signature(tower.forward), args, kwargs), towers.local)
 
-    @untraced
+    @no_compile
     def pooling(self, pooler: nn.Module, args: Any) -> tuple[Tensor]:
         """What makes one vector of a text's tokens gets all of them."""
         return heads.whole(pooler, args, self.last)
@@ -121,7 +134,7 @@ class Hooks:
             return local
         return local | {hybrid.MASK: hybrid.InPlaceOfMask(local[KEYWORD])}
 
-    @untraced
+    @no_compile
     def after(self, model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         """The loss becomes the whole batch's. Raises UnsupportedError for a model whose attention went elsewhere."""
         batch = kwargs[KEYWORD]
@@ -137,7 +150,7 @@ class Hooks:
             batch.cache.finish()
         if batch.kept is not None:
             return logits.whole(output, batch)
-        return outputs.mend(output, batch, with_loss=kwargs.get("labels") is not None, whole=self.whole)
+        return outputs.gather_outputs(output, batch, with_loss=kwargs.get("labels") is not None, whole=self.whole)
 
 
 def _prepare_cache_for_generation(

@@ -18,7 +18,7 @@ from ringattn.hf.batch import KEYWORD, ShardedBatch, padded
 from ringattn.hf.cache import NAMES, ShardedCache
 from ringattn.hf.decode import Decoding
 from ringattn.hf.texts import Texts
-from ringattn.untraced import untraced
+from ringattn.no_compile import no_compile
 from ringattn_core.errors import UnsupportedError
 
 # How transformers calls the classes of these layers, behind the name of their model.
@@ -90,7 +90,7 @@ class InPlaceOfMask:
         self.batch = batch
 
 
-@untraced
+@no_compile
 def _also_as_mask(caller: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
     """Some layers that have the batch by its name do not pass **kwargs on to their mixer."""
     names = list(inspect.signature(caller.forward).parameters)
@@ -102,7 +102,7 @@ def _also_as_mask(caller: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple
     return args, kwargs | {MASK: mask}
 
 
-@untraced
+@no_compile
 def _also_by_keyword(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
     """Some models without attention have the batch as a mask, and pass **kwargs on rather than this."""
     parameters = inspect.signature(model.forward).parameters.values()
@@ -126,7 +126,7 @@ class WholeSequences:
         if self._had_own:
             self._mixer.forward = self._inner
 
-    @untraced
+    @no_compile
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The mixer's output for this rank's tokens, from all ranks' hidden states (rows, local tokens, ...).
 

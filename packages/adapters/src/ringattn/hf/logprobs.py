@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ringattn.hf import refuse
+from ringattn.hf import unsupported
 from ringattn.hf.batch import ShardedBatch, padded
 from ringattn.hf.hook import Hooks
 from ringattn.hf.inputs import IGNORED, shifted
@@ -30,7 +30,7 @@ def token_logprobs(model: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
     Raises ValueError where shapes are not those of the model's last batch. SimPO, ORPO, DPO and their kind are such
     losses: Meng et al., https://arxiv.org/abs/2405.14734.
     """
-    hooks = Hooks.of(refuse.outermost(model))
+    hooks = Hooks.of(unsupported.outermost(model))
     batch = hooks.last if hooks is not None and "logits" not in hooks.whole else None
     _check(logits, labels, batch)
     targets = shifted(labels)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ringattn.untraced import untraced
+from ringattn.no_compile import no_compile
 from ringattn_core.errors import UnsupportedError
 
 _LIBRARY = "transformers.masking_utils"
@@ -37,7 +37,7 @@ class Band:
         return self
 
 
-@untraced
+@no_compile
 def mask(*args: Any, mask_function: Callable[..., Any] | None = None, **kwargs: Any) -> Band | None:
     """The mask of this function for the attention layers: None is causal.
 

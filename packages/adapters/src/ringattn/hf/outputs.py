@@ -16,7 +16,7 @@ from ringattn_comms.communicator import Communicator
 PER_TOKEN = ("last_hidden_state", "logits", "hidden_states", "router_logits")
 
 
-def mend(output: Any, batch: ShardedBatch, *, with_loss: bool, whole: tuple[str, ...] = ()) -> Any:
+def gather_outputs(output: Any, batch: ShardedBatch, *, with_loss: bool, whole: tuple[str, ...] = ()) -> Any:
     """The output, a ModelOutput or a tuple, with the whole batch's loss and with whole numbers per token or target.
 
     whole: which of `PER_TOKEN` are to be whole too; of a tuple, which has no names, only its first can be.

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, Trainer
 
 from ringattn.context_parallel import ContextParallel
-from ringattn.hf import refuse, trainer
+from ringattn.hf import trainer, unsupported
 from ringattn.hf.hook import Hooks
 from ringattn.hf.register import NAME
 from ringattn_comms.connect import Group
-from ringattn_core.layout import Layout
-from ringattn_core.route import Route
+from ringattn_core.plan.layout import Layout
+from ringattn_core.plan.route import Route
 
 M = TypeVar("M", nn.Module, Trainer)
 
@@ -93,8 +93,8 @@ def parallelize(
 
 
 def _hook(model: nn.Module, cp: ContextParallel, whole_logits: bool) -> None:
-    inner = refuse.outermost(model)
-    refuse.check(inner)
+    inner = unsupported.outermost(model)
+    unsupported.check(inner)
     if whole_logits and inner.base_model is inner:
         raise ValueError(
             f"logits='whole' is for models with logits, and {type(inner).__name__} has none: the hidden states of all "
@@ -107,7 +107,7 @@ def _hook(model: nn.Module, cp: ContextParallel, whole_logits: bool) -> None:
         hooks.remove(inner)
     else:
         _own_configs(model)
-    refuse.tower(inner).set_attn_implementation({"": NAME})  # not in other towers within it
+    unsupported.tower(inner).set_attn_implementation({"": NAME})  # not in other towers within it
     Hooks(inner, cp, whole_logits)
 
 
@@ -128,11 +128,11 @@ def restore(model: M, attn_implementation: str | None = None) -> M:
     if isinstance(model, Trainer):
         trainer.unshare_batches(model)
     for each in trainer.models(model) if isinstance(model, Trainer) else (model,):
-        inner = refuse.outermost(each)
+        inner = unsupported.outermost(each)
         hooks = Hooks.of(inner)
         if hooks is not None:
             hooks.remove(inner)
-            tower = refuse.tower(inner)
+            tower = unsupported.tower(inner)
             tower.set_attn_implementation({"": attn_implementation or tower.get_correct_attn_implementation(None)})
     return model
 
@@ -145,7 +145,7 @@ def unshard(model: nn.Module, x: Tensor, dim: int = 1) -> Tensor:
 
     Raises ValueError where the model is not parallelized or has not run.
     """
-    hooks = Hooks.of(refuse.outermost(model))
+    hooks = Hooks.of(unsupported.outermost(model))
     if hooks is None or hooks.last is None:
         raise ValueError(
             f"{type(model).__name__} has not run since ringattn.hf.parallelize was called on it: there is no batch "

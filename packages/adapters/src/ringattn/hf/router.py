@@ -21,7 +21,7 @@ from transformers.models.mixtral import modeling_mixtral
 
 from ringattn.hf.batch import KEYWORD, ShardedBatch, padded
 from ringattn.hf.outputs import mean_over_ranks
-from ringattn.untraced import untraced
+from ringattn.no_compile import no_compile
 from ringattn_core.errors import UnsupportedError
 
 # The function of transformers for this loss, of which every such model has a copy in its module. TRL takes Mixtral's.
@@ -72,7 +72,7 @@ def _said(function: Callable[..., Any]) -> tuple[bytes, tuple[str, ...], tuple[o
     return code.co_code, code.co_names, tuple(each for each in code.co_consts[1:] if not isinstance(each, CodeType))
 
 
-@untraced
+@no_compile
 def _mark(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
     batch, logits = kwargs.get(KEYWORD), getattr(output, "router_logits", None)
     if isinstance(batch, ShardedBatch) and logits is not None:
@@ -83,7 +83,7 @@ def _mark(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> 
 def _over_ranks(original: Callable[..., Any]) -> Callable[..., Any]:
     """The function, for what `_mark` has marked; the original for all else, models in one process among it."""
 
-    @untraced
+    @no_compile
     @wraps(original)
     def load_balancing_loss(
         gate_logits: Any, num_experts: Any = None, top_k: int = 2, attention_mask: Any = None

@@ -19,7 +19,7 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer
 
-from ringattn.hf import refuse
+from ringattn.hf import unsupported
 from ringattn.hf.data_parallel import counting, gathering, narrow, widen
 from ringattn.hf.hook import Hooks
 from ringattn.hf.outputs import PER_TOKEN
@@ -170,7 +170,7 @@ def _prediction_step(trainer: Trainer, model: nn.Module, inputs: Any, prediction
 
 @contextmanager
 def _whole_outputs(trainer: Trainer) -> Iterator[None]:
-    hooks = [found for each in models(trainer) if (found := Hooks.of(refuse.outermost(each)))]
+    hooks = [found for each in models(trainer) if (found := Hooks.of(unsupported.outermost(each)))]
     before = [each.whole for each in hooks]
     for each in hooks:
         each.whole = PER_TOKEN

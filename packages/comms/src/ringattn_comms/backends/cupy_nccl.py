@@ -21,7 +21,7 @@ from torch._C._distributed_c10d import PrefixStore, Store
 from ringattn_comms.agreement import Said
 from ringattn_comms.backends.host_channel import HostChannel
 from ringattn_comms.communicator import Communicator, Work
-from ringattn_comms.side import Side, side_stream
+from ringattn_comms.copy_stream import CopyStream, new_copy_stream
 
 # What nccl.h calls them; CuPy has no name for bfloat16.
 _NUMBERS = {
@@ -65,8 +65,8 @@ class CupyNccl(Communicator):
         self._comm = nccl.NcclCommunicator(size, _read(store.get(key)), rank)
         on_gpu = torch.cuda.is_available()
         self._device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-        self._stream = side_stream(self._device)
-        self._twin: CupyNccl | None = None
+        self._stream = new_copy_stream(self._device)
+        self._second_communicator: CupyNccl | None = None
 
     @classmethod
     def of(cls, group: dist.ProcessGroup | None = None) -> CupyNccl:
@@ -86,10 +86,10 @@ class CupyNccl(Communicator):
     def waits(self, device: torch.device) -> bool:
         return device.type != "cuda"
 
-    def twin(self, device: torch.device) -> Communicator:
-        if self._twin is None:
-            self._twin = CupyNccl(self._store, self.rank, self.size)
-        return self._twin
+    def second_communicator(self, device: torch.device) -> Communicator:
+        if self._second_communicator is None:
+            self._second_communicator = CupyNccl(self._store, self.rank, self.size)
+        return self._second_communicator
 
     def send_recv(self, sends: Sequence[tuple[int, Tensor]], sources: Sequence[int], like: Tensor) -> Work:
         sent = [(rank, x.contiguous()) for rank, x in sends]
@@ -138,7 +138,7 @@ class CupyNccl(Communicator):
 
     def _call(self, call: Callable[[int], None], sent: Sequence[Tensor], arriving: Tensor) -> Work:
         """Ask NCCL for something on the side, when the main stream has made what is sent."""
-        side = Side(self._device, self._stream)
+        side = CopyStream(self._device, self._stream)
         with side.after_main():
             if any(x.numel() for x in (*sent, arriving)):  # Messages of nothing are not sent: there is no address.
                 call(self._stream.cuda_stream if self._stream else 0)

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ringattn_comms.window import Move, copy
+from ringattn_comms.shared_buffer import Move, copy
 
 # That every rank makes in an exchange, and the number of its blocks where it moves anything: few enough to find room
 # beside an attention kernel of small shards, enough to write as fast as memory takes it. To move nothing takes one.
@@ -23,17 +23,17 @@ _CHUNK = 16384  # elements that a block moves at once
 _MOST = 8  # moves that one kernel makes, before and after: more would only make it longer to compile
 
 
-def exchange(first: Sequence[Move], then: Sequence[Move], bells: tuple[Tensor, ...], rank: int) -> None:
-    """As of `Window.exchange`, on the current stream.
+def exchange(first: Sequence[Move], then: Sequence[Move], signals: tuple[Tensor, ...], rank: int) -> None:
+    """As of `SharedBuffer.exchange`, on the current stream.
 
-    `bells` are one int64 tensor in every rank's memory, where rank r counts in place r, from 0, all that it has rung.
+    `signals` are one int64 tensor in every rank's memory, where rank r counts in place r, from 0, all that it has rung.
     """
     first, others = _movable(first)
     then, later = _movable(then)
     copy(others)
     blocks, readers = _RINGS if first or then else 1, _READERS if then else 1
     arguments = [tuple(part) for moves in (first, then) for part in _columns(moves)]
-    _exchange[(blocks,)](*arguments, bells, bells[rank], rank, _RINGS, blocks, readers, _CHUNK, num_warps=16)
+    _exchange[(blocks,)](*arguments, signals, signals[rank], rank, _RINGS, blocks, readers, _CHUNK, num_warps=16)
     copy(later)
 
 
@@ -49,18 +49,18 @@ def _columns(moves: Sequence[Move]) -> tuple[list[Tensor], list[Tensor], list[in
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _exchange(  # type: ignore[no-untyped-def]
-    first_to, first_from, first_sizes, then_to, then_from, then_sizes, bells, own, rank,
+    first_to, first_from, first_sizes, then_to, then_from, then_sizes, signals, own, rank,
     rings: tl.constexpr, blocks: tl.constexpr, readers: tl.constexpr, chunk: tl.constexpr,
 ):  # fmt: skip
     _move(first_to, first_from, first_sizes, blocks, chunk)
     tl.debug_barrier()  # All threads of this block have written.
     # Which exchange this is, by what this rank's blocks have rung at home: memory that a replayed graph finds as well.
     turn = tl.atomic_add(own + rank, rings // blocks, sem="relaxed", scope="gpu") // rings + 1
-    for other in tl.static_range(len(bells)):
+    for other in tl.static_range(len(signals)):
         if other != rank:
-            tl.atomic_add(bells[other] + rank, rings // blocks, sem="release", scope="sys")
+            tl.atomic_add(signals[other] + rank, rings // blocks, sem="release", scope="sys")
     if tl.program_id(0) < readers:
-        for other in tl.static_range(len(bells)):
+        for other in tl.static_range(len(signals)):
             if other != rank:
                 while tl.atomic_add(own + other, 0, sem="acquire", scope="sys") < turn * rings:
                     pass

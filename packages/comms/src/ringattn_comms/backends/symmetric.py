@@ -13,26 +13,26 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ringattn_comms.backends.objects import gather_objects
-from ringattn_comms.window import Move, Window, Windows
-from ringattn_core.streams import capturing
-from ringattn_core.totals import has_triton
+from ringattn_comms.shared_buffer import Move, SharedBuffer, SharedBuffers
+from ringattn_core.run.accumulate import has_triton
+from ringattn_core.run.streams import capturing
 
 
-class SymmetricWindows(Windows):
+class SymmetricSharedBuffers(SharedBuffers):
     """Windows of a process group whose GPUs reach each other."""
 
     def __init__(self, group: dist.ProcessGroup | None, device: torch.device) -> None:
         super().__init__()
         self._group, self._device = group, device
-        self._captured = set[Window]()  # A CUDA graph writes to its window long after a larger one was made.
+        self._captured = set[SharedBuffer]()  # A CUDA graph writes to its window long after a larger one was made.
 
-    def at_least(self, size: int) -> Window:
-        window = super().at_least(size)
+    def at_least(self, size: int) -> SharedBuffer:
+        shared_buffer = super().at_least(size)
         if capturing():
-            self._captured.add(window)
-        return window
+            self._captured.add(shared_buffer)
+        return shared_buffer
 
-    def allocate(self, size: int) -> Window:
+    def allocate(self, size: int) -> SharedBuffer:
         import torch.distributed._symmetric_memory as symmetric
 
         if capturing():
@@ -47,10 +47,10 @@ class SymmetricWindows(Windows):
         torch.cuda.synchronize(self._device)
         group = self._group or dist.group.WORLD
         assert group is not None, "a window was asked for, so there is a group"
-        return _SymmetricWindow(own, symmetric.rendezvous(own, group=group))
+        return _SymmetricSharedBuffer(own, symmetric.rendezvous(own, group=group))
 
 
-class _SymmetricWindow(Window):
+class _SymmetricSharedBuffer(SharedBuffer):
     def __init__(self, own: Tensor, handle: Any) -> None:
         super().__init__()
         self._handle = handle
@@ -58,7 +58,7 @@ class _SymmetricWindow(Window):
             handle.get_buffer(rank, own.shape, own.dtype) for rank in range(handle.world_size)
         ]
         self._own = own  # The memory lives as long as this tensor does.
-        self._bells = tuple(memory[-8 * handle.world_size :].view(torch.int64) for memory in self._memories)
+        self._signals = tuple(memory[-8 * handle.world_size :].view(torch.int64) for memory in self._memories)
 
     def memory(self, rank: int) -> Tensor:
         return self._memories[rank]
@@ -70,7 +70,7 @@ class _SymmetricWindow(Window):
         if small and has_triton():
             from ringattn_comms.backends.exchange import exchange
 
-            exchange(first, then, self._bells, self._handle.rank)
+            exchange(first, then, self._signals, self._handle.rank)
         else:
             super().exchange(first, then, small=small)
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ringattn_comms.agreement import RefusedError, Said
 from ringattn_comms.communicator import Communicator, Work
-from ringattn_comms.window import Window, Windows
-from ringattn_core.streams import set_rank
+from ringattn_comms.shared_buffer import SharedBuffer, SharedBuffers
+from ringattn_core.run.streams import set_rank
 
 T = TypeVar("T")
 
@@ -199,18 +199,18 @@ class Threads(Communicator):
         return self.send_recv(list(zip(everyone, x, strict=True)), everyone, x[0])
 
 
-class ThreadWindows(Windows):
+class ThreadSharedBuffers(SharedBuffers):
     """Windows of ranks that share one process: every memory is at hand."""
 
     def __init__(self, comm: Threads, device: torch.device | str = "cpu") -> None:
         super().__init__()
         self._comm, self._device = comm, device
 
-    def allocate(self, size: int) -> Window:
-        return _ThreadWindow(self._comm, torch.empty(size, dtype=torch.uint8, device=self._device))
+    def allocate(self, size: int) -> SharedBuffer:
+        return _ThreadSharedBuffer(self._comm, torch.empty(size, dtype=torch.uint8, device=self._device))
 
 
-class _ThreadWindow(Window):
+class _ThreadSharedBuffer(SharedBuffer):
     def __init__(self, comm: Threads, own: Tensor) -> None:
         super().__init__()
         self._comm = comm

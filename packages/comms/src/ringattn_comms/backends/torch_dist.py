@@ -17,7 +17,7 @@ from ringattn_comms.agreement import Agreement
 from ringattn_comms.backends.host_channel import HostChannel
 from ringattn_comms.backends.objects import gather_objects
 from ringattn_comms.communicator import Communicator, Work
-from ringattn_comms.window import Windows
+from ringattn_comms.shared_buffer import SharedBuffers
 
 # PyTorch 2.13 has new names for these two, and warns of the old ones, which are the only ones before.
 if torch.__version__ >= "2.13":  # No comparison of letters: PyTorch compares them as versions.
@@ -110,18 +110,18 @@ class TorchDist(Communicator):
     def waits(self, device: torch.device) -> bool:
         return device.type != "cuda" or not _nccl(self.group)
 
-    def twin(self, device: torch.device) -> Communicator:
+    def second_communicator(self, device: torch.device) -> Communicator:
         backends = dist.get_backend_config(self.group)
         if f"{device.type}:" not in backends:
             raise ValueError(
                 f"Tensors on {device} cannot travel in this group, whose backends are {backends!r}: move them, or name "
                 "a backend for them in init_process_group."
             )
-        twin = _twin(self.group) if device.type == "cuda" and _nccl(self.group) else None
-        return TorchDist(twin) if twin else self
+        second = _second_communicator(self.group) if device.type == "cuda" and _nccl(self.group) else None
+        return TorchDist(second) if second else self
 
-    def windows(self, device: torch.device) -> Windows | None:
-        return _windows(self.group, device) if device.type == "cuda" else None
+    def shared_buffers(self, device: torch.device) -> SharedBuffers | None:
+        return _shared_buffers(self.group, device) if device.type == "cuda" else None
 
 
 Facts = TypeVarTuple("Facts")
@@ -154,8 +154,8 @@ def _agreement(group: dist.ProcessGroup | None) -> Agreement:
 
 
 def _abort(group: dist.ProcessGroup | None) -> None:
-    """End what GPUs wait for in an NCCL group and its twin, which cannot be used again."""
-    for each in (group, None if group is None else _twin(group)):
+    """End what GPUs wait for in an NCCL group and its second one, which cannot be used again."""
+    for each in (group, None if group is None else _second_communicator(group)):
         if each is not None:
             # At once: the end of one may wait for what the other one's kernels keep from running.
             Thread(target=each.abort, daemon=True).start()
@@ -179,15 +179,15 @@ def _name(group: dist.ProcessGroup | None, rank: int) -> str:
 
 
 @_once
-def _windows(group: dist.ProcessGroup | None, device: torch.device) -> Windows | None:
+def _shared_buffers(group: dist.ProcessGroup | None, device: torch.device) -> SharedBuffers | None:
     """The group's windows, found once: all ranks ask together, when they first attend on this device."""
-    from ringattn_comms.backends.symmetric import SymmetricWindows, unreachable
+    from ringattn_comms.backends.symmetric import SymmetricSharedBuffers, unreachable
 
-    return None if unreachable(group, device) else SymmetricWindows(group, device)
+    return None if unreachable(group, device) else SymmetricSharedBuffers(group, device)
 
 
 @_once
-def _twin(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
+def _second_communicator(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
     """A second group of the same ranks, made once, where they can agree on one. All ranks ask together.
 
     NCCL runs the calls of a group one after the other, so that keys would wait for gradients; gloo has no such queue.
@@ -200,6 +200,6 @@ def _twin(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
     default = dist.group.WORLD
     if default is not None and default.bound_device_id is not None:
         return dist.split_group(group, [list(range(len(ranks)))])
-    twin = dist.new_group(ranks, backend="nccl", use_local_synchronization=True)
-    names = set(gather_objects(group, twin.group_name))
-    return twin if len(names) == 1 and dist.get_process_group_ranks(twin) == ranks else None
+    second = dist.new_group(ranks, backend="nccl", use_local_synchronization=True)
+    names = set(gather_objects(group, second.group_name))
+    return second if len(names) == 1 and dist.get_process_group_ranks(second) == ranks else None

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ringattn_core.errors import UnsupportedError, lookup
-from ringattn_core.kernel import Kernel, Options
-from ringattn_core.schedule import Schedule
+from ringattn_core.plan.schedule import Schedule
+from ringattn_core.run.kernel import Kernel, Options
 
 
 @cache
@@ -117,7 +117,7 @@ def refusal(
         kernel = make()
     except ImportError as error:
         return f"it cannot be imported: {error}"
-    if lse_gradient and not kernel.takes_delta:
+    if lse_gradient and not kernel.accepts_delta:
         return "it has no gradient of lse"
     launches = (launch for step in schedule.steps for launch in step.launches)
     return next((why for launch in launches if (why := kernel.supports(launch, q, k, v, options))), None)

@@ -8,23 +8,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ringattn_core.kernel import NOWHERE, Block, Grads, Options, Places, Queries
-from ringattn_core.kernels.gpu import unfit
+from ringattn_core.kernels.gpu import why_unsupported
 from ringattn_core.kernels.lengths import same_shape
-from ringattn_core.schedule import Launch
-from ringattn_core.tile import CAUSAL, FULL
+from ringattn_core.plan.schedule import Launch
+from ringattn_core.plan.tile import CAUSAL, FULL
+from ringattn_core.run.kernel import NO_OUT_GRADS, Block, Grads, Options, OutGrads, Queries
 
 
 class CuDnn:
     """bfloat16 and float16, causal and full tiles of one shape, grouped heads."""
 
     name = "cudnn"
-    takes_delta = False
-    rounds = True
-    fills = False
+    accepts_delta = False
+    returns_input_dtype = True
+    supports_out = False
 
     def supports(self, launch: Launch, q: Tensor, k: Tensor, v: Tensor, options: Options) -> str | None:
-        if (why := unfit(q, "Ampere")) is not None:
+        if (why := why_unsupported(q, "Ampere")) is not None:
             return why
         if q.shape[2] > 128 or v.shape[2] > 128 or q.shape[2] % 8 or v.shape[2] % 8:
             return f"it takes head dims that are multiples of 8 up to 128, not {q.shape[2]}/{v.shape[2]}"
@@ -37,7 +37,7 @@ class CuDnn:
         return None
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options, place: Block | None = None
+        self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options, out_block: Block | None = None
     ) -> tuple[Block, Tensor | None]:
         tensors = _rows(launch, q), _columns(launch, k), _columns(launch, v)
         out, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
@@ -53,7 +53,7 @@ class CuDnn:
         launch: Launch,
         options: Options,
         rng_state: Tensor | None,
-        places: Places = NOWHERE,
+        out_grads: OutGrads = NO_OUT_GRADS,
     ) -> Grads:
         dout, q, out = (_rows(launch, x) for x in (queries.dout, queries.q, queries.out))
         lse = queries.lse[:, launch.rows.start : launch.rows.stop].reshape(q.shape[1], len(launch.tiles), -1)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ringattn_core.kernel import accumulator_dtype
+from ringattn_core.run.kernel import accumulator_dtype
 
 
 def finite(rows: Sequence[Tensor], columns: Sequence[Tensor], scale: float) -> bool:

@@ -11,26 +11,26 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ringattn_core.kernel import NOWHERE, Block, Grads, Options, Places, Queries
-from ringattn_core.kernels.compact import compact
-from ringattn_core.kernels.gpu import unfit
-from ringattn_core.schedule import Launch
-from ringattn_core.tile import CAUSAL, FULL
+from ringattn_core.kernels.gathered_launch import gathered_launch
+from ringattn_core.kernels.gpu import why_unsupported
+from ringattn_core.plan.schedule import Launch
+from ringattn_core.plan.tile import CAUSAL, FULL
+from ringattn_core.run.kernel import NO_OUT_GRADS, Block, Grads, Options, OutGrads, Queries
 
 
 class FlashAttn2:
     """bfloat16 and float16, any window, dropout or softcap, grouped heads; raises ImportError without the package."""
 
     name = "flash_attn_2"
-    takes_delta = False
-    rounds = True
-    fills = False
+    accepts_delta = False
+    returns_input_dtype = True
+    supports_out = False
 
     def __init__(self) -> None:
         self._package = _package()
 
     def supports(self, launch: Launch, q: Tensor, k: Tensor, v: Tensor, options: Options) -> str | None:
-        if (why := unfit(q, "Ampere")) is not None:
+        if (why := why_unsupported(q, "Ampere")) is not None:
             return why
         if q.shape[2] != v.shape[2] or q.shape[2] > 256 or q.shape[2] % 8:
             return f"it takes one head dim, a multiple of 8 up to 256, not {q.shape[2]}/{v.shape[2]}"
@@ -41,9 +41,9 @@ class FlashAttn2:
         return None
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options, place: Block | None = None
+        self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options, out_block: Block | None = None
     ) -> tuple[Block, Tensor | None]:
-        part, package = compact(launch, q.device), self._package
+        part, package = gathered_launch(launch, q.device), self._package
         call = package.varlen_forward if part.lengths else package.forward
         found = call(
             *(part.of_rows(q), part.of_columns(k), part.of_columns(v), *(part.lengths or ())),
@@ -61,9 +61,9 @@ class FlashAttn2:
         launch: Launch,
         options: Options,
         rng_state: Tensor | None,
-        places: Places = NOWHERE,
+        out_grads: OutGrads = NO_OUT_GRADS,
     ) -> Grads:
-        part, package = compact(launch, k.device), self._package
+        part, package = gathered_launch(launch, k.device), self._package
         q, out, dout = (part.of_rows(x) for x in (queries.q, queries.out, queries.dout))
         k, v = part.of_columns(k), part.of_columns(v)
         dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))

@@ -12,20 +12,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ringattn_core.kernel import NOWHERE, Block, Grads, Options, Places, Queries
-from ringattn_core.kernels.gpu import unfit
+from ringattn_core.kernels.gpu import why_unsupported
 from ringattn_core.kernels.lengths import varlen
-from ringattn_core.schedule import Launch
-from ringattn_core.tile import CAUSAL, FULL
+from ringattn_core.plan.schedule import Launch
+from ringattn_core.plan.tile import CAUSAL, FULL
+from ringattn_core.run.kernel import NO_OUT_GRADS, Block, Grads, Options, OutGrads, Queries
 
 
 class FlashAttn3:
     """bfloat16 and float16, any window, softcap, grouped heads; raises ImportError without the module."""
 
     name = "flash_attn_3"
-    takes_delta = False
-    rounds = True
-    fills = False
+    accepts_delta = False
+    returns_input_dtype = True
+    supports_out = False
 
     def __init__(self) -> None:
         self._package = _package()
@@ -33,7 +33,7 @@ class FlashAttn3:
     def supports(self, launch: Launch, q: Tensor, k: Tensor, v: Tensor, options: Options) -> str | None:
         if (lack := self._package.lacks(launch, q, v, options)) is not None:
             return f"this build of it has no {lack}"
-        if (why := unfit(q, "Hopper", or_newer=False)) is not None:
+        if (why := why_unsupported(q, "Hopper", or_newer=False)) is not None:
             return why
         dims = q.shape[2], v.shape[2]
         if dims != (192, 128) and (dims[0] != dims[1] or dims[0] % 8):
@@ -45,7 +45,7 @@ class FlashAttn3:
         return None
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options, place: Block | None = None
+        self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options, out_block: Block | None = None
     ) -> tuple[Block, Tensor | None]:
         alone = len(launch.tiles) == 1
         q, k, v = _box(q, launch.rows, alone), _box(k, launch.columns, alone), _box(v, launch.columns, alone)
@@ -71,7 +71,7 @@ class FlashAttn3:
         launch: Launch,
         options: Options,
         rng_state: Tensor | None,
-        places: Places = NOWHERE,
+        out_grads: OutGrads = NO_OUT_GRADS,
     ) -> Grads:
         alone = len(launch.tiles) == 1
         dout, q, out = (_box(x, launch.rows, alone) for x in (queries.dout, queries.q, queries.out))

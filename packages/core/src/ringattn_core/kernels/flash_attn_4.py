@@ -13,11 +13,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ringattn_core.kernel import NOWHERE, Block, Grads, Options, Places, Queries
-from ringattn_core.kernels.gpu import unfit
+from ringattn_core.kernels.gpu import why_unsupported
 from ringattn_core.kernels.lengths import varlen
 from ringattn_core.optional import is_installed
-from ringattn_core.schedule import Launch
+from ringattn_core.plan.schedule import Launch
+from ringattn_core.run.kernel import NO_OUT_GRADS, Block, Grads, Options, OutGrads, Queries
 
 _ONE_AT_A_TIME = Lock()  # Its compiler, which any call may start, is not safe under threads.
 
@@ -26,9 +26,9 @@ class FlashAttn4:
     """bfloat16 and float16, any window, softcap, grouped heads; raises ImportError without the package."""
 
     name = "flash_attn_4"
-    takes_delta = False
-    rounds = True
-    fills = True
+    accepts_delta = False
+    returns_input_dtype = True
+    supports_out = True
 
     def __init__(self) -> None:
         # Only looked for, and imported by the first call: that takes seconds. A broken flash_attn raises here.
@@ -36,7 +36,7 @@ class FlashAttn4:
             raise ImportError("the package flash-attn-4 is not installed (pip install flash-attn-4)")
 
     def supports(self, launch: Launch, q: Tensor, k: Tensor, v: Tensor, options: Options) -> str | None:
-        if (why := unfit(q, "Hopper")) is not None:
+        if (why := why_unsupported(q, "Hopper")) is not None:
             return why
         dims = q.shape[2], v.shape[2]
         if dims not in ((192, 128), (256, 256)) and not (dims[0] == dims[1] <= 128 and dims[0] % 8 == 0):
@@ -48,19 +48,19 @@ class FlashAttn4:
         return None
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options, place: Block | None = None
+        self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options, out_block: Block | None = None
     ) -> tuple[Block, Tensor | None]:
         forward, _ = _functions()
         q, k, v = _box(q, launch.rows), _box(k, launch.columns), _box(v, launch.columns)
         arguments = _arguments(launch, options) | {"return_lse": True}
         with _ONE_AT_A_TIME:
             if len(launch.tiles) == 1:
-                places = {} if place is None else {"out": place.out[None], "lse": place.lse[None]}
-                out, lse, *_ = forward(q[None], k[None], v[None], **arguments, **places)
-                return place or Block(out[0], lse[0]), None
-            places = {} if place is None else place._asdict()
-            out, lse, *_ = forward(q, k, v, **arguments, **varlen(launch, q.device)._asdict(), **places)
-            return place or Block(out, lse), None
+                outs = {} if out_block is None else {"out": out_block.out[None], "lse": out_block.lse[None]}
+                out, lse, *_ = forward(q[None], k[None], v[None], **arguments, **outs)
+                return out_block or Block(out[0], lse[0]), None
+            outs = {} if out_block is None else out_block._asdict()
+            out, lse, *_ = forward(q, k, v, **arguments, **varlen(launch, q.device)._asdict(), **outs)
+            return out_block or Block(out, lse), None
 
     def backward(
         self,
@@ -70,7 +70,7 @@ class FlashAttn4:
         launch: Launch,
         options: Options,
         rng_state: Tensor | None,
-        places: Places = NOWHERE,
+        out_grads: OutGrads = NO_OUT_GRADS,
     ) -> Grads:
         _, backward = _functions()
         rows = launch.rows
@@ -78,16 +78,16 @@ class FlashAttn4:
         lse = queries.lse[:, rows.start : rows.stop].contiguous()
         k, v = _box(k, launch.columns), _box(v, launch.columns)
         arguments = _arguments(launch, options) | {"deterministic": options.deterministic}
-        given = {name: place for name, place in places._asdict().items() if place is not None}
+        given = {name: x for name, x in out_grads._asdict().items() if x is not None}
         with _ONE_AT_A_TIME:
             if len(launch.tiles) == 1:
-                given = {name: place[None] for name, place in given.items()}
+                given = {name: x[None] for name, x in given.items()}
                 grads = backward(q[None], k[None], v[None], out[None], dout[None], lse[None], **arguments, **given)
                 grads = [grad[0] for grad in grads[:3]]
             else:
                 lengths = varlen(launch, q.device)._asdict()
                 grads = backward(q, k, v, out, dout, lse, **arguments, **lengths, **given)[:3]
-        return Grads(*(grad if place is None else place for grad, place in zip(grads, places, strict=True)))
+        return Grads(*(grad if x is None else x for grad, x in zip(grads, out_grads, strict=True)))
 
 
 @cache

@@ -10,7 +10,7 @@ from torch import Tensor
 _MAJOR = {"Ampere": 8, "Hopper": 9}  # of the compute capability
 
 
-def unfit(q: Tensor, generation: Literal["Ampere", "Hopper"], *, or_newer: bool = True) -> str | None:
+def why_unsupported(q: Tensor, generation: Literal["Ampere", "Hopper"], *, or_newer: bool = True) -> str | None:
     """Why a kernel that was made for a generation of GPUs cannot take such queries; None if it can."""
     wanted = _MAJOR[generation]
     found = torch.cuda.get_device_capability(q.device)[0] if q.device.type == "cuda" else 0

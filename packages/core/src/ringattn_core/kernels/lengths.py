@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ringattn_core.index import kept
-from ringattn_core.schedule import Launch
+from ringattn_core.plan.schedule import Launch
+from ringattn_core.run.index import kept
 
 
 class Lengths(NamedTuple):

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ringattn_core.kernel import NOWHERE, Block, Grads, Options, Places, Queries, accumulator_dtype
 from ringattn_core.kernels.finite import finite
-from ringattn_core.schedule import Launch
-from ringattn_core.tile import FAR, Tile
+from ringattn_core.plan.schedule import Launch
+from ringattn_core.plan.tile import FAR, Tile
+from ringattn_core.run.kernel import NO_OUT_GRADS, Block, Grads, Options, OutGrads, Queries, accumulator_dtype
 
 SCORES = 1 << 24  # scores held at once, over all heads: the bound on memory
 
@@ -25,15 +25,15 @@ class Reference:
     """Plain torch; the kernel that every other is compared with."""
 
     name = "reference"
-    takes_delta = True
-    rounds = False
-    fills = False
+    accepts_delta = True
+    returns_input_dtype = False
+    supports_out = False
 
     def supports(self, launch: Launch, q: Tensor, k: Tensor, v: Tensor, options: Options) -> str | None:
         return None
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options, place: Block | None = None
+        self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options, out_block: Block | None = None
     ) -> tuple[Block, Tensor | None]:
         dtype = accumulator_dtype(q.dtype)
         rows = launch.rows
@@ -58,7 +58,7 @@ class Reference:
         launch: Launch,
         options: Options,
         rng_state: Tensor | None,
-        places: Places = NOWHERE,
+        out_grads: OutGrads = NO_OUT_GRADS,
     ) -> Grads:
         q, delta, dtype = queries.q, queries.delta, accumulator_dtype(queries.q.dtype)
         assert delta is not None, "the executor computes delta for kernels that take it"

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ringattn_core.kernel import NOWHERE, Block, Grads, Kernel, Options, Places, Queries
 from ringattn_core.kernels.torch_flash_cpu import TorchFlashCpu
 from ringattn_core.kernels.torch_flash_cuda import TorchFlashCuda
-from ringattn_core.schedule import Launch
+from ringattn_core.plan.schedule import Launch
+from ringattn_core.run.kernel import NO_OUT_GRADS, Block, Grads, Kernel, Options, OutGrads, Queries
 
 
 class TorchFlash:
     """The default that needs nothing but torch."""
 
     name = "torch_flash"
-    takes_delta = False
-    rounds = True
-    fills = False
+    accepts_delta = False
+    returns_input_dtype = True
+    supports_out = False
 
     def __init__(self) -> None:
         self._halves: dict[str, Kernel] = {"cpu": TorchFlashCpu(), "cuda": TorchFlashCuda()}
@@ -26,9 +26,9 @@ class TorchFlash:
         return half.supports(launch, q, k, v, options) if half else f"it does not run on {q.device.type}"
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options, place: Block | None = None
+        self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options, out_block: Block | None = None
     ) -> tuple[Block, Tensor | None]:
-        return self._halves[q.device.type].forward(q, k, v, launch, options, place)
+        return self._halves[q.device.type].forward(q, k, v, launch, options, out_block)
 
     def backward(
         self,
@@ -38,6 +38,6 @@ class TorchFlash:
         launch: Launch,
         options: Options,
         rng_state: Tensor | None,
-        places: Places = NOWHERE,
+        out_grads: OutGrads = NO_OUT_GRADS,
     ) -> Grads:
-        return self._halves[queries.q.device.type].backward(queries, k, v, launch, options, rng_state, places)
+        return self._halves[queries.q.device.type].backward(queries, k, v, launch, options, rng_state, out_grads)

@@ -15,11 +15,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ringattn_core.kernel import NOWHERE, Block, Grads, Options, Places, Queries, accumulator_dtype
 from ringattn_core.kernels.finite import finite
 from ringattn_core.kernels.reference import Reference
-from ringattn_core.schedule import Launch
-from ringattn_core.tile import CAUSAL, FULL, Tile
+from ringattn_core.plan.schedule import Launch
+from ringattn_core.plan.tile import CAUSAL, FULL, Tile
+from ringattn_core.run.kernel import NO_OUT_GRADS, Block, Grads, Options, OutGrads, Queries, accumulator_dtype
 
 _FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
@@ -31,9 +31,9 @@ class TorchFlashCpu:
     """float64 to 16 bits, causal and full tiles, grouped heads; gradients come in the accumulator's dtype."""
 
     name = "torch_flash"
-    takes_delta = False
-    rounds = False
-    fills = False
+    accepts_delta = False
+    returns_input_dtype = False
+    supports_out = False
 
     def supports(self, launch: Launch, q: Tensor, k: Tensor, v: Tensor, options: Options) -> str | None:
         if q.device.type != "cpu":
@@ -51,7 +51,7 @@ class TorchFlashCpu:
         return None
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options, place: Block | None = None
+        self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options, out_block: Block | None = None
     ) -> tuple[Block, Tensor | None]:
         blocks = [_attend(q, k, v, tile, options) for tile in launch.tiles]
         if len(blocks) == 1:
@@ -71,7 +71,7 @@ class TorchFlashCpu:
         launch: Launch,
         options: Options,
         rng_state: Tensor | None,
-        places: Places = NOWHERE,
+        out_grads: OutGrads = NO_OUT_GRADS,
     ) -> Grads:
         if len(launch.tiles) == 1:
             return _pull_back(queries, k, v, launch.tiles[0], options)

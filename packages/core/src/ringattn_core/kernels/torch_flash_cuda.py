@@ -11,23 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ringattn_core.kernel import NOWHERE, Block, Grads, Options, Places, Queries
-from ringattn_core.kernels.compact import Compact, compact
-from ringattn_core.kernels.gpu import unfit
-from ringattn_core.schedule import Launch
-from ringattn_core.tile import CAUSAL, FULL
+from ringattn_core.kernels.gathered_launch import GatheredLaunch, gathered_launch
+from ringattn_core.kernels.gpu import why_unsupported
+from ringattn_core.plan.schedule import Launch
+from ringattn_core.plan.tile import CAUSAL, FULL
+from ringattn_core.run.kernel import NO_OUT_GRADS, Block, Grads, Options, OutGrads, Queries
 
 
 class TorchFlashCuda:
     """bfloat16 and float16, any window, dropout, grouped heads."""
 
     name = "torch_flash"
-    takes_delta = False
-    rounds = True
-    fills = False
+    accepts_delta = False
+    returns_input_dtype = True
+    supports_out = False
 
     def supports(self, launch: Launch, q: Tensor, k: Tensor, v: Tensor, options: Options) -> str | None:
-        if (why := unfit(q, "Ampere")) is not None:
+        if (why := why_unsupported(q, "Ampere")) is not None:
             return why
         if q.shape[2] != v.shape[2] or q.shape[2] > 256 or q.shape[2] % 8:
             return f"it takes one head dim, a multiple of 8 up to 256, not {q.shape[2]}/{v.shape[2]}"
@@ -40,9 +40,9 @@ class TorchFlashCuda:
         return None
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options, place: Block | None = None
+        self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options, out_block: Block | None = None
     ) -> tuple[Block, Tensor | None]:
-        part = compact(launch, q.device)
+        part = gathered_launch(launch, q.device)
         out, lse, rng_state, *_ = torch.ops.aten._flash_attention_forward(
             part.of_rows(q),
             part.of_columns(k),
@@ -63,9 +63,9 @@ class TorchFlashCuda:
         launch: Launch,
         options: Options,
         rng_state: Tensor | None,
-        places: Places = NOWHERE,
+        out_grads: OutGrads = NO_OUT_GRADS,
     ) -> Grads:
-        part = compact(launch, queries.q.device)
+        part = gathered_launch(launch, queries.q.device)
         nothing = torch.empty(0, dtype=torch.int64, device=queries.q.device)
         grads = torch.ops.aten._flash_attention_backward(
             part.of_rows(queries.dout),
@@ -84,7 +84,7 @@ class TorchFlashCuda:
         return part.grads(*grads)
 
 
-def _lengths(part: Compact) -> tuple[Tensor | None, Tensor | None, int, int]:
+def _lengths(part: GatheredLaunch) -> tuple[Tensor | None, Tensor | None, int, int]:
     return part.lengths or (None, None, len(part.row_box), len(part.column_box))
 
 

@@ -7,8 +7,8 @@ from ringattn import (
     llama3_flash_attn_varlen_qkvpacked_func,
 )
 from ringattn.compat.raw import llama3
-from ringattn_core.layout import contiguous
-from ringattn_core.route import at_once
+from ringattn_core.plan.layout import contiguous
+from ringattn_core.plan.route import at_once
 
 llama3_flash_attn_varlen_forward, llama3_flash_attn_varlen_backward = llama3(
     "llama3_flash_attn_varlen", contiguous, at_once

@@ -2,8 +2,8 @@
 
 from ringattn import ring_flash_attn_func, ring_flash_attn_kvpacked_func, ring_flash_attn_qkvpacked_func
 from ringattn.compat.raw import batch
-from ringattn_core.layout import contiguous
-from ringattn_core.route import ring
+from ringattn_core.plan.layout import contiguous
+from ringattn_core.plan.route import ring
 
 ring_flash_attn_forward, ring_flash_attn_backward = batch("ring_flash_attn", contiguous, ring)
 

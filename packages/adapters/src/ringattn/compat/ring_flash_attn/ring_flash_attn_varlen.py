@@ -6,8 +6,8 @@ from ringattn import (
     ring_flash_attn_varlen_qkvpacked_func,
 )
 from ringattn.compat.raw import varlen
-from ringattn_core.layout import contiguous
-from ringattn_core.route import ring
+from ringattn_core.plan.layout import contiguous
+from ringattn_core.plan.route import ring
 
 ring_flash_attn_varlen_forward, ring_flash_attn_varlen_backward = varlen("ring_flash_attn_varlen", contiguous, ring)
 

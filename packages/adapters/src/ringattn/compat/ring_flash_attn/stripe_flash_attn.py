@@ -2,8 +2,8 @@
 
 from ringattn import stripe_flash_attn_func, stripe_flash_attn_kvpacked_func, stripe_flash_attn_qkvpacked_func
 from ringattn.compat.raw import batch
-from ringattn_core.layout import striped
-from ringattn_core.route import ring
+from ringattn_core.plan.layout import striped
+from ringattn_core.plan.route import ring
 
 stripe_flash_attn_forward, stripe_flash_attn_backward = batch("stripe_flash_attn", striped, ring)
 

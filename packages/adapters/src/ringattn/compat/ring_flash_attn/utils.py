@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ringattn.lengths import read
-from ringattn.untraced import untraced
+from ringattn.no_compile import no_compile
 
 __all__ = [
     "AllGatherComm",
@@ -125,14 +125,14 @@ def _added(out: Tensor, lse: Tensor, block_out: Tensor, block_lse: Tensor) -> tu
     return out * old + block_out * new, total
 
 
-@untraced
+@no_compile
 def flatten_varlen_lse(lse: Tensor, cu_seqlens: Tensor) -> Tensor:
     """(sequences, heads, max_seqlen) -> (heads, tokens)."""
     pairs = enumerate(pairwise(read(cu_seqlens)))
     return torch.cat([lse[sequence, :, : stop - start] for sequence, (start, stop) in pairs], dim=1)
 
 
-@untraced
+@no_compile
 def unflatten_varlen_lse(lse: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
     """(tokens, heads, 1) -> (sequences, heads, max_seqlen); what is beyond a sequence's end is 0."""
     borders = read(cu_seqlens)

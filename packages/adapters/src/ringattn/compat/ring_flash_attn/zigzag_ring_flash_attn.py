@@ -6,8 +6,8 @@ from ringattn import (
     zigzag_ring_flash_attn_qkvpacked_func,
 )
 from ringattn.compat.raw import batch
-from ringattn_core.layout import zigzag
-from ringattn_core.route import ring
+from ringattn_core.plan.layout import zigzag
+from ringattn_core.plan.route import ring
 
 zigzag_ring_flash_attn_forward, zigzag_ring_flash_attn_backward = batch("zigzag_ring_flash_attn", zigzag, ring)
 

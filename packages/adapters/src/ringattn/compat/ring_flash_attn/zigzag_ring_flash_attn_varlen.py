@@ -14,16 +14,16 @@ from ringattn import (
 )
 from ringattn.compat.raw import zigzag_varlen
 from ringattn.lengths import read
-from ringattn.untraced import untraced
-from ringattn_core.layout import zigzag
-from ringattn_core.route import ring
+from ringattn.no_compile import no_compile
+from ringattn_core.plan.layout import zigzag
+from ringattn_core.plan.route import ring
 
 zigzag_ring_flash_attn_varlen_forward, zigzag_ring_flash_attn_varlen_backward = zigzag_varlen(
     "zigzag_ring_flash_attn_varlen", zigzag, ring
 )
 
 
-@untraced
+@no_compile
 def get_half_index(cu_seqlens: Tensor, *, front: bool) -> slice | Tensor:
     """Where in the packed tokens the first or second halves of all sequences lie: a slice for one, else a mask.
 

@@ -19,9 +19,9 @@ from ringattn.call import autocasts
 from ringattn.context_parallel import ContextParallel
 from ringattn.llama3 import ContractError, head_groups, llama3_flash_attn_prepare_cu_seqlens, stream_borders
 from ringattn.native import attention
-from ringattn.untraced import untraced
-from ringattn_core.layout import contiguous
-from ringattn_core.route import at_once
+from ringattn.no_compile import no_compile
+from ringattn_core.plan.layout import contiguous
+from ringattn_core.plan.route import at_once
 
 Forward = Callable[..., Any]
 
@@ -38,7 +38,7 @@ def check_params(f1: Forward, f2: Forward) -> bool:
     return len(inspect.signature(f1).parameters) == len(inspect.signature(f2).parameters)
 
 
-@untraced
+@no_compile
 def update_ring_flash_attn_params(cu_seqlens: Tensor, process_group: dist.ProcessGroup) -> None:
     """State the packing of the next batch: the *global* borders, whose total the group's size divides."""
     values = llama3_flash_attn_prepare_cu_seqlens(
@@ -110,7 +110,7 @@ def create_ring_flash_attention_forward(process_group: dist.ProcessGroup, heads_
         )
         return out[None]
 
-    return [untraced(_flash_attention_forward)]
+    return [no_compile(_flash_attention_forward)]
 
 
 def _borders(cp: ContextParallel, tokens: int) -> Any:

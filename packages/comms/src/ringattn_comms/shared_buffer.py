@@ -1,0 +1,98 @@
+"""What one-sided transports stand on: memory on every rank of a group that every rank can address."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+Move = tuple[Tensor, Tensor]
+"""Where something goes, and what: of one shape; the dtype is that of the place."""
+
+_ALIGNMENT = 256  # bytes: what every GPU kernel and copy engine is content with
+
+
+class SharedBuffer(ABC):
+    """As many bytes on every rank."""
+
+    def __init__(self) -> None:
+        self._tensors = dict[tuple[int, int, tuple[int, ...], torch.dtype], Tensor]()
+
+    @abstractmethod
+    def memory(self, rank: int) -> Tensor:
+        """The bytes of a rank, uint8."""
+
+    @abstractmethod
+    def barrier(self) -> None:
+        """What any rank does after this, on the stream that is current, comes after what all ranks did before it."""
+
+    def tensor(self, rank: int, start: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A tensor that begins at some byte of a rank's memory."""
+        key = rank, start, shape, dtype
+        if key not in self._tensors:
+            if len(self._tensors) == 1024:
+                self._tensors.clear()
+            end = start + prod(shape) * dtype.itemsize
+            with torch.inference_mode(False):  # It is used again where there is no such mode.
+                self._tensors[key] = self.memory(rank)[start:end].view(dtype).view(shape)
+        return self._tensors[key]
+
+    def exchange(self, first: Sequence[Move], then: Sequence[Move], *, small: bool) -> None:
+        """Some moves, a barrier, and others: all ranks call this together, each with its own, `small` or not alike."""
+        copy(first)
+        self.barrier()
+        copy(then)
+
+
+def copy(moves: Sequence[Move]) -> None:
+    """Do them one after the other."""
+    for to, source in moves:
+        to.copy_(source, non_blocking=True)
+
+
+class SharedBuffers(ABC):
+    """The window of a group: made once, grown when it must be, and used by all layers, one after the other.
+
+    Passes on two streams of a GPU would write over each other's keys, unless an event keeps them apart.
+    """
+
+    def __init__(self) -> None:
+        self._shared_buffer: SharedBuffer | None = None
+        self._size = 0
+
+    @abstractmethod
+    def allocate(self, size: int) -> SharedBuffer:
+        """A window of so many bytes; all ranks ask for the same."""
+
+    def at_least(self, size: int) -> SharedBuffer:
+        """A window of so many bytes or more."""
+        if self._shared_buffer is None or self._size < size:
+            self._shared_buffer, self._size = self.allocate(size), size
+        return self._shared_buffer
+
+
+class Region:
+    """Tensors laid out one after the other in a window, alike on every rank."""
+
+    def __init__(self) -> None:
+        self.end = 0
+
+    def place(self, shape: Sequence[int], dtype: torch.dtype) -> BufferSlot:
+        """Room for one more tensor."""
+        start = -(-self.end // _ALIGNMENT) * _ALIGNMENT
+        self.end = start + prod(shape) * dtype.itemsize
+        return BufferSlot(start, tuple(shape), dtype)
+
+
+class BufferSlot:
+    """Where a tensor lies in every rank's memory."""
+
+    def __init__(self, start: int, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        self.start, self.shape, self.dtype = start, shape, dtype
+
+    def on(self, shared_buffer: SharedBuffer, rank: int) -> Tensor:
+        """The tensor on a rank."""
+        return shared_buffer.tensor(rank, self.start, self.shape, self.dtype)

@@ -1,0 +1,81 @@
+"""A launch as FlashAttention-2 takes it, PyTorch's own or the package's: rows without gaps and cumulative lengths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ringattn_core.kernels.lengths import column_lengths, row_lengths
+from ringattn_core.plan.schedule import Launch
+from ringattn_core.plan.tile import CAUSAL, FULL
+from ringattn_core.run.index import column_index, kept, row_index
+from ringattn_core.run.kernel import Block, Grads
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GatheredLaunch:
+    """Gathers a launch's rows and columns before a call, and spreads the results over its box afterwards."""
+
+    # The boxes around them, and not the launch: this is kept for as long as the launch lives.
+    row_box: range
+    column_box: range
+    rows: slice | Tensor
+    columns: slice | Tensor
+    # cu_seqlens of queries and keys, and the longest of each; None: a single tile goes as a batch of one.
+    lengths: tuple[Tensor, Tensor, int, int] | None
+
+    def of_rows(self, x: Tensor) -> Tensor:
+        """The launch's rows of (tokens, heads, dim)."""
+        return self._batched(x[self.rows])
+
+    def of_columns(self, x: Tensor) -> Tensor:
+        """The launch's columns of (tokens, heads, dim)."""
+        return self._batched(x[self.columns])
+
+    def of_lse(self, lse: Tensor) -> Tensor:
+        """The launch's rows of (heads, tokens), contiguous: the operators look at no stride of lse."""
+        return self._batched(lse[:, self.rows].contiguous())
+
+    def block(self, out: Tensor, lse: Tensor) -> Block:
+        """What a forward call returns, in the launch's box."""
+        out, lse = (out, lse) if self.lengths else (out[0], lse[0])
+        if isinstance(self.rows, slice):
+            return Block(out, lse)
+        box_lse = lse.new_empty((lse.shape[0], len(self.row_box)))
+        box_lse[:, self.rows - self.row_box.start] = lse
+        return Block(_in_box(out, self.rows, self.row_box), box_lse)
+
+    def grads(self, dq: Tensor, dk: Tensor, dv: Tensor) -> Grads:
+        """What a backward call returns, in the launch's boxes."""
+        dq, dk, dv = (dq, dk, dv) if self.lengths else (dq[0], dk[0], dv[0])
+        dk, dv = (_in_box(x, self.columns, self.column_box) for x in (dk, dv))
+        return Grads(_in_box(dq, self.rows, self.row_box), dk, dv)
+
+    def _batched(self, x: Tensor) -> Tensor:
+        return x if self.lengths else x[None]
+
+
+@kept
+def gathered_launch(launch: Launch, device: torch.device) -> GatheredLaunch:
+    """The launch on a device, made once."""
+    rows, columns = row_lengths(launch, device), column_lengths(launch, device)
+    longest = columns.longest
+    if launch.window not in (FULL, CAUSAL):
+        # FlashAttention-2 compares the right side of a window with the number of keys where it means that of queries:
+        # a side that reaches as far as there are keys it takes for open, and an open one beside a closed left one for
+        # as many keys. Both are wrong for tiles with more queries than keys, unless the longest key length, which is
+        # only a bound, is told to be as large as the number of queries.
+        longest = max(longest, rows.longest)
+    alone = len(launch.tiles) == 1 and longest == columns.longest
+    lengths = None if alone else (rows.compact, columns.compact, rows.longest, longest)
+    return GatheredLaunch(launch.rows, launch.columns, row_index(launch, device), column_index(launch, device), lengths)
+
+
+def _in_box(x: Tensor, index: slice | Tensor, box: range) -> Tensor:
+    if isinstance(index, slice):
+        return x
+    spread = x.new_empty((len(box), *x.shape[1:]))
+    spread[index - box.start] = x
+    return spread

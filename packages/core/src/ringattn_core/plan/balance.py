@@ -1,0 +1,111 @@
+"""Which rank gets what of a packed stream: as many tokens and as much causal work each, and few documents cut.
+
+The documents stand in a line, the longest first, each from its last row to its first: rows that see many keys come
+before rows that see few. A rank takes rows from either end, as in zigzag, which this is for one document, but for a few
+rows; how many from which decides how much work they are. Only documents at the ends of these pieces are cut, so of many
+most lie whole on a rank.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate, pairwise
+from typing import NamedTuple
+
+from ringattn_core.plan.tile import chunk, joined_runs, triangle
+
+_EVEN = 1.01  # of the mean is as good as the mean
+_HALVINGS = 6
+
+
+class Share(NamedTuple):
+    """What a rank gets: runs of the stream, in its order, and how many cells of a causal mask are in their rows."""
+
+    runs: tuple[range, ...]
+    work: int
+
+
+def deal(cu_seqlens: Sequence[int], cp_size: int) -> list[Share]:
+    """Every rank's share; they differ by one token at most.
+
+    Where a few documents make up the work, no two pieces of the line may be as much as a share: documents are then cut
+    into halves before they are lined up, or into halves of these.
+    """
+    longest, found = max((stop - start for start, stop in pairwise(cu_seqlens)), default=0), list[list[Share]]()
+    for halvings in range(_HALVINGS + 1):
+        found.append(list(_Line(cu_seqlens, max(longest >> halvings, 1)).shares(cp_size)))
+        mean = sum(share.work for share in found[-1]) / cp_size
+        if _most(found[-1]) <= _EVEN * mean + longest:  # or a row more
+            break
+    return min(found, key=_most)
+
+
+def _most(shares: Sequence[Share]) -> int:
+    return max(share.work for share in shares)
+
+
+class _Line:
+    """Parts of documents, no longer than `longest`, those first whose rows see the most keys."""
+
+    def __init__(self, cu_seqlens: Sequence[int], longest: int) -> None:
+        parts = list[tuple[int, range]]()
+        for start, stop in pairwise(cu_seqlens):
+            count = -((start - stop) // longest)
+            parts += ((start, chunk(range(start, stop), index, count)) for index in range(count))
+        # By the keys that a row sees in the mean; of those alike, the last of the stream first.
+        self._parts = sorted(parts, key=lambda part: (2 * part[0] - part[1].start - part[1].stop, -part[1].start))
+        self._borders = [0, *accumulate(len(part) for _, part in self._parts)]
+        self._work = [0, *accumulate(_cells(part, start) for start, part in self._parts)]
+
+    def shares(self, cp_size: int) -> Iterator[Share]:
+        """One rank's after the other's, each of what the ones before have left."""
+        first, last = 0, self._borders[-1]
+        for ranks in range(cp_size, 0, -1):
+            front, back = self._pieces(first, last, ranks)
+            runs = joined_runs([*self._runs(*front), *self._runs(*back)])
+            yield Share(tuple(runs), self._between(*front) + self._between(*back))
+            first, last = front[1], back[0]
+
+    def _pieces(self, first: int, last: int, ranks: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """What one of so many ranks takes from either end of the rows from `first` to `last`."""
+        tokens = (last - first) // ranks
+
+        def work(ahead: int) -> int:
+            return self._between(first, first + ahead) + self._between(last - (tokens - ahead), last)
+
+        ahead = _nearest(work, tokens, self._between(first, last) / ranks)
+        return (first, first + ahead), (last - (tokens - ahead), last)
+
+    def _between(self, first: int, last: int) -> int:
+        """The work of these rows of the line."""
+        return self._before(last) - self._before(first)
+
+    def _before(self, row: int) -> int:
+        """The work of all rows before this one of the line."""
+        index = bisect_right(self._borders, row) - 1
+        if index == len(self._parts):
+            return self._work[-1]
+        start, part = self._parts[index]
+        return self._work[index] + _cells(range(part.stop - (row - self._borders[index]), part.stop), start)
+
+    def _runs(self, first: int, last: int) -> Iterator[range]:
+        """The runs of the stream that are these rows of the line."""
+        for index in range(bisect_right(self._borders, first) - 1, bisect_left(self._borders, last)):
+            part, border = self._parts[index][1], self._borders[index]
+            yield part[max(len(part) - (last - border), 0) : len(part) - max(first - border, 0)]
+
+
+def _nearest(work: Callable[[int], int], most: int, wanted: float) -> int:
+    """From 0 to `most`, where `work` is about as much as wanted; by halves, from more to less or from less to more.
+
+    Within a document it may go the other way; what is found is then off by so much, and the next ranks share it.
+    """
+    sign = 1 if work(0) <= work(most) else -1
+    above = bisect_left(range(most), sign * wanted, key=lambda rows: sign * work(rows))
+    return min(above, max(above - 1, 0), key=lambda rows: abs(work(rows) - wanted))
+
+
+def _cells(rows: range, start: int) -> int:
+    """Of a causal mask, in consecutive rows of a document that starts at `start`."""
+    return triangle(rows.stop - start) - triangle(rows.start - start)

@@ -1,0 +1,104 @@
+"""Which sums results add up in: the eager ones of `merge` and `gradient`, or, on a GPU, the fused ones of `fused`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ringattn_core.optional import is_installed
+from ringattn_core.plan.schedule import Launch, Schedule, Step
+from ringattn_core.run.gradient import DkvAccumulator, DqAccumulator, Part, part_sum
+from ringattn_core.run.kernel import Block, Kernel
+from ringattn_core.run.merge import OutAccumulator
+
+
+class OutTotal(Protocol):
+    """The running result of a rank's queries."""
+
+    def out_for(self, launch: Launch, heads: slice) -> Block | None:
+        """Where a block may be written directly, so that to add it is nothing; None if nowhere."""
+        ...
+
+    def add(self, launch: Launch, heads: slice, block: Block) -> None: ...
+
+    def finish(self, dtype: torch.dtype, sinks: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+
+
+class RowTotal(Protocol):
+    """The running gradient of a rank's queries."""
+
+    @property
+    def total(self) -> Tensor: ...
+
+    def out_for(self, launch: Launch, heads: slice) -> Tensor | None: ...
+
+    def add(self, launch: Launch, heads: slice, part: Tensor) -> None: ...
+
+
+class ColumnTotal(Protocol):
+    """The running gradient of the keys or values in a step's buffer."""
+
+    @property
+    def total(self) -> Tensor: ...
+
+    def out_for(self, launch: Launch) -> Tensor | None: ...
+
+    def add(self, launch: Launch, part: Tensor) -> None: ...
+
+
+def out_total(schedule: Schedule, kernel: Kernel, q: Tensor, head_dim_v: int) -> OutTotal:
+    """Room for out and lse, (tokens, num_heads, head_dim_v) and (num_heads, tokens)."""
+    if not _fuses(kernel, q):
+        return OutAccumulator(q, head_dim_v)
+    from ringattn_core.run.fused import FusedOutAccumulator
+
+    return FusedOutAccumulator(schedule, q, head_dim_v, kernel.supports_out)
+
+
+def row_total(schedule: Schedule, kernel: Kernel, q: Tensor) -> RowTotal:
+    """Room for dq, shaped like q: in the accumulator's dtype, or, fused, summed in it and in q's own dtype."""
+    if not _fuses(kernel, q):
+        return DqAccumulator(q)
+    from ringattn_core.run.fused import FusedDqAccumulator
+
+    return FusedDqAccumulator(schedule, q, kernel.supports_out)
+
+
+def column_total(step: Step, kernel: Kernel, x: Tensor) -> ColumnTotal:
+    """Room for the gradient of a step's keys or values, shaped like x; the dtypes are those of `row_total`."""
+    if not _fuses(kernel, x):
+        return DkvAccumulator(x)
+    from ringattn_core.run.fused import FusedDkvAccumulator
+
+    return FusedDkvAccumulator(step, x, kernel.supports_out)
+
+
+def add_parts(like: Tensor, parts: Sequence[Part]) -> Tensor:
+    """The sum of what was found in several places, shaped like `like` (rows, heads, dim), always in the same order.
+
+    It is added in the accumulator's dtype and comes in it too, or, fused, where all is in 16 bits on a GPU, in like's.
+    """
+    if all(_is_narrow(x) for x in (like, *(part.found for part in parts))) and has_triton():
+        from ringattn_core.run.fused import fused_parts
+
+        return fused_parts(like, parts)
+    return part_sum(like, parts)
+
+
+def _is_narrow(x: Tensor) -> bool:
+    return x.is_cuda and x.element_size() == 2
+
+
+def _fuses(kernel: Kernel, x: Tensor) -> bool:
+    """The fused sums are for kernels whose results come in the inputs' 16 bits, on a GPU that Triton compiles for."""
+    return kernel.returns_input_dtype and _is_narrow(x) and has_triton()
+
+
+@cache
+def has_triton() -> bool:
+    """Can fused kernels be compiled here? CPU builds of PyTorch come without Triton."""
+    return is_installed("triton")

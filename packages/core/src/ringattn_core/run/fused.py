@@ -1,0 +1,291 @@
+"""Folding blocks and gradients on a GPU in one pass each, in place: the same sums as in `merge` and `gradient`.
+
+A block that comes first is the running result, without a copy, where it covers all rows. A later one is read once, and
+the running result read and written once: in the final dtype, which a row that is touched no more than twice never
+leaves, or in float32 where more is to come.
+
+Fast kernels do not tell which of NaN, +inf and nothing but -inf made a row's sum of exponentials no finite number: some
+return lse inf for all, some -inf, and out may even be 0. So here such a row of any block is NaN, in out and in lse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ringattn_core.plan.row_writes import RowWrite, RowWrites, column_writes, row_writes
+from ringattn_core.plan.schedule import Launch, Schedule, Step
+from ringattn_core.run.gradient import Part
+from ringattn_core.run.index import kept
+from ringattn_core.run.kernel import Block
+from ringattn_core.run.merge import with_sinks
+
+ROWS = 32
+
+
+class FusedOutAccumulator:
+    """`merge.OutAccumulator` for blocks in the final dtype."""
+
+    def __init__(self, schedule: Schedule, q: Tensor, head_dim_v: int, supports_out: bool = False) -> None:
+        self._schedule = schedule
+        self._fold = _Fold(row_writes(schedule), (schedule.query_length, q.shape[1], head_dim_v), q, supports_out)
+        self._lse: Tensor | None = self._room() if supports_out else None
+
+    def out_for(self, launch: Launch, heads: slice) -> Block | None:
+        out = self._fold.out_for(launch, launch.rows, heads)
+        return None if out is None else Block(out, self._running_lse[heads, launch.rows.start : launch.rows.stop])
+
+    def add(self, launch: Launch, heads: slice, block: Block) -> None:
+        """Fold a launch's block for some of the query heads in, in place."""
+        if self._fold.has(launch, heads, block.out):
+            return
+        if self._fold.adopt(launch, block.out):
+            self._lse = block.lse
+            return
+        row_flags = _row_flags(self._schedule, launch, block.out.device)
+        self._fold.add(row_flags, launch.rows, heads, block.out, self._running_lse[heads], block.lse)
+
+    def finish(self, dtype: torch.dtype, sinks: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(out, lse), as of `OutAccumulator.finish`."""
+        out, lse = self._fold.total, self._running_lse
+        if len(out):
+            grid = triton.cdiv(len(out), ROWS), out.shape[1]
+            width = triton.next_power_of_2(out.shape[2])
+            _mark_undefined[grid](out, lse, *out.shape[::2], *out.stride()[:2], lse.stride(0), ROWS, width)
+        for rows in self._fold.writes.unwritten:
+            out[rows.start : rows.stop], lse[:, rows.start : rows.stop] = 0, -torch.inf
+        return (out, lse) if sinks is None else with_sinks(out, lse, sinks)
+
+    @property
+    def _running_lse(self) -> Tensor:
+        if self._lse is None:
+            self._lse = self._room()
+        return self._lse
+
+    def _room(self) -> Tensor:
+        tokens, num_heads, _ = self._fold.shape
+        return self._fold.like.new_empty((num_heads, tokens), dtype=torch.float32)
+
+
+class FusedDqAccumulator:
+    """`gradient.DqAccumulator` for gradients in the final dtype."""
+
+    def __init__(self, schedule: Schedule, q: Tensor, supports_out: bool = False) -> None:
+        self._schedule = schedule
+        self._fold = _Fold(row_writes(schedule), (schedule.query_length, *q.shape[1:]), q, supports_out)
+
+    def out_for(self, launch: Launch, heads: slice) -> Tensor | None:
+        return self._fold.out_for(launch, launch.rows, heads)
+
+    def add(self, launch: Launch, heads: slice, part: Tensor) -> None:
+        """Add what a launch found for some of the heads."""
+        if not (self._fold.has(launch, heads, part) or self._fold.adopt(launch, part)):
+            self._fold.add(_row_flags(self._schedule, launch, part.device), launch.rows, heads, part)
+
+    @property
+    def total(self) -> Tensor:
+        return self._fold.total
+
+
+class FusedDkvAccumulator:
+    """`gradient.DkvAccumulator` for gradients in the final dtype."""
+
+    def __init__(self, step: Step, x: Tensor, supports_out: bool = False) -> None:
+        self._step, self._heads = step, slice(0, x.shape[1])
+        self._fold = _Fold(column_writes(step, len(x)), tuple(x.shape), x, supports_out)
+
+    def out_for(self, launch: Launch) -> Tensor | None:
+        return self._fold.out_for(launch, launch.columns, self._heads)
+
+    def add(self, launch: Launch, part: Tensor) -> None:
+        """Add what a launch found."""
+        if not (self._fold.has(launch, self._heads, part) or self._fold.adopt(launch, part)):
+            row_flags = _column_flags(self._step, self._fold.shape[0], launch, part.device)
+            self._fold.add(row_flags, launch.columns, self._heads, part)
+
+    @property
+    def total(self) -> Tensor:
+        return self._fold.total
+
+
+class _Fold:
+    """A running result of some rows, (rows, heads, dim)."""
+
+    def __init__(self, writes: RowWrites, shape: tuple[int, ...], like: Tensor, supports_out: bool) -> None:
+        self.writes, self.shape, self.like, self.supports_out = writes, shape, like, supports_out
+        # What launches that run side by side write into is there before any of them begins.
+        self._narrow: Tensor | None = self._room() if supports_out else None
+        self._wide: Tensor | None = None
+        self._outs: dict[tuple[Launch, int], Tensor] = {}
+
+    def out_for(self, launch: Launch, box: range, heads: slice) -> Tensor | None:
+        """Where a part that is first everywhere may be written by whoever finds it, but for its gaps."""
+        if not (self.supports_out and all(write.write_index == 0 for write in self.writes.of[launch])):
+            return None
+        place = self._outs[launch, heads.start] = self.total[box.start : box.stop, heads]
+        return place
+
+    def has(self, launch: Launch, heads: slice, part: Tensor) -> bool:
+        """Is the part in its place already?"""
+        return part is self._outs.get((launch, heads.start))
+
+    def adopt(self, launch: Launch, part: Tensor) -> bool:
+        """Take a part that is first everywhere as the running result itself, if it is whole."""
+        whole = self._narrow is None and part.shape == self.shape and part.is_contiguous()
+        if whole and not self.writes.unwritten and all(write.write_index == 0 for write in self.writes.of[launch]):
+            self._narrow = part
+            return True
+        return False
+
+    @property
+    def total(self) -> Tensor:
+        """The result, once every launch has been added."""
+        if self._narrow is None:
+            self._narrow = self._room()
+        return self._narrow
+
+    def _room(self) -> Tensor:
+        """Room for the result, 0 in the rows that no launch touches."""
+        room = self.like.new_empty(self.shape)
+        for rows in self.writes.unwritten:
+            room[rows.start : rows.stop] = 0
+        return room
+
+    def add(
+        self,
+        row_flags: Tensor,
+        box: range,
+        heads: slice,
+        part: Tensor,
+        lse: Tensor | None = None,
+        part_lse: Tensor | None = None,
+    ) -> None:
+        """Fold in a part that covers a box of rows; weighted by log-sum-exps, or, without them, plainly added."""
+        narrow = self.total[:, heads]
+        if self._wide is None and self.writes.most > 2:
+            self._wide = torch.empty(self.shape, dtype=torch.float32, device=part.device)
+        wide = narrow if self._wide is None else self._wide[:, heads]
+        weighted = lse is not None and part_lse is not None
+        old, new = (lse, part_lse) if weighted else (narrow, part)
+        assert old is not None and new is not None
+        dim = part.shape[2]
+        _fold_rows[(triton.cdiv(len(box), ROWS), part.shape[1])](
+            narrow, wide, old, part, new, row_flags, len(box), box.start, dim,
+            *narrow.stride()[:2], *wide.stride()[:2], old.stride(0), *part.stride()[:2], new.stride(0),
+            weighted, ROWS, triton.next_power_of_2(dim), num_warps=8,
+        )  # fmt: skip
+
+
+_WRITTEN, _NARROW, _WIDE, _WIDEN = 1, 2, 4, 8  # a row's code: is it touched, read from where, written to where
+
+
+@kept
+def _row_flags(schedule: Schedule, launch: Launch, device: torch.device) -> Tensor:
+    return _flags(row_writes(schedule).of[launch], launch.rows, device)
+
+
+@kept
+def _column_flags(step: Step, length: int, launch: Launch, device: torch.device) -> Tensor:
+    return _flags(column_writes(step, length).of[launch], launch.columns, device)
+
+
+def _flags(writes: list[RowWrite], box: range, device: torch.device) -> Tensor:
+    row_flags = torch.zeros(len(box), dtype=torch.uint8)
+    for write in writes:
+        row_flags[write.rows.start - box.start : write.rows.stop - box.start] = _code(write)
+    return row_flags.to(device)
+
+
+def _code(write: RowWrite) -> int:
+    source = (0, _NARROW, _WIDE)[min(write.write_index, 2)]
+    return _WRITTEN | source | (_WIDEN if write.write_index > 0 and not write.last else 0)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _fold_rows(  # type: ignore[no-untyped-def]
+    narrow, wide, lse, part, part_lse, row_flags, rows, start, dim,
+    narrow_row, narrow_head, wide_row, wide_head, lse_head, part_row, part_head, part_lse_head,
+    weighted: tl.constexpr, block: tl.constexpr, width: tl.constexpr,
+):  # fmt: skip
+    """One block of rows of one head."""
+    head = tl.program_id(1)
+    row = tl.program_id(0) * block + tl.arange(0, block)
+    column = tl.arange(0, width)[None, :]
+    code = tl.load(row_flags + row, mask=row < rows, other=0).to(tl.int32)
+    touched = (code & 1) != 0
+    from_narrow, from_wide, to_wide = (code & 2) != 0, (code & 4) != 0, (code & 8) != 0
+    within = column < dim
+    place = (start + row).to(tl.int64)
+    at_narrow = narrow + place[:, None] * narrow_row + head * narrow_head + column
+    at_wide = wide + place[:, None] * wide_row + head * wide_head + column
+    at_part = part + row.to(tl.int64)[:, None] * part_row + head * part_head + column
+    fresh = tl.load(at_part, mask=touched[:, None] & within, other=0.0).to(tl.float32)
+    state = tl.load(at_narrow, mask=from_narrow[:, None] & within, other=0.0).to(tl.float32)
+    state += tl.load(at_wide, mask=from_wide[:, None] & within, other=0.0).to(tl.float32)
+    if weighted:
+        at_lse = lse + head * lse_head + place
+        infinity, again = float("inf"), from_narrow | from_wide
+        old = tl.load(at_lse, mask=again, other=-infinity)
+        new = tl.load(part_lse + head * part_lse_head + row, mask=touched, other=0.0)
+        top = tl.maximum(old, new)
+        weight_old, weight_new = tl.exp(old - top), tl.exp(new - top)
+        # A row that is touched sees a key: -inf stands for no sum yet only where nothing has been folded in.
+        defined = (tl.abs(new) < infinity) & ((tl.abs(old) < infinity) | ~again)
+        total = tl.where(defined, weight_old + weight_new, float("nan"))
+        state = state * (weight_old / total)[:, None] + fresh * (weight_new / total)[:, None]
+        tl.debug_barrier()  # Several warps hold the same row: all have read its old lse before one of them writes.
+        tl.store(at_lse, top + tl.log(total), mask=touched)
+    else:
+        state += fresh
+    tl.store(at_narrow, state.to(narrow.dtype.element_ty), mask=(touched & ~to_wide)[:, None] & within)
+    tl.store(at_wide, state.to(wide.dtype.element_ty), mask=to_wide[:, None] & within)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _mark_undefined(  # type: ignore[no-untyped-def]
+    out, lse, rows, dim, out_row, out_head, lse_head, block: tl.constexpr, width: tl.constexpr
+):
+    """One block of rows of one head: NaN where lse is not finite, nothing elsewhere."""
+    head = tl.program_id(1)
+    row = tl.program_id(0) * block + tl.arange(0, block)
+    column = tl.arange(0, width)[None, :]
+    at_lse = lse + head * lse_head + row
+    undefined = (row < rows) & ~(tl.abs(tl.load(at_lse, mask=row < rows, other=0.0)) < float("inf"))
+    nan = tl.full((block, width), float("nan"), dtype=tl.float32).to(out.dtype.element_ty)
+    at_out = out + row.to(tl.int64)[:, None] * out_row + head * out_head + column
+    tl.store(at_out, nan, mask=undefined[:, None] & (column < dim))
+    tl.debug_barrier()  # Several warps hold the same row: all have read its lse before one of them writes.
+    tl.store(at_lse, tl.full((block,), float("nan"), dtype=tl.float32), mask=undefined)
+
+
+def fused_parts(like: Tensor, parts: Sequence[Part]) -> Tensor:
+    """`gradient.part_sum` in one pass, summed in float32 and in like's dtype at the end."""
+    rows, heads, dim = like.shape
+    total = like.new_empty(like.shape)
+    found = tuple(part.found.contiguous() for part in parts)
+    _sum_parts[(triton.cdiv(rows, ROWS), heads)](
+        total, found, tuple(part.places for part in parts), rows, heads, dim, ROWS, triton.next_power_of_2(dim)
+    )
+    return total
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _sum_parts(  # type: ignore[no-untyped-def]
+    total, found, places, rows, heads, dim, block: tl.constexpr, width: tl.constexpr
+):
+    """One block of rows of one head."""
+    head = tl.program_id(1)
+    row = tl.program_id(0) * block + tl.arange(0, block)
+    column = head * dim + tl.arange(0, width)[None, :]
+    within = column < (head + 1) * dim
+    result = tl.zeros((block, width), dtype=tl.float32)
+    for part in tl.static_range(len(found)):
+        place = tl.load(places[part] + row, mask=row < rows, other=-1)
+        at = found[part] + place.to(tl.int64)[:, None] * (heads * dim) + column
+        result += tl.load(at, mask=(place >= 0)[:, None] & within, other=0.0).to(tl.float32)
+    at = total + row.to(tl.int64)[:, None] * (heads * dim) + column
+    tl.store(at, result.to(total.dtype.element_ty), mask=(row < rows)[:, None] & within)

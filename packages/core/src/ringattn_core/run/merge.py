@@ -1,0 +1,79 @@
+"""Adding up blocks of attention: softmax over parts of the keys is exact when each part brings its log-sum-exp.
+
+For blocks (out_a, lse_a) and (out_b, lse_b) of the same queries: lse = log(exp(lse_a) + exp(lse_b)) and out =
+exp(lse_a - lse) * out_a + exp(lse_b - lse) * out_b (Milakov and Gimelshein 2018, arXiv:1805.02867; Rabe and Staats
+2021, arXiv:2112.05682).
+
+A row that sees no key has out 0 and lse -inf. A row that sees keys and has no finite lse is NaN, as in a softmax over
+all keys: a score is NaN or +inf, or all scores are -inf. A weight of 0 is multiplied like any other, so that a value
+that is not finite stays visible too.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ringattn_core.plan.schedule import Launch
+from ringattn_core.run.index import row_index
+from ringattn_core.run.kernel import Block, accumulator_dtype
+
+
+class OutAccumulator:
+    """The running result of a rank's queries: `out` (tokens, num_heads, head_dim_v) and `lse` (num_heads, tokens)."""
+
+    def __init__(self, q: Tensor, head_dim_v: int) -> None:
+        dtype = accumulator_dtype(q.dtype)
+        tokens, num_heads, _ = q.shape
+        self.out = q.new_zeros((tokens, num_heads, head_dim_v), dtype=dtype)
+        self.lse = q.new_full((num_heads, tokens), -torch.inf, dtype=dtype)
+        # Which rows have been in a launch: no row of a tile is dead, so these see a key.
+        self.seen = q.new_zeros(tokens, dtype=torch.bool)
+
+    def out_for(self, launch: Launch, heads: slice) -> None:
+        """Nothing is written here directly."""
+
+    def add(self, launch: Launch, heads: slice, block: Block) -> None:
+        """Fold a launch's block for some of the query heads in, in place."""
+        rows = row_index(launch, self.out.device)
+        inside = slice(None) if isinstance(rows, slice) else rows - launch.rows.start
+        block_lse = block.lse[:, inside].to(self.lse.dtype)
+        lse = self.lse[heads][:, rows]
+        total = torch.logaddexp(lse, block_lse)
+        old, new = (_weight(part, total) for part in (lse, block_lse))
+        self.out[rows, heads] = self.out[rows, heads] * old + block.out[inside] * new
+        self.lse[heads, rows] = total
+        self.seen[rows] = True
+
+    def finish(self, dtype: torch.dtype, sinks: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(out in `dtype`, lse); `sinks` (num_heads,) enter as one more key per head whose value is 0.
+
+        Attention sinks: Xiao et al. 2023, arXiv:2309.17453, in the learnt form of gpt-oss.
+        """
+        out, lse = (self.out, self.lse) if sinks is None else with_sinks(self.out, self.lse, sinks)
+        undefined = self.seen & ~(lse.abs() < torch.inf)
+        return out.masked_fill_(undefined.T.unsqueeze(-1), torch.nan).to(dtype), lse
+
+
+def with_sinks(out: Tensor, lse: Tensor, sinks: Tensor) -> tuple[Tensor, Tensor]:
+    """Fold in one more key per head whose value is 0 and whose score is the sink; out and lse keep their dtypes."""
+    total = torch.logaddexp(lse, sinks.to(lse.dtype)[:, None])
+    weight = torch.exp(lse - finite_or_nan(total)).masked_fill(total == -torch.inf, 0.0)
+    return (out * weight.T.unsqueeze(-1)).to(out.dtype), total
+
+
+def finite_or_nan(lse: Tensor) -> Tensor:
+    """lse with NaN for -inf and +inf: what makes every probability of such a row NaN, as softmax does."""
+    return lse.add(lse, alpha=0)  # 0 * inf is NaN.
+
+
+def _weight(part: Tensor, total: Tensor) -> Tensor:
+    """What a part of the keys weighs, (tokens, num_heads, 1): 0 where all of its scores are -inf, or it has no keys."""
+    return torch.exp(part - total).masked_fill(part == -torch.inf, 0.0).T.unsqueeze(-1)
+
+
+def sink_gradient(sinks: Tensor, lse: Tensor, delta: Tensor) -> Tensor:
+    """The gradient of `sinks` (num_heads,) from a rank's rows: a sink's probability is exp(sink - lse), its value 0."""
+    # lse is -inf where there is neither a live key nor a sink.
+    weight = torch.exp(sinks.to(lse.dtype)[:, None] - lse).masked_fill(lse == -torch.inf, 0.0)
+    return -(weight * delta).sum(dim=1).to(sinks.dtype)

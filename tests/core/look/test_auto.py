@@ -1,0 +1,202 @@
+"""What "auto" takes: the same on all ranks, for the sizes where routes differ."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import accumulate, pairwise
+from math import inf
+
+import pytest
+
+from ringattn_core.look.auto import (
+    CANDIDATES,
+    EQUAL,
+    GATHER_FIRST,
+    NEARLY,
+    WAVES_FIRST,
+    Routes,
+    _sampled,
+    auto_routes,
+    candidates,
+    typical,
+)
+from ringattn_core.look.machine import H100, H200
+from ringattn_core.look.shape import Shape, total_bytes
+from ringattn_core.look.simulate import predict
+from ringattn_core.plan.layout import Layout, Sharding, balanced, contiguous, striped, zigzag
+from ringattn_core.plan.local_rows import default_early_rows
+from ringattn_core.plan.planner import plan_all
+from ringattn_core.plan.schedule import Schedule
+from ringattn_core.plan.tile import FULL
+
+SHAPE = Shape(32, 8, 128, grad_itemsize=2)
+CAUSAL = (-1, 0)
+WAVES = Routes("waves", "waves")
+
+
+def choice(tokens: int, cp_size: int, **changes: object) -> Routes:
+    given = {"window": CAUSAL, "shape": SHAPE, "machine": H100, "one_sided": True} | changes
+    return auto_routes(Sharding(zigzag, (0, tokens), cp_size), **given)
+
+
+@pytest.mark.parametrize(("cp_size", "tokens"), [(2, 1 << 14), (4, 1 << 15), (8, 1 << 16), (8, 1 << 18)])
+def test_it_is_the_fastest_by_prediction(cp_size: int, tokens: int) -> None:
+    planned = {
+        name: [
+            plan_all(zigzag, route, (0, tokens), cp_size, window=CAUSAL, num_early_rows=num_early_rows)
+            for num_early_rows in (default_early_rows(tokens // cp_size), 0)
+        ]
+        for name, route in CANDIDATES.items()
+    }
+    chosen = choice(tokens, cp_size)
+    first = planned[chosen.forward][0]
+    for name, pairs, alike in (
+        (chosen.forward, {name: (planned[name][0], ()) for name in GATHER_FIRST}, EQUAL),
+        (chosen.backward, {name: (first, planned[name][1]) for name in WAVES_FIRST}, NEARLY),
+    ):
+        times = {
+            each: predict(forward, SHAPE, H100, backward=backward, one_sided=True).time
+            for each, (forward, backward) in pairs.items()
+        }
+        bound = (1 + alike) * min(times.values())
+        assert times[name] <= bound
+        assert all(times[each] > bound for each in list(times)[: list(times).index(name)]), "or one of more preference"
+
+
+def documents(layout: Layout, *lengths: int, cp_size: int = 4, **changes: object) -> Sharding:
+    return Sharding(layout, (0, *accumulate(lengths)), cp_size, **changes)
+
+
+def lengths(sharding: Sharding) -> list[int]:
+    return [stop - start for start, stop in pairwise(sharding.cu_seqlens)]
+
+
+DRAWN = [100 + 37 * (index * index % 101) for index in range(19)]  # of lengths that differ
+PACK = [72_000, 24_000, 5_600] * 3 + [8_000, 16_000, 32_000]
+EACH = [(zigzag, True), (contiguous, True), (striped, False)]  # Every rank has a share of each sequence.
+STREAM = [(balanced, True), (contiguous, False)]
+
+
+def test_divisions_of_one_magnitude_share_a_choice() -> None:
+    for tokens in (61_000, 65_536, 70_001):
+        assert typical(documents(zigzag, tokens)) == documents(zigzag, 1 << 16)
+    rounder = typical(documents(balanced, *DRAWN))
+    assert lengths(rounder) != DRAWN and typical(rounder) == rounder
+
+
+@pytest.mark.parametrize(("layout", "per_sequence"), EACH + STREAM)
+def test_few_lengths_stand_for_many_documents_of_as_much_work(layout: Layout, per_sequence: bool) -> None:
+    many = [length + index for index, length in enumerate(DRAWN * 20)]
+    found = lengths(typical(documents(layout, *many, per_sequence=per_sequence)))
+    assert len(set(found)) <= 24 and len(found) == pytest.approx(len(many), rel=0.1)
+    for power in (1, 2):
+        wanted = sum(length**power for length in many)
+        assert sum(length**power for length in found) == pytest.approx(wanted, rel=0.15)
+
+
+def test_a_pack_that_repeats_itself_is_planned_once_on_a_slower_machine() -> None:
+    """Twelve documents, or those and the same again: predictions are about the same."""
+    for layout, per_sequence in EACH:
+        once = documents(layout, *PACK, per_sequence=per_sequence)
+        twice = documents(layout, *PACK * 2, per_sequence=per_sequence)
+        assert _sampled(twice) == (once, 2)
+        forward, both = ((candidates(each, CAUSAL)[0]) for each in (once, twice))
+        for name in CANDIDATES:
+            ours = predict(forward[name], SHAPE, H100.slower(2), one_sided=True).time
+            assert ours == pytest.approx(predict(both[name], SHAPE, H100, one_sided=True).time, rel=0.1)
+
+
+def test_what_is_equally_long_stays_so() -> None:
+    """Rows of a batch that a layout divides by themselves, say."""
+    assert lengths(typical(documents(balanced, 1000, 1001, 1000))) == [1024, 1024, 1024]
+    row = documents(balanced, 4000, 4000, 4000, batch=3)
+    assert typical(row) == documents(balanced, 4096, 4096, 4096, batch=3)
+    assert _sampled(typical(row)) == (documents(balanced, 4096), 3)
+    packed = typical(documents(balanced, *[1000, 3000] * 3, batch=3))
+    assert packed.batch == 3 and packed.cu_seqlens[2::2] == (3920, 7840, 11760), "borders of rows are borders"
+
+
+def test_of_nothing_there_is_nothing() -> None:
+    for sharding in (documents(zigzag, 0), documents(balanced, 0, 0), documents(balanced)):
+        assert typical(sharding).cu_seqlens[-1] == 0
+    assert typical(documents(balanced, 0, 5, 0)).cu_seqlens[-1] == 5
+    assert auto_routes(typical(documents(balanced)), CAUSAL, SHAPE, H100, one_sided=True) == WAVES
+
+
+def test_documents_make_another_choice_than_one_sequence() -> None:
+    """Most rows of a rank see its own keys only, and wait for nobody."""
+    dealt = typical(documents(balanced, *DRAWN))
+    alone = replace(dealt, cu_seqlens=(0, dealt.cu_seqlens[-1]))
+    routes = [auto_routes(each, CAUSAL, SHAPE, H100, one_sided=True).forward for each in (dealt, alone)]
+    assert routes == ["gather", "waves"]
+
+
+def test_a_gather_of_documents_holds_hardly_more_and_goes_first() -> None:
+    """Of equal ones: each rank has 15 of them, and half of one or two parts."""
+    dealt = documents(balanced, *[500] * 62)
+
+    def planned(name: str, num_early_rows: int = 0) -> tuple[Schedule, ...]:
+        return plan_all(balanced, CANDIDATES[name], dealt.cu_seqlens, 4, window=CAUSAL, num_early_rows=num_early_rows)
+
+    forward = planned("gather", default_early_rows(7750))
+    gather, waves = (
+        predict(forward, SHAPE, H100, backward=planned(name), one_sided=True) for name in ("gather", "waves")
+    )
+    assert gather.time < waves.time <= (1 + NEARLY) * gather.time
+    assert waves.peak_bytes < gather.peak_bytes <= 1.05 * waves.peak_bytes
+    assert auto_routes(dealt, CAUSAL, SHAPE, H100, one_sided=True) == ("gather", "gather")
+
+
+def test_for_too_many_ranks_to_plan_for_it_is_waves() -> None:
+    assert choice(1 << 20, 64) == WAVES
+    assert choice(0, 2) == WAVES
+
+
+def test_slow_links_make_another_choice() -> None:
+    """Smaller steps hide more of what they bring; a ring's gradients pass through every rank on their way home."""
+    links = {name: replace(getattr(H100, name), bandwidth=10e9) for name in ("two_sided", "collective")}
+    found = [choice(1 << 16, 8, machine=machine, one_sided=False) for machine in (H100, replace(H100, **links))]
+    assert found == [Routes("waves", "waves"), Routes("ring", "waves(3)")]
+
+
+def test_a_route_is_as_fast_as_the_kernel_that_can_compute_it() -> None:
+    """Rows of a gather see more keys than there are rows, which is not for every kernel."""
+
+    def square(schedule: Schedule) -> str:
+        launches = [launch for step in schedule.steps for launch in step.launches]
+        able = all(launch.window == FULL or len(launch.rows) == len(launch.columns) for launch in launches)
+        return "flash_attn_4" if able else "torch_flash"
+
+    assert choice(1 << 13, 2) == choice(1 << 13, 2, kernel=lambda schedule: "flash_attn_4") != WAVES
+    assert choice(1 << 13, 2, kernel=square) == WAVES
+
+
+def test_a_route_that_no_kernel_can_compute_is_not_taken() -> None:
+    def waves_only(schedule: Schedule) -> str | None:
+        return "flash_attn_4" if schedule.route is CANDIDATES["waves"] else None
+
+    assert choice(1 << 12, 4, kernel=waves_only) == WAVES
+    assert choice(1 << 12, 4, kernel=lambda schedule: None) == WAVES
+
+
+@pytest.mark.parametrize("cp_size", [4, 32])
+def test_what_does_not_fit_is_never_taken(cp_size: int) -> None:
+    sharding, window, shape = Sharding(zigzag, (0, 2**16 * cp_size), cp_size), (-1, 0), Shape(32, 32, 128)
+    needed = {}
+    for name, route in CANDIDATES.items():
+        schedules = plan_all(zigzag, route, sharding.cu_seqlens, cp_size, window=window)
+        parts = [
+            [total_bytes(schedule, shape, backward=backward, one_sided=False) for schedule in schedules]
+            for backward in (False, True)
+        ]
+        needed[name] = Routes(*map(max, parts))
+    assert needed["ring"].backward < needed["waves"].backward
+
+    def chosen(capacity: float) -> Routes:
+        return auto_routes(sharding, window, shape, replace(H200, capacity=capacity), one_sided=False)
+
+    assert chosen(inf).backward == "waves"
+    for capacity in (needed["waves"].backward - 1, needed["ring"].backward):
+        found = chosen(capacity)
+        assert needed[found.forward].forward <= capacity and needed[found.backward].backward <= capacity
+    assert chosen(1) == ("ring", "ring")

@@ -1,0 +1,96 @@
+"""In which order a GPU is asked for what, with streams that only take notes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from plans import Case
+from ringattn_core.plan.layout import contiguous, zigzag
+from ringattn_core.plan.route import gather, ring
+from ringattn_core.plan.schedule import Launch, Schedule, Step
+from ringattn_core.run import concurrent_launches
+from ringattn_core.run.transport import KV
+
+NOTHING = KV(torch.empty(0), torch.empty(0))
+
+
+class Stream:
+    """A stream that notes whom it waits for."""
+
+    def __init__(self, name: str, notes: list[str]) -> None:
+        self.name, self.notes = name, notes
+
+    def wait_stream(self, other: Stream) -> None:
+        self.notes.append(f"{self.name} waits for {other.name}")
+
+    def record_event(self) -> str:
+        return self.notes[-1]
+
+    def wait_event(self, event: str) -> None:
+        self.notes.append(f"{self.name} waits for {event}")
+
+
+def asked(schedule: Schedule, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the GPU is asked for, but that lanes wait for the main stream each time."""
+    notes: list[str] = []
+    streams = [Stream(name, notes) for name in ("main", "left", "right")]
+    monkeypatch.setattr(concurrent_launches, "current", lambda device: streams[0])
+    monkeypatch.setattr(concurrent_launches, "_launch_streams", lambda main, rank: streams[1:])
+    monkeypatch.setattr(concurrent_launches, "On", lambda lane, main: nullcontext())
+    number = {launch: str(n) for n, launch in enumerate(launch for step in schedule.steps for launch in step.launches)}
+
+    def work(step: Step, keys: KV) -> Iterator[Any]:
+        notes.append(f"step {step.hop}")
+        for launch in step.launches:
+            yield partial(notes.append, number[launch])
+
+    def fold(step: Step, launch: Launch, found: None) -> None:
+        notes.append(f"fold {number[launch]}")
+
+    steps = ((step, NOTHING) for step in schedule.steps)
+    close = lambda step: notes.append(f"close {step.hop}")  # noqa: E731
+    concurrent_launches.walk(schedule, torch.device("cuda"), steps, work, fold, close)
+    waits = [index for index, note in enumerate(notes) if note in ("left waits for main", "right waits for main")]
+    lane_of = [notes[index].split()[0] for index in waits]
+    assert lane_of == [("left", "right")[n % 2] for n in range(len(waits))], "in turn"
+    assert [notes[index + 1] for index in waits] == list(number.values()), "each waits, then its launch is asked for"
+    return [note for index, note in enumerate(notes) if index not in waits]
+
+
+def test_a_step_is_folded_when_the_next_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule = Case(zigzag, ring, (0, 8), (0, 8), 2).plan()[0]
+    assert asked(schedule, monkeypatch) == [
+        *("step 0", "0"),
+        *("step 1", "1"),
+        *("main waits for 0", "fold 0", "close 0"),
+        *("main waits for 1", "fold 1", "close 1"),
+    ]
+
+
+def test_no_more_than_two_results_of_a_step_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    borders = (0, 6, 10, 13, 20, 25, 34)
+    schedule = Case(contiguous, gather, borders, borders, 2, window=(2, 1)).plan()[1]
+    assert [len(step.launches) for step in schedule.steps] == [3, 3]
+    assert asked(schedule, monkeypatch) == [
+        *("step 0", "0", "1"),
+        *("main waits for 0", "fold 0", "2"),
+        *("step 1", "3", "4"),
+        *("main waits for 1", "fold 1", "main waits for 2", "fold 2", "close 0"),
+        *("main waits for 3", "fold 3", "5"),
+        *("main waits for 4", "fold 4", "main waits for 5", "fold 5", "close 1"),
+    ]
+
+
+def test_a_step_without_a_launch_is_closed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule = Case(zigzag, gather, (0, 16), (0, 16), 3).plan()[1]
+    assert [len(step.launches) for step in schedule.steps] == [0, 2]
+    assert asked(schedule, monkeypatch) == [
+        *("step 0", "step 1", "0", "1", "close 0"),
+        *("main waits for 0", "fold 0", "main waits for 1", "fold 1", "close 1"),
+    ]

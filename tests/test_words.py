@@ -1,0 +1,268 @@
+"""One word for one thing: names that were replaced do not come back, and the glossary names what exists."""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import tokenize
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+GLOSSARY = ROOT / "docs/concepts/names.md"
+# They say what was true when they were written; and this file names the old names.
+LEFT_OUT = {"dev/LOG.md", "CHANGELOG.md", "tests/test_words.py"}
+OLD_NAMES = {
+    "Alone": "LocalTransport",
+    "Boxed": "CoalescedRows",
+    "ColumnSum": "DkvAccumulator",
+    "Compact": "GatheredLaunch",
+    "Division": "Sharding",
+    "FusedColumnSum": "FusedDkvAccumulator",
+    "FusedPartial": "FusedOutAccumulator",
+    "FusedRowSum": "FusedDqAccumulator",
+    "NOWHERE": "NO_OUT_GRADS",
+    "Partial": "OutAccumulator",
+    "Piece": "KeySlice",
+    "Pieces": "KeySlices",
+    "Places": "OutGrads",
+    "Pull": "OneSided",
+    "Request": "CallSpec",
+    "RowSum": "DqAccumulator",
+    "Side": "CopyStream",
+    "Solo": "SingleRank",
+    "ThreadWindows": "ThreadSharedBuffers",
+    "Touch": "RowWrite",
+    "Touches": "RowWrites",
+    "Traffic": "RouteTable",
+    "bells": "signals",
+    "boxed": "coalesced_rows",
+    "mend": "gather_outputs",
+    "parcel": "packed_kv",
+    "row_touches": "row_writes",
+    "takes_delta": "accepts_delta",
+    "twin": "second_communicator",
+    "unfit": "why_unsupported",
+    "untraced": "no_compile",
+}
+# Words that mean something elsewhere, and are old names in these folders.
+OLD_NAMES_OF = {
+    "packages/core/": {
+        "begun": "early_rows",
+        "fills": "supports_out",
+        "lent": "outgoing_rows",
+        "piece": "key_slice",
+        "pieces": "key_slices",
+        "rounds": "returns_input_dtype",
+        "settled": "local_rows",
+        "traffic": "route_table",
+    },
+    "packages/comms/": {"piece": "key_slice", "pieces": "key_slices", "window": "shared_buffer"},
+}
+OLD_METHODS = {"collect": "finish", "give": "send_grads"}  # of transports, so in core and comms
+OLD_MODULES = {
+    "ringattn_comms": ["boxed", "parcel", "pull", "side", "window"],
+    "ringattn_core": ["boxes", "compact", "lanes", "settled", "totals", "touch"],
+    "ringattn": ["alike", "refuse", "untraced"],
+}
+IDIOMS = re.compile(r"\b(at hand|so many|but for|its own|nobody|beside|of which|as many as)\b", re.IGNORECASE)
+# Pages and sources that still have one of these idioms. The list only gets shorter.
+TO_REWORD: set[str] = {
+    "README.md",
+    "docs/concepts/backward.md",
+    "docs/concepts/choosing.md",
+    "docs/concepts/dropout.md",
+    "docs/concepts/hops-and-routes.md",
+    "docs/concepts/hybrid-models.md",
+    "docs/concepts/joining.md",
+    "docs/concepts/kernels.md",
+    "docs/concepts/looking-before-running.md",
+    "docs/concepts/names.md",
+    "docs/concepts/ranges-and-bands.md",
+    "docs/concepts/schedules.md",
+    "docs/concepts/sinks.md",
+    "docs/concepts/transports.md",
+    "docs/concepts/when-something-is-wrong.md",
+    "docs/index.md",
+    "docs/supported-models.md",
+    "docs/tutorials/a-real-model-on-four-processes.md",
+    "docs/tutorials/coming-from-ring-flash-attention.md",
+    "docs/tutorials/fine-tuning-with-trainer.md",
+    "docs/tutorials/fsdp2-and-context-parallel.md",
+    "docs/tutorials/generating-with-a-sharded-kv-cache.md",
+    "docs/tutorials/ring-attention-in-five-lines.md",
+    "docs/tutorials/sharding-a-sequence.md",
+    "packages/adapters/src/ringattn/agree.py",
+    "packages/adapters/src/ringattn/call.py",
+    "packages/adapters/src/ringattn/checks.py",
+    "packages/adapters/src/ringattn/choice.py",
+    "packages/adapters/src/ringattn/cli/pictures.py",
+    "packages/adapters/src/ringattn/cli/plan.py",
+    "packages/adapters/src/ringattn/cli/progress.py",
+    "packages/adapters/src/ringattn/cli/sizes.py",
+    "packages/adapters/src/ringattn/cli/smollm.py",
+    "packages/adapters/src/ringattn/compat/alias.py",
+    "packages/adapters/src/ringattn/compat/raw.py",
+    "packages/adapters/src/ringattn/compat/ring_flash_attn/__init__.py",
+    "packages/adapters/src/ringattn/compat/ring_flash_attn/adapters/hf_adapter.py",
+    "packages/adapters/src/ringattn/compiled.py",
+    "packages/adapters/src/ringattn/context_parallel.py",
+    "packages/adapters/src/ringattn/family.py",
+    "packages/adapters/src/ringattn/hf/attention.py",
+    "packages/adapters/src/ringattn/hf/batch.py",
+    "packages/adapters/src/ringattn/hf/cache.py",
+    "packages/adapters/src/ringattn/hf/cache_layer.py",
+    "packages/adapters/src/ringattn/hf/data_parallel.py",
+    "packages/adapters/src/ringattn/hf/generate.py",
+    "packages/adapters/src/ringattn/hf/heads.py",
+    "packages/adapters/src/ringattn/hf/hook.py",
+    "packages/adapters/src/ringattn/hf/hybrid.py",
+    "packages/adapters/src/ringattn/hf/inputs.py",
+    "packages/adapters/src/ringattn/hf/logprobs.py",
+    "packages/adapters/src/ringattn/hf/masks.py",
+    "packages/adapters/src/ringattn/hf/packing.py",
+    "packages/adapters/src/ringattn/hf/parallel.py",
+    "packages/adapters/src/ringattn/hf/partial.py",
+    "packages/adapters/src/ringattn/hf/router.py",
+    "packages/adapters/src/ringattn/hf/same_batch.py",
+    "packages/adapters/src/ringattn/hf/states.py",
+    "packages/adapters/src/ringattn/hf/texts.py",
+    "packages/adapters/src/ringattn/hf/towers.py",
+    "packages/adapters/src/ringattn/hf/trainer.py",
+    "packages/adapters/src/ringattn/hf/unsupported.py",
+    "packages/adapters/src/ringattn/lengths.py",
+    "packages/adapters/src/ringattn/native.py",
+    "packages/comms/src/ringattn_comms/agreement.py",
+    "packages/comms/src/ringattn_comms/backends/cupy_nccl.py",
+    "packages/comms/src/ringattn_comms/backends/exchange.py",
+    "packages/comms/src/ringattn_comms/backends/threads.py",
+    "packages/comms/src/ringattn_comms/backends/torch_dist.py",
+    "packages/comms/src/ringattn_comms/copy_stream.py",
+    "packages/comms/src/ringattn_comms/one_sided.py",
+    "packages/comms/src/ringattn_comms/shared_buffer.py",
+    "packages/comms/src/ringattn_comms/waves.py",
+    "packages/core/README.md",
+    "packages/core/src/ringattn_core/errors.py",
+    "packages/core/src/ringattn_core/kernels/choose.py",
+    "packages/core/src/ringattn_core/kernels/gathered_launch.py",
+    "packages/core/src/ringattn_core/kernels/reference.py",
+    "packages/core/src/ringattn_core/kernels/torch_flash_cpu.py",
+    "packages/core/src/ringattn_core/look/auto.py",
+    "packages/core/src/ringattn_core/look/coverage.py",
+    "packages/core/src/ringattn_core/look/draw.py",
+    "packages/core/src/ringattn_core/look/machine.py",
+    "packages/core/src/ringattn_core/look/shape.py",
+    "packages/core/src/ringattn_core/look/simulate.py",
+    "packages/core/src/ringattn_core/look/verify.py",
+    "packages/core/src/ringattn_core/plan/alive.py",
+    "packages/core/src/ringattn_core/plan/balance.py",
+    "packages/core/src/ringattn_core/plan/many.py",
+    "packages/core/src/ringattn_core/plan/memo.py",
+    "packages/core/src/ringattn_core/plan/planner.py",
+    "packages/core/src/ringattn_core/plan/route.py",
+    "packages/core/src/ringattn_core/plan/row_writes.py",
+    "packages/core/src/ringattn_core/plan/schedule.py",
+    "packages/core/src/ringattn_core/run/concurrent_launches.py",
+    "packages/core/src/ringattn_core/run/execute.py",
+    "packages/core/src/ringattn_core/run/fused.py",
+    "packages/core/src/ringattn_core/run/index.py",
+    "packages/core/src/ringattn_core/run/kernel.py",
+    "packages/core/src/ringattn_core/run/transport.py",
+}
+
+
+def tracked() -> dict[str, str]:
+    """The text of every source and page by its path."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py", "*.md"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("the files of the project are those that git knows, and this is no repository")
+    names = sorted(name for name in {*listed.stdout.splitlines()} - LEFT_OUT if (ROOT / name).exists())
+    return {name: (ROOT / name).read_text(encoding="utf-8") for name in names}
+
+
+def code(name: str, text: str) -> str:
+    """What is code: of a module its names, of a page its fences and what is in backticks."""
+    if name.endswith(".py"):
+        tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+        return " ".join(token.string for token in tokens if token.type in (tokenize.NAME, tokenize.OP))
+    parts = text.split("```")
+    return " ".join([*parts[1::2], *(quoted for part in parts[::2] for quoted in re.findall(r"`([^`]+)`", part))])
+
+
+def words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text))
+
+
+def complaints(name: str, text: str) -> list[str]:
+    names = code(name, text)
+    wrong = dict(OLD_NAMES)
+    for folder, old in OLD_NAMES_OF.items():
+        wrong |= old if name.startswith(folder) and name.endswith(".py") else {}
+    found = [f"{name} says {old}: it is {new} now" for old, new in wrong.items() if old in words(names)]
+    if name.startswith(("packages/core/", "packages/comms/")) and name.endswith(".py"):
+        for old, new in OLD_METHODS.items():
+            if re.search(rf"(\bdef|\.) {old}\b", names):
+                found.append(f"{name} has a method {old}: it is {new} now")
+    return found
+
+
+def test_old_names_do_not_come_back() -> None:
+    found = [complaint for name, text in tracked().items() for complaint in complaints(name, text)]
+    assert not found, "\n".join(found)
+
+
+def test_an_old_name_is_noticed() -> None:
+    assert complaints("tests/some.py", "comm = Solo()\n") == ["tests/some.py says Solo: it is SingleRank now"]
+    assert complaints("docs/some.md", "A `Division` of tokens\n")
+    assert not complaints("docs/some.md", "Division of labour\n")
+    assert complaints("packages/core/some.py", "transport.give(step)\n")
+    assert complaints("packages/core/some.py", "settled = 1\n")
+    assert not complaints("packages/adapters/some.py", "settled = relay.give()  # Solo\n")
+
+
+@pytest.mark.parametrize("package", OLD_MODULES)
+def test_old_modules_do_not_come_back(package: str) -> None:
+    for path in ROOT.glob(f"packages/*/src/{package}/**/*.py"):
+        assert path.stem not in OLD_MODULES[package], f"{path.relative_to(ROOT)} has the name of a renamed module"
+
+
+def test_idioms_do_not_come_back() -> None:
+    pages = {
+        name: text
+        for name, text in tracked().items()
+        if name.endswith(".md") or (name.startswith("packages/") and name.endswith(".py"))
+    }
+    having = {name: match[0] for name, text in pages.items() if (match := IDIOMS.search(text))}
+    new = {name: idiom for name, idiom in having.items() if name not in TO_REWORD}
+    assert not new, f"say it in plain technical English: {new}"
+    done = TO_REWORD - having.keys()
+    assert not done, f"these are clean: take them off the list: {sorted(done)}"
+
+
+def rows() -> list[list[str]]:
+    """The glossary's rows: term, meaning, where, elsewhere."""
+    lines = [line for line in GLOSSARY.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[1:]]
+
+
+def test_the_glossary_names_modules_that_exist_and_what_is_in_them() -> None:
+    assert len(rows()) > 40
+    for term, _, where, _ in rows():
+        modules = re.findall(r"`([\w.]+)`", where)
+        assert modules or where in ("everywhere", "-"), f"{term}: {where} is no place"
+        texts = []
+        for module in modules:
+            spec = find_spec(module)
+            assert spec is not None and spec.origin is not None, f"{term}: there is no module {module}"
+            texts.append(Path(spec.origin).read_text(encoding="utf-8"))
+        for name in re.findall(r"`([A-Za-z_]+)`", term) if modules else ():
+            assert any(re.search(rf"\b{name}\b", text) for text in texts), f"{name} is not in {modules}"
+
+
+def test_no_term_of_the_glossary_is_there_twice() -> None:
+    terms = [term for term, *_ in rows()]
+    assert len(terms) == len(set(terms))
