@@ -17,7 +17,8 @@ def planning(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "TOKENS", 64)
-    monkeypatch.setattr(module, "DOCUMENTS", 4)
+    for number in ("DOCUMENTS", "RANKS", "PROVEN"):
+        monkeypatch.setattr(module, number, 4)
     return module
 
 
@@ -32,9 +33,11 @@ def test_every_case_and_route_has_a_verdict(
 ) -> None:
     cases = [case._replace(budget=case.budget * factor) for case in planning.CASES]
     monkeypatch.setattr(planning, "CASES", cases)
+    monkeypatch.setattr(planning, "PROOF", planning.PROOF * factor)
     assert planning.main(["--repeats", "1"]) == code
-    _, *lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[-1] for line in lines] == [verdict] * sum(len(case.routes) for case in cases)
+    verdicts = [line.split()[-1] for line in capsys.readouterr().out.splitlines()]
+    plans = sum(len(case.routes) for case in cases)
+    assert verdicts == ["budget", *[verdict] * plans, "budget", *[verdict] * len(planning.PROOFS)]
 
 
 def test_the_cases_are_what_they_say(planning: ModuleType) -> None:
