@@ -134,7 +134,7 @@ def at_hand(schedule: Schedule, device: torch.device) -> Iterator[tuple[Step, Te
     """Every step, with the position of the key in each column of its buffer; 0 where no needed key lies."""
     for step in schedule.steps:
         columns = torch.zeros(schedule.buffer_length(step), dtype=torch.int64)
-        for piece in step.pieces:
+        for piece in step.key_slices:
             stored = torch.tensor(schedule.keys.positions(piece.source))
             columns[piece.columns.start : piece.columns.stop] = stored[piece.rows.start : piece.rows.stop]
         yield step, columns.to(device)

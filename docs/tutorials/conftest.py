@@ -37,7 +37,7 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
 
 
 class Page(pytest.File):
-    def finish(self) -> Iterator[pytest.Item]:
+    def collect(self) -> Iterator[pytest.Item]:
         yield Program.from_parent(self, name=self.path.stem)
 
 

@@ -57,7 +57,7 @@ def test_nothing_is_kept_of_tensors_that_are_gone() -> None:
     read(x)
     assert len(lengths._read) == before + 1
     del x
-    gc.finish()
+    gc.collect()
     assert len(lengths._read) == before
 
 
