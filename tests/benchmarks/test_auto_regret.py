@@ -32,5 +32,5 @@ def test_a_verdict_is_the_exit_code(
     monkeypatch.setattr(auto_regret, "MOST", limit)
     monkeypatch.setattr(auto_regret, "TYPICAL", limit)
     assert auto_regret.main(["--problems", "3", "--ranks", "2", "--tokens", "1024"]) == code
-    first, *worst = capsys.readouterr().out.splitlines()
+    first, *worst = filter(None, capsys.readouterr().out.splitlines())
     assert first.startswith("3 problems: auto loses") and len(worst) == 3
