@@ -41,6 +41,8 @@ class GatheredLaunch:
     def block(self, out: Tensor, lse: Tensor) -> Block:
         """What a forward call returns, in the launch's box."""
         out, lse = (out, lse) if self.lengths else (out[0], lse[0])
+        if _few_rows(out):
+            lse = lse.masked_fill(out.isnan().all(-1).T, torch.nan)
         if isinstance(self.rows, slice):
             return Block(out, lse)
         box_lse = lse.new_empty((lse.shape[0], len(self.row_box)))
@@ -71,6 +73,18 @@ def gathered_launch(launch: Launch, device: torch.device) -> GatheredLaunch:
     alone = len(launch.tiles) == 1 and longest == columns.longest
     lengths = None if alone else (rows.compact, columns.compact, rows.longest, longest)
     return GatheredLaunch(launch.rows, launch.columns, row_index(launch, device), column_index(launch, device), lengths)
+
+
+def _few_rows(out: Tensor) -> bool:
+    """May FlashAttention-2 have divided the keys of (rows, heads, dim) among multiprocessors, to keep them all busy?
+
+    It does where blocks of 128 rows fill less than 0.8 of them twice. Where the scores of a row are NaN, it then leaves
+    a share of its keys out of lse, and only out is NaN.
+    """
+    if out.device.type != "cuda":
+        return False
+    multiprocessors = torch.cuda.get_device_properties(out.device).multi_processor_count
+    return out.shape[0] * out.shape[1] < 0.8 * 2 * 128 * multiprocessors
 
 
 def _in_box(x: Tensor, index: slice | Tensor, box: range) -> Tensor:
