@@ -2,11 +2,12 @@
 
     python benchmarks/decode.py --cache 32768 131072 --sizes 1 2 4 8
 
-A model of Llama's shape with random weights reads a text and goes on for some tokens: alone, on PyTorch's attention and
-with transformers' cache, and as the first rank of groups of several sizes. What other ranks would send is made on the
-same device, so that copies are timed in place of links: in decoding these are num_heads * (head_dim + 1) floats a row
-and layer from every rank. `prefill` is the time of the first call, `tokens/s` counts what the host needs too, and
-`attention` is the device's time for one token in one layer: a rank's share, and adding up all parts.
+A model of Llama's shape with random weights reads a text and generates some tokens: alone, with PyTorch's attention and
+transformers' cache, and as the first rank of groups of several sizes. The data of the other ranks is copied on the
+same device, so that copies are timed in place of transfers: in decoding these are num_heads * (head_dim + 1) floats per
+row and layer from every rank. `prefill` is the time of the first call, `tokens/s` includes the host's time, and
+`attention` is the device's time for one token in one layer: a rank's share, and the merge of all ranks' results. Each
+`of alone` divides by the row of one process.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
+import transformers
 from timing import interleaved
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
@@ -66,20 +68,29 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", default="bfloat16")
     arguments = parser.parse_args(given)
     model = build(arguments)
-    if arguments.device != "cpu":
-        print(torch.cuda.get_device_name(), end=", ")
+    name = "CPU" if arguments.device == "cpu" else torch.cuda.get_device_name()
     print(
-        f"torch {torch.__version__}, {arguments.layers} layers, {arguments.heads}/{arguments.kv_heads} heads of ",
-        end="",
+        f"{name}, torch {torch.__version__}, transformers {transformers.__version__}, {arguments.layers} layers, "
+        f"{arguments.heads}/{arguments.kv_heads} heads of {arguments.head_dim}, {arguments.dtype}, "
+        f"{arguments.rows} rows, {arguments.tokens} tokens",
+        flush=True,
     )
-    print(f"{arguments.head_dim}, {arguments.dtype}, {arguments.rows} rows")
-    print(f"{'cache':>8} {'ranks':>6} {'prefill s':>10} {'tokens/s':>9} {'ms a token':>11} {'attention us':>13}")
+    print(
+        f"{'cache':>8} {'ranks':>6} {'prefill s':>10} {'of alone':>9} {'tokens/s':>9} {'of alone':>9} "
+        f"{'ms a token':>11} {'attention us':>13}",
+        flush=True,
+    )
     for length in arguments.cache:
+        alone = prefill, token = generation(model, arguments, length, 0)
         for size in (0, *arguments.sizes):
-            prefill, token = generation(model, arguments, length, size)
+            if size:
+                prefill, token = generation(model, arguments, length, size)
             attention = of_one_layer(arguments, length, size) * 1e3
-            name, rate = size or "alone", arguments.rows / token * 1e3
-            print(f"{length:8} {name:>6} {prefill / 1e3:10.3f} {rate:9.1f} {token:11.2f} {attention:13.1f}", flush=True)
+            print(
+                f"{length:8} {size or 'alone':>6} {prefill / 1e3:10.3f} {prefill / alone[0]:9.2f} "
+                f"{arguments.rows / token * 1e3:9.1f} {alone[1] / token:9.2f} {token:11.2f} {attention:13.1f}",
+                flush=True,
+            )
 
 
 def build(arguments: argparse.Namespace) -> LlamaForCausalLM:

@@ -149,3 +149,20 @@ def test_parts() -> None:
         got, want = add_parts(like, parts[:count]), part_sum(like, parts[:count])
         assert got.dtype == torch.bfloat16 and got.is_contiguous()
         assert torch.equal(got, want.bfloat16())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sets", [1, 3, 8])
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_merge_of_gathered_results(sets: int, tokens: int) -> None:
+    """Of a decoding step, with a query that has no key in any set, and one whose lse is NaN."""
+    from ringattn_core.run import merge
+    from ringattn_core.run.accumulate import merge_gathered
+
+    gathered = torch.randn(sets, 2, HEADS, tokens, DIM + 1, device="cuda")
+    gathered[:, 1, 0, 0], gathered[:, 1, 0, 0, -1] = 0.0, -torch.inf
+    gathered[0, 0, 1, 0, -1] = torch.nan
+    for sinks in (None, torch.randn(HEADS, device="cuda", dtype=torch.bfloat16)):
+        found, expected = (f(gathered, torch.bfloat16, sinks) for f in (merge_gathered, merge.merge_gathered))
+        assert (found[1, 0, 0] == 0).all() and found[0, 0, 1].isnan().all()
+        torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2, equal_nan=True)

@@ -108,6 +108,28 @@ def test_one_message_a_layer() -> None:
     assert comm.calls == 1
 
 
+@pytest.mark.parametrize("lse", [-torch.inf, torch.inf, torch.nan])
+def test_scores_that_are_not_finite_are_seen(lse: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fast kernels answer them with out 0 and any of these lse: that is no rank without keys, whose part weighs 0."""
+
+    def answered(q: Tensor, k: Tensor, v: Tensor, *_: float) -> tuple[Tensor, Tensor]:
+        found = fused(q, k, v, 0.3, 0.0)
+        assert found is not None
+        for each, value in zip(found, (0.0, lse), strict=True):
+            each[0, 1] = value
+        return found
+
+    def rank(comm: Communicator) -> None:
+        cache, keys, values = spread(comm, k, k, 9)
+        step = Decoding(cache, 1, None, q.device)
+        found = decode.attend(q, keys, values, step, scale=0.3, window=None, softcap=0.0, sinks=None)
+        assert found[0, :, 1].isnan().all() and found.isnan().sum() == DIM
+
+    q, k = torch.randn(ROWS, HEADS, 1, DIM), torch.randn(ROWS, KV_HEADS, 10, DIM)
+    monkeypatch.setattr(decode, "fused", answered)
+    threads.run(3, rank)
+
+
 def test_spans() -> None:
     """The example of the docstring; no key is in two spans, and those in the middle are seen by all."""
     cache = ringattn.hf.ShardedCache(SingleRank())

@@ -16,10 +16,11 @@ from ringattn_core.plan.planner import plan
 from ringattn_core.plan.route import gather, ring, waves
 from ringattn_core.plan.schedule import Launch, Schedule
 from ringattn_core.run.fused import FusedDkvAccumulator, FusedDqAccumulator, FusedOutAccumulator, fused_parts
+from ringattn_core.run.fused_merge import merge_gathered as fused_merge_gathered
 from ringattn_core.run.gradient import DkvAccumulator, DqAccumulator, Part, part_sum
 from ringattn_core.run.index import places
 from ringattn_core.run.kernel import Block
-from ringattn_core.run.merge import OutAccumulator
+from ringattn_core.run.merge import OutAccumulator, merge_gathered
 
 HEADS, DIM, DTYPE = 2, 12, torch.bfloat16
 ALL = slice(0, HEADS)
@@ -138,6 +139,24 @@ def check_parts() -> None:
     close(fused_parts(like, parts), part_sum(like, parts))
 
 
+def check_merge_gathered() -> None:
+    """One to five sets of keys; queries without keys in one set and in all, with and without a sink; NaN and inf."""
+    for sets, tokens, sinks in ((1, 1, None), (2, 3, torch.tensor([0.5, -1.0])), (5, 2, torch.tensor([-INF, 90.0]))):
+        gathered = torch.randn(sets, 3, HEADS, tokens, DIM + 1)
+        gathered[..., -1] *= 30.0
+        gathered[0, 1, 0], gathered[:, 2, :, 0] = (torch.tensor([0.0] * DIM + [-INF]) for _ in range(2))
+        for lse in (0.0, NAN, INF):
+            gathered[-1, 0, 1, 0, -1] = lse
+            for dtype in (torch.float32, torch.bfloat16):
+                got, want = (merge(gathered, dtype, sinks) for merge in (fused_merge_gathered, merge_gathered))
+                assert got.dtype == want.dtype == dtype and got.shape == (3, tokens, HEADS, DIM)
+                assert (got[2, 0] == 0).all() and got[0, 0, 1].isnan().all() == (lse != 0.0)
+                exact = dtype == torch.float32
+                torch.testing.assert_close(
+                    got, want, rtol=1e-5 if exact else 1e-2, atol=1e-5 if exact else 1e-2, equal_nan=True
+                )
+
+
 def close(got: Tensor, want: Tensor) -> None:
     torch.testing.assert_close(got.float(), want, rtol=1e-2, atol=2e-2, equal_nan=True)
 
@@ -151,6 +170,7 @@ if __name__ == "__main__":
         check_values_that_are_not_finite,
         check_sums,
         check_parts,
+        check_merge_gathered,
     ):
         check()
         print(check.__name__)

@@ -1,7 +1,8 @@
 """New tokens, on every rank, against the keys of a whole text, spread over the ranks.
 
-Each rank attends to the keys that it has, and one all-gather a layer brings the parts together, which add up by their
-log-sum-exp: tree attention in one step (Shyam et al. 2024, arXiv:2408.04093), flash decoding's across devices.
+Each rank attends to its share of the keys. One all-gather per layer exchanges the partial results, and one kernel
+merges them by their log-sum-exp: tree attention in one step (Shyam et al. 2024, arXiv:2408.04093), which is flash
+decoding across devices.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from ringattn.hf.cache import ShardedCache
 from ringattn.hf.partial import fused, plain
 from ringattn_comms.agreement import encoded
 from ringattn_core.errors import UnsupportedError
+from ringattn_core.run.accumulate import merge_gathered
 from ringattn_core.run.kernel import accumulator_dtype
+from ringattn_core.run.merge import finite_or_nan, weighted_sum
 
 
 class Decoding:
@@ -86,8 +89,8 @@ def attend(
         out, lse = _local(q, k, v, step, window, scale, softcap)
         comm, terms = step.cache.comm, encoded((("shape", tuple(out.shape)), ("dtype", q.dtype), ("start", step.start)))
         with turn(comm, "attention of new tokens", terms, q.device):
-            parts = comm.all_gather(torch.cat([out, lse.unsqueeze(-1)], dim=-1)).wait()
-        out = _sum(parts[..., :-1], parts[..., -1], sinks).to(q.dtype).transpose(1, 2).contiguous()
+            gathered = comm.all_gather(torch.cat([out, lse.unsqueeze(-1)], dim=-1)).wait()
+        out = merge_gathered(gathered, q.dtype, sinks)
     return _NoBackward.apply(out, q) if q.requires_grad else out  # type: ignore[no-untyped-call]
 
 
@@ -105,7 +108,8 @@ def _local(
             keys = slice(k.shape[2] - begin, k.shape[2] - end)
             block_k, block_v, held = k[:, :, keys], v[:, :, keys], len(step.cache.held)
             if (begin, end) == (shared, later) and (found := fused(q, block_k, block_v, scale, softcap)) is not None:
-                parts.append(found)
+                # Every query sees a key, so an infinite lse is that of a score that is not finite.
+                parts.append((found[0], finite_or_nan(found[1])))
             else:
                 alive = partial(step.alive, keys=slice(held - begin, held - end), window=window)
                 parts.append(plain(q, block_k, block_v, alive, scale, softcap))
@@ -117,18 +121,7 @@ def _local(
     if len(parts) == 1:
         return outs[0].to(dtype), lses[0].to(dtype)
     every = torch.stack(lses)
-    return _sum(torch.stack([out.to(dtype) for out in outs]), every), every.logsumexp(dim=0)
-
-
-def _sum(outs: Tensor, lses: Tensor, sinks: Tensor | None = None) -> Tensor:
-    """Parts (parts, rows, num_heads, tokens, dim) and their lse (parts, rows, num_heads, tokens), added up.
-
-    A sink is one more key per head, of value 0. A query without any key has out 0.
-    """
-    if sinks is not None:
-        lses = torch.cat([lses, sinks.to(lses.dtype)[None, None, :, None].expand_as(lses[:1])])
-    weights = lses.softmax(dim=0).nan_to_num(0.0)[: len(outs)]
-    return (weights.unsqueeze(-1) * outs).sum(dim=0)
+    return weighted_sum(torch.stack([out.to(dtype) for out in outs]), every), every.logsumexp(dim=0)
 
 
 class _NoBackward(torch.autograd.Function):

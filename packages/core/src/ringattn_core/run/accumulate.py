@@ -1,4 +1,4 @@
-"""Which sums results add up in: the eager ones of `merge` and `gradient`, or, on a GPU, the fused ones of `fused`."""
+"""Which sums results add up in: the eager ones of `merge` and `gradient`, or, on a GPU, those of the fused modules."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ringattn_core.plan.schedule import Launch, Schedule, Step
 from ringattn_core.run.gradient import DkvAccumulator, DqAccumulator, Part, part_sum
 from ringattn_core.run.kernel import Block, Kernel
 from ringattn_core.run.merge import OutAccumulator
+from ringattn_core.run.merge import merge_gathered as merge_gathered_eagerly
 
 
 class OutTotal(Protocol):
@@ -87,6 +88,15 @@ def add_parts(like: Tensor, parts: Sequence[Part]) -> Tensor:
 
         return fused_parts(like, parts)
     return part_sum(like, parts)
+
+
+def merge_gathered(gathered: Tensor, dtype: torch.dtype, sinks: Tensor | None = None) -> Tensor:
+    """As `merge.merge_gathered`: in one kernel where all is in float32 on a GPU that Triton compiles for."""
+    if not (gathered.is_cuda and gathered.dtype == torch.float32 and has_triton()):
+        return merge_gathered_eagerly(gathered, dtype, sinks)
+    from ringattn_core.run.fused_merge import merge_gathered as merge_gathered_in_one_kernel
+
+    return merge_gathered_in_one_kernel(gathered, dtype, sinks)
 
 
 def _is_narrow(x: Tensor) -> bool:

@@ -55,6 +55,28 @@ class OutAccumulator:
         return out.masked_fill_(undefined.T.unsqueeze(-1), torch.nan).to(dtype), lse
 
 
+def merge_gathered(gathered: Tensor, dtype: torch.dtype, sinks: Tensor | None = None) -> Tensor:
+    """Attention of the same queries to several sets of keys, merged: (rows, tokens, num_heads, head_dim_v) in `dtype`.
+
+    gathered: (sets, rows, num_heads, tokens, head_dim_v + 1), each set's out with its lse as the last column. In a set
+    without keys a query has out 0 and lse -inf. sinks: (num_heads,), as of `OutAccumulator.finish`.
+    """
+    outs, lses = gathered[..., :-1], gathered[..., -1]
+    if sinks is not None:
+        lses = torch.cat([lses, sinks.to(lses.dtype)[None, None, :, None].expand_as(lses[:1])])
+    return weighted_sum(outs, lses).to(dtype).transpose(1, 2).contiguous()
+
+
+def weighted_sum(outs: Tensor, lses: Tensor) -> Tensor:
+    """The merged out of several sets of keys, `outs` (sets, ..., head_dim_v), by their `lses` (sets, ...).
+
+    More lses than outs are those of values that are 0. Without a key in any set the merged out is 0.
+    """
+    without_keys = (lses == -torch.inf).all(dim=0)
+    weights = lses.softmax(dim=0).masked_fill(without_keys, 0.0)[: len(outs)]
+    return (weights.unsqueeze(-1) * outs).sum(dim=0)
+
+
 def with_sinks(out: Tensor, lse: Tensor, sinks: Tensor) -> tuple[Tensor, Tensor]:
     """Fold in one more key per head whose value is 0 and whose score is the sink; out and lse keep their dtypes."""
     total = torch.logaddexp(lse, sinks.to(lse.dtype)[:, None])
