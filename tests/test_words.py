@@ -135,7 +135,6 @@ TO_REWORD: set[str] = {
     "packages/adapters/src/ringattn/hf/unsupported.py",
     "packages/adapters/src/ringattn/lengths.py",
     "packages/adapters/src/ringattn/native.py",
-    "packages/comms/src/ringattn_comms/agreement.py",
     "packages/comms/src/ringattn_comms/backends/cupy_nccl.py",
     "packages/comms/src/ringattn_comms/backends/exchange.py",
     "packages/comms/src/ringattn_comms/backends/threads.py",

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ringattn_comms.agreement import Header, Said
+from ringattn_comms.agreement import Said
 from ringattn_comms.communicator import Communicator, Work
+from ringattn_comms.header import Header
 
 
 class Echo:

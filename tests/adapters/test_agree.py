@@ -12,9 +12,9 @@ from torch import Tensor
 
 from adapters.comms import Mute
 from ringattn import ContextParallel, attention
-from ringattn_comms.agreement import DisagreementError
 from ringattn_comms.backends.threads import run
 from ringattn_comms.communicator import Communicator
+from ringattn_comms.header import DisagreementError
 from ringattn_core import ring
 from ringattn_core.run.streams import rank_of_thread
 

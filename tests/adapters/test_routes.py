@@ -7,8 +7,8 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 from ringattn import ContextParallel, call, choice
-from ringattn_comms.agreement import Header
 from ringattn_comms.communicator import Communicator, Work
+from ringattn_comms.header import Header
 from ringattn_core.look.auto import CANDIDATES
 from ringattn_core.plan.route import Route
 

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ringattn_comms.agreement import AgreementError, encoded
 from ringattn_comms.communicator import Communicator
+from ringattn_comms.header import AgreementError, encoded
 from ringattn_core.plan.layout import LAYOUTS, Sharding
 from ringattn_core.plan.route import ROUTES, Route
 

@@ -15,8 +15,8 @@ from ringattn.choice import Kernels, auto
 from ringattn.context_parallel import ContextParallel, sound
 from ringattn.lengths import Borders, Lengths, read, repeated
 from ringattn.version import __version__
-from ringattn_comms.agreement import encoded
 from ringattn_comms.connect import connect
+from ringattn_comms.header import encoded
 from ringattn_core.kernels.reference import Reference
 from ringattn_core.look.auto import CANDIDATES
 from ringattn_core.plan.layout import Sharding

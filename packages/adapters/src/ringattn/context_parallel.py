@@ -16,9 +16,9 @@ from ringattn import agree
 from ringattn.lengths import Borders, Lengths, read, sequence_positions
 from ringattn.no_compile import no_compile
 from ringattn.tensors import check_tensors
-from ringattn_comms.agreement import encoded
 from ringattn_comms.communicator import Communicator
 from ringattn_comms.connect import Group, communicator
+from ringattn_comms.header import encoded
 from ringattn_core.errors import lookup
 from ringattn_core.kernels import choose
 from ringattn_core.look.verify import check_sharding

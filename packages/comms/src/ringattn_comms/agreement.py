@@ -1,55 +1,29 @@
-"""What the ranks of a group say before each pass, and compare: none computes with the messages of another call.
+"""How the ranks of a group agree before each pass, so that none computes with the messages of another call.
 
 Messages carry no name, and a transport takes the next one for the one it expects. So every pass begins with a header
-of fixed size from each rank: the number of the pass on this group, what it does, and all that the ranks must agree on.
-Ranks exchange one header for each pass, whatever they are asked for, so that what they differ in cannot make one of
-them wait. A rank that refuses its input says so in its header.
-
-    number  action         terms                          about
-    41      forward        {"layout": "zigzag", ...}
-    42      backward of 41 {"layout": "zigzag", ...}
+of fixed size from each rank (`ringattn_comms.header`): the number of the pass on this group, what it does, and all that
+the ranks must agree on. Ranks exchange one header for each pass, whatever they are asked for, so that what they differ
+in cannot make one of them wait. A rank that refuses its input says so in its header.
 """
 
 from __future__ import annotations
 
 import atexit
-import json
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
-from hashlib import blake2b
+from collections.abc import Callable, Sequence
 from threading import Lock, Thread
 from time import monotonic, sleep
-from typing import NamedTuple, Protocol
+from typing import Protocol
 from weakref import ref
 
-SIZE = 4096  # bytes of a header: it has to hold two texts and all terms
-_PROTOCOL = "ringattn agreement 1"  # the first line; it changes when this file changes what a header is
-_TERM, _TERMS = 96, 2600  # bytes of one value, and of all terms
-_TEXT = 600  # bytes of a message, or of what a rank says about itself
+from ringattn_comms.header import AgreementError, Header, compare, encode
+
 _PENDING = 64  # headers whose answers are outstanding on a GPU, before the host waits for the oldest
 _PATIENCE = 2.0  # seconds for which headers that differ may lie before the group is aborted
 _ENDS_AFTER = 6  # times as long, before the process ends
 _REMEMBERED = 1024  # terms that the other ranks have been seen to share
-_BEGINNINGS = {"forward", "introduction", "shard"}  # ranks that differ in their arguments may begin a call with each
-
-
-class AgreementError(Exception):
-    """Ranks of a group that should agree do not: every rank of the group raises one of its kinds."""
-
-
-class DisagreementError(AgreementError, ValueError):
-    """The ranks begin the same pass with different arguments."""
-
-
-class RefusedError(AgreementError, ValueError):
-    """Another rank has refused its input, so this pass does not take place."""
-
-
-class OutOfStepError(AgreementError, RuntimeError):
-    """The ranks begin different passes: one has skipped, repeated or added a call."""
 
 
 class Said(Protocol):
@@ -62,97 +36,6 @@ class Said(Protocol):
     def wait(self) -> Sequence[bytes]:
         """Every rank's header, in rank order. Raises RuntimeError with the rank whose header does not come."""
         ...
-
-
-class Header(NamedTuple):
-    """What one rank says."""
-
-    number: int  # passes that this rank has begun on this group
-    action: str  # "forward", "backward of 41", "unshard"
-    terms: bytes  # what all ranks have to say alike: `encoded`
-    about: str = ""  # what this rank says about itself, such as its device; ranks may differ in it
-    refused: str = ""  # why this rank does not take part
-
-    def encode(self) -> bytes:
-        """The header as `SIZE` bytes."""
-        texts = (_text(x) for x in (self.about, self.refused))
-        lines = _PROTOCOL, str(self.number), self.action, *texts, ""
-        return ("\n".join(lines).encode() + self.terms).ljust(SIZE)
-
-    @classmethod
-    def decode(cls, row: bytes) -> Header:
-        """The inverse of `encode`."""
-        _, number, action, about, refused, terms = row.rstrip().split(b"\n")
-        return cls(int(number), action.decode(), terms, json.loads(about), json.loads(refused))
-
-
-def _text(text: str) -> str:
-    """As JSON in one line, cut to what a header has room for."""
-    return json.dumps(text.encode()[:_TEXT].decode(errors="ignore"), ensure_ascii=False) if text else '""'
-
-
-@lru_cache(1024)
-def encoded(terms: tuple[tuple[str, object], ...]) -> bytes:
-    """Names and values that all ranks have to say alike, as part of a header. What is too long is cut, and hashed."""
-    text = json.dumps({name: _short(str(value)) for name, value in terms}).encode()
-    return text if len(text) <= _TERMS else json.dumps({"hash of all arguments": _hash(text)}).encode()
-
-
-def _short(value: str) -> str:
-    if len(value) <= _TERM:
-        return value
-    return f"{value[: _TERM // 2]}... ({len(value)} characters, hash {_hash(value.encode())})"
-
-
-def _hash(text: bytes) -> str:
-    return blake2b(text, digest_size=8).hexdigest()
-
-
-def compare(rows: Sequence[bytes]) -> None:
-    """Raise what `AgreementError` has kinds of, unless the headers of all ranks agree; `rows` are in rank order."""
-    if rows.count(rows[0]) == len(rows):
-        return
-    for rank, row in enumerate(rows):
-        if not row.startswith(_PROTOCOL.encode() + b"\n"):
-            raise DisagreementError(
-                f"rank {rank} of this group runs another version of ringattn, whose headers differ: install the same "
-                "version on all ranks."
-            )
-    headers = [Header.decode(row) for row in rows]
-    for rank, header in enumerate(headers):
-        if header.refused:
-            raise RefusedError(f"rank {rank} refused its input: {header.refused}")
-    actions = {header.action for header in headers}
-    if len(actions) == 1 or actions <= _BEGINNINGS:
-        _compare_terms([json.loads(header.terms) for header in headers])
-    _compare_order(headers)
-
-
-def _compare_terms(said: Sequence[Mapping[str, str]]) -> None:
-    for name, value in said[0].items():
-        for rank, other in enumerate(said):
-            if name in other and other[name] != value:
-                raise DisagreementError(
-                    f"The ranks of a group ask for different attention: {name} is {value} on rank 0 and {other[name]} "
-                    f"on rank {rank}. All ranks call attention with the same arguments, each on its own share of q, k "
-                    "and v."
-                )
-
-
-def _compare_order(headers: Sequence[Header]) -> None:
-    for rank, header in enumerate(headers):
-        if (header.number, header.action) != (headers[0].number, headers[0].action):
-            raise OutOfStepError(
-                f"The ranks of a group are out of step: rank 0 begins {_described(headers[0])}, and rank {rank} "
-                f"{_described(header)}. All ranks make the same calls in the same order, forward and backward: look "
-                "for a branch that some ranks take and others do not, such as a skipped batch, an evaluation, or a "
-                "second backward."
-            )
-
-
-def _described(header: Header) -> str:
-    """For example "pass 42, backward of 41": numbers count the passes of this group."""
-    return f"pass {header.number}, {header.action}"
 
 
 class Turn:
@@ -204,7 +87,7 @@ class Agreement:
             raise error
         number = self._number
         try:
-            self._meet(Header(number, action, _merged(terms, changing)), terms, wait=wait)
+            self._meet(encode(number, action, _merged(terms, changing)), terms, wait=wait)
         except BaseException:
             self._busy.release()
             raise
@@ -217,14 +100,14 @@ class Agreement:
     def introduce(self, kind: str, about: str, terms: bytes) -> tuple[str, ...]:
         """What each rank says about itself, in rank order: asked once for each `kind`, by all ranks together."""
         if kind not in self._introduced:
-            rows = self._meet(Header(self._number, "introduction", terms, about), terms, wait=True)
+            rows = self._meet(encode(self._number, "introduction", terms, about), terms, wait=True)
             self._introduced[kind] = tuple(Header.decode(row).about for row in rows)
         return self._introduced[kind]
 
     def refuse(self, error: Exception) -> None:
         """Tell the other ranks that this one does not take part in the next pass."""
         refused = f"{type(error).__name__}: {error}"
-        said = self._say(Header(self._number, "refusal", b"{}", refused=refused).encode())
+        said = self._say(encode(self._number, "refusal", b"{}", refused=refused))
         self._number += 1
         # A process that ends at once would take its header with it. Ranks that come later hear of it later.
         if not _arrives(said, 1.0):
@@ -253,9 +136,9 @@ class Agreement:
             atexit.register(_flush, ref(self))
             Thread(target=_watch, args=(ref(self), self._rank, self._release), daemon=True).start()
 
-    def _meet(self, header: Header, terms: bytes, *, wait: bool) -> Sequence[bytes]:
+    def _meet(self, header: bytes, terms: bytes, *, wait: bool) -> Sequence[bytes]:
         self._number += 1
-        self._pending.append((self._say(header.encode()), terms))
+        self._pending.append((self._say(header), terms))
         wait = wait or terms not in self._shared
         rows: Sequence[bytes] = ()
         while self._pending and (wait or len(self._pending) > _PENDING or self._pending[0][0].ready()):

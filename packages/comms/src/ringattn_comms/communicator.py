@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ringattn_comms.agreement import Agreement, Said
+from ringattn_comms.header import SIZE
 from ringattn_comms.shared_buffer import SharedBuffers
 
 
@@ -68,7 +69,7 @@ class Communicator(ABC):
 
         A group without CPU tensors has another way.
         """
-        return _Gathered(self.all_gather(torch.frombuffer(bytearray(header), dtype=torch.uint8)))
+        return _Gathered(self.all_gather(torch.frombuffer(bytearray(header.ljust(SIZE)), dtype=torch.uint8)))
 
     def all_gather_object(self, x: object) -> list[Any]:
         """Every rank's x, in rank order. All ranks ask together, and trust each other: it is pickled."""
@@ -116,7 +117,7 @@ class _Gathered:
         return False
 
     def wait(self) -> Sequence[bytes]:
-        return [bytes(row.tolist()) for row in self.work.wait()]
+        return [bytes(row.tolist()).rstrip() for row in self.work.wait()]
 
 
 @dataclass(frozen=True, slots=True)

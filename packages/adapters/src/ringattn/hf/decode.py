@@ -17,7 +17,7 @@ from torch import Tensor
 from ringattn.agree import turn
 from ringattn.hf.cache import ShardedCache
 from ringattn.hf.partial import fused, plain
-from ringattn_comms.agreement import encoded
+from ringattn_comms.header import encoded
 from ringattn_core.errors import UnsupportedError
 from ringattn_core.run.accumulate import merge_gathered
 from ringattn_core.run.kernel import accumulator_dtype

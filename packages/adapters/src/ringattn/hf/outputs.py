@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ringattn.agree import turn
 from ringattn.hf.batch import ShardedBatch
-from ringattn_comms.agreement import encoded
 from ringattn_comms.communicator import Communicator
+from ringattn_comms.header import encoded
 
 # Outputs with a vector for each token, which stay shards unless they are asked for as a whole.
 PER_TOKEN = ("last_hidden_state", "logits", "hidden_states", "router_logits")

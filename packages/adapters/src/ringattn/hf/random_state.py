@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from ringattn.agree import turn
-from ringattn_comms.agreement import encoded
 from ringattn_comms.communicator import Communicator
+from ringattn_comms.header import encoded
 
 
 def share_random_state(comm: Communicator, device: torch.device) -> None:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ringattn.agree import turn
-from ringattn_comms.agreement import encoded
 from ringattn_comms.communicator import Communicator
+from ringattn_comms.header import encoded
 from ringattn_core.run.streams import capturing
 
 CALLS = 3  # Every comparison waits for all ranks, and a loader that is set up wrongly shows in the first one.

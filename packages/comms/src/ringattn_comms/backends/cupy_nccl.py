@@ -78,7 +78,7 @@ class CupyNccl(Communicator):
     @cached_property
     def _host(self) -> HostChannel:
         names = [f"rank {rank}" for rank in range(self.size)]
-        return HostChannel(PrefixStore(self._key, self._store), self.rank, names, together=True)
+        return HostChannel(PrefixStore(self._key, self._store), self.rank, names, waits=False)
 
     def say(self, header: bytes) -> Said:
         return self._host.say(header)

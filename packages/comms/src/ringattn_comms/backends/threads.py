@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ringattn_comms.agreement import RefusedError, Said
+from ringattn_comms.agreement import Said
 from ringattn_comms.communicator import Communicator, Work
+from ringattn_comms.header import RefusedError
 from ringattn_comms.shared_buffer import SharedBuffer, SharedBuffers
 from ringattn_core.run.streams import set_rank
 

@@ -146,8 +146,8 @@ def _agreement(group: dist.ProcessGroup | None) -> Agreement:
     """One for all communicators of a group. All ranks ask together, when they first call anything on it."""
     rank, everyone = dist.get_rank(group), range(dist.get_world_size(group))
     names = [_name(group, other) for other in everyone]
-    # Beside a GPU the host is not to wait, and one collective call costs it least.
-    channel = HostChannel(_lasting(group).get_group_store(), rank, names, together=_nccl(group))
+    # Beside a GPU the host is not to wait.
+    channel = HostChannel(_lasting(group).get_group_store(), rank, names, waits=not _nccl(group))
     # Through a weak reference, for what is made once for a group must not keep it alive.
     lasting = ref(_lasting(group))
     return Agreement(rank, channel.say, (lambda: _abort(lasting())) if _nccl(group) else None)
