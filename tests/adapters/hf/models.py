@@ -29,6 +29,14 @@ COMMON = {
 }
 _MIXED = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": WINDOW}
 _CALM = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+# Decoders of encoder-decoders, which number their tokens themselves and take labels that are shifted already.
+_DECODER = {
+    **dict.fromkeys(("d_model", "decoder_ffn_dim"), 32),
+    "decoder_layers": 2,
+    "encoder_layers": 1,
+    "decoder_attention_heads": 4,
+    **dict.fromkeys(("dropout", "activation_dropout"), 0.0),
+}
 _EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
 
 # What each adds to the common settings: what it is here for is the comment beside it.
@@ -78,6 +86,9 @@ if version("transformers") >= "5":  # before, their attention was their own code
         "nemotron": {"head_dim": 8},  # layers that keep **kwargs to themselves
         "stablelm": {},
         "bert-generation": _CALM | {"is_decoder": True},  # a class without a usual name
+        "bart": _DECODER | {"scale_embedding": True},
+        "bigbird_pegasus": _DECODER,  # its attention calls itself not causal, and gets a causal mask
+        "whisper": _DECODER | {"max_target_positions": 128},
     }
 
 

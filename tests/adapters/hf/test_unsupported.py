@@ -52,7 +52,10 @@ def default(name: str, **settings: Any) -> PreTrainedModel:
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("rwkv", {}, "passes a state from token to token"),
         ("bloom", {}, "its attention is its own code"),
-        ("bart", {}, r"(its forward takes no position_ids: it numbers the tokens that it gets|\*\*kwargs)"),
+        ("xglm", {}, "its attention is its own code"),
+        ("doge", {}, "its mask is computed from the values of keys"),
+        ("bart", {"decoder_layerdrop": 0.1}, r"skips layers at random in training \(layerdrop=0.1\)"),
+        ("opt", {"layerdrop": 0.2, "ffn_dim": 48}, r"skips layers at random in training \(layerdrop=0.2\)"),
         ("blt", {}, "it pools bytes into patches"),
     ],
 )

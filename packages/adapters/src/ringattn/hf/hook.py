@@ -22,16 +22,17 @@ from ringattn.hf import (
     logits,
     neftune,
     outputs,
+    positions,
     relay,
     rope,
     router,
     towers,
+    unshifted,
     unsupported,
 )
 from ringattn.hf.batch import KEYWORD, ShardedBatch
 from ringattn.hf.cache import ShardedCache, cache_of
 from ringattn.hf.decode import Decoding
-from ringattn.hf.positions import Counted
 from ringattn.hf.same_batch import FirstCalls
 from ringattn.no_compile import no_compile
 from ringattn_core.errors import UnsupportedError
@@ -60,11 +61,12 @@ class Hooks:
         self.last: ShardedBatch | None = None
         self.first_calls = FirstCalls()
         tower = unsupported.tower(model)
-        self.has_tower = tower is not model
-        self.has_attention, self.counted = hybrid.has_attention(tower), Counted(tower, tower.config)
+        self.has_tower, self.is_unshifted = tower is not model, unshifted.is_unshifted(model)
+        self.has_attention, self.counted = hybrid.has_attention(tower), positions.Counted(tower, tower.config)
         self._handles = [
             *hybrid.hooks(tower),
             *relay.hooks(tower),
+            *positions.hooks(tower),
             *router.hooks(model),
             model.register_forward_pre_hook(self.before, with_kwargs=True),
             model.register_forward_hook(self.after, with_kwargs=True),
@@ -85,6 +87,7 @@ class Hooks:
         copied = memo[id(self)] = Hooks.__new__(Hooks)
         # A copy of the model runs over the same ranks, and a process group cannot be copied.
         copied.cp, copied.has_tower, copied.whole, copied.last = self.cp, self.has_tower, self.whole, None
+        copied.is_unshifted = self.is_unshifted
         copied.first_calls, copied.has_attention, copied.counted = FirstCalls(), self.has_attention, self.counted
         copied.config, copied._handles = copy.deepcopy((self.config, self._handles), memo)
         return copied
@@ -106,6 +109,8 @@ class Hooks:
             return None  # a parallelized model around this one has done it
         unsupported.check_call(type(model).__name__, arguments, self.config)
         inputs.check(arguments)
+        if self.is_unshifted:
+            arguments = unshifted.arguments(arguments)
         self.first_calls.check(arguments, self.cp.communicator)
         if isinstance(cache_of(arguments), ShardedCache):
             planned = generate.prepare(arguments, self.cp, self.config, chooses)
@@ -150,7 +155,16 @@ class Hooks:
             batch.cache.finish()
         if batch.kept is not None:
             return logits.whole(output, batch)
-        return outputs.gather_outputs(output, batch, with_loss=kwargs.get("labels") is not None, whole=self.whole)
+        return outputs.gather_outputs(
+            output,
+            batch,
+            with_loss=kwargs.get("labels") is not None,
+            local_loss=self._loss_of(kwargs),
+            whole=self.whole,
+        )
+
+    def _loss_of(self, planned: dict[str, Any]) -> Callable[[Tensor], Tensor]:
+        return partial(unshifted.weighted, planned=planned) if self.is_unshifted else lambda loss: loss
 
 
 def _prepare_cache_for_generation(

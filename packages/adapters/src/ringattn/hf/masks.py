@@ -23,7 +23,7 @@ OPEN, CAUSAL = (-1, -1), (-1, 0)
 
 
 class Band:
-    """What a layer's attention gets as its mask, where that is not the causal one.
+    """What a layer's attention gets as its mask.
 
     window: (left, right), as `ringattn.attention` takes it.
     """
@@ -36,17 +36,23 @@ class Band:
         """Gemma 4 cuts masks to the tokens whose logits are wanted: all of them here."""
         return self
 
+    def __radd__(self, scores: object) -> None:
+        """Raise UnsupportedError: an eager attention function adds its mask to the scores of this rank's tokens."""
+        raise UnsupportedError(
+            "A layer of a parallelized model has run without calling its registered attention function, so that every "
+            "rank would attend to its own tokens alone: its configuration is not that of the model."
+        )
+
 
 @no_compile
-def mask(*args: Any, mask_function: Callable[..., Any] | None = None, **kwargs: Any) -> Band | None:
-    """The mask of this function for the attention layers: None is causal.
+def mask(*args: Any, mask_function: Callable[..., Any] | None = None, **kwargs: Any) -> Band:
+    """The mask of this function for the attention layers; no function stands for the causal mask.
 
     Padding and packing were turned into sequences before the model ran. Versions of transformers call this with
     different arguments, of which none else is needed. Raises UnsupportedError for a function that asks for more than
     a band.
     """
-    window = CAUSAL if mask_function is None else band(mask_function)
-    return None if window == CAUSAL else Band(window)
+    return Band(CAUSAL if mask_function is None else band(mask_function))
 
 
 def band(function: Callable[..., Any]) -> Sides:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,19 +17,27 @@ from ringattn_comms.header import encoded
 PER_TOKEN = ("last_hidden_state", "logits", "hidden_states", "router_logits")
 
 
-def gather_outputs(output: Any, batch: ShardedBatch, *, with_loss: bool, whole: tuple[str, ...] = ()) -> Any:
+def gather_outputs(
+    output: Any,
+    batch: ShardedBatch,
+    *,
+    with_loss: bool,
+    local_loss: Callable[[Tensor], Tensor] = lambda loss: loss,
+    whole: tuple[str, ...] = (),
+) -> Any:
     """The output, a ModelOutput or a tuple, with the whole batch's loss and with whole numbers per token or target.
 
+    local_loss: makes of the model's loss the one whose mean over ranks is the whole batch's.
     whole: which of `PER_TOKEN` are to be whole too; of a tuple, which has no names, only its first can be.
     """
     comm = batch.row.communicator
     if isinstance(output, tuple):
-        loss = (mean_over_ranks(output[0], comm),) if with_loss else ()
+        loss = (mean_over_ranks(local_loss(output[0]), comm),) if with_loss else ()
         rest = output[len(loss) :]
         return (*loss, batch.unshard(rest[0]), *rest[1:]) if whole else (*loss, *rest)
     for name, value in output.items():
         if with_loss and name == "loss":
-            output[name] = mean_over_ranks(value, comm)
+            output[name] = mean_over_ranks(local_loss(value), comm)
         elif name in whole:
             output[name] = (
                 tuple(_vectors(x, batch) for x in value) if isinstance(value, tuple) else batch.unshard(value)

@@ -1,11 +1,14 @@
-"""Positions that a model counts in its whole batch: counted in a shard they would be wrong, so they are handed in."""
+"""Positions that a model counts by itself: counted in a shard they would be wrong, so hooks pass them in."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ringattn.hf import layers
@@ -49,3 +52,56 @@ class Counted:
         padding = self.padding or 0
         real = torch.ones(shape, dtype=torch.int64, device=device) if ids is None else (ids != padding).long()
         return (real.cumsum(dim=1) + start) * real + padding
+
+
+def counting_embeddings(model: PreTrainedModel) -> Iterator[tuple[nn.Module, nn.Embedding]]:
+    """Each decoder that numbers its tokens from 0 on, with its embedding of positions: BART and its relatives.
+
+    Nothing for a model whose forward takes position_ids.
+    """
+    if _takes_positions(model):
+        return
+    for decoder in model.modules():
+        embedding = getattr(decoder, "embed_positions", None)
+        if isinstance(embedding, nn.Embedding) and _takes_positions(embedding):
+            yield decoder, embedding
+
+
+def hooks(model: PreTrainedModel) -> list[RemovableHandle]:
+    """Hooks by which these embeddings get the positions of this rank's tokens, those that the model was called with."""
+    handles = []
+    for decoder, embedding in counting_embeddings(model):
+        positions = _Positions()
+        handles += [
+            decoder.register_forward_pre_hook(positions.take, with_kwargs=True),
+            embedding.register_forward_pre_hook(positions.give, with_kwargs=True),
+            embedding.register_forward_hook(positions.unflatten),
+            decoder.register_forward_hook(positions.forget, always_call=True),
+        ]
+    return handles
+
+
+class _Positions:
+    """Holds position_ids, (rows or 1, tokens), while the decoder runs."""
+
+    def __init__(self) -> None:
+        self.positions: Tensor | None = None
+
+    def take(self, decoder: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        self.positions = kwargs.get("position_ids")
+
+    def give(self, embedding: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        assert self.positions is not None, "the decoder of a parallelized model gets them"
+        # Flat, because some of these embeddings add a dimension of rows.
+        return args, kwargs | {"position_ids": self.positions.flatten()}
+
+    def unflatten(self, embedding: nn.Module, args: Any, output: Tensor) -> Tensor:
+        assert self.positions is not None, "given above"
+        return output.view(*self.positions.shape, -1)
+
+    def forget(self, decoder: nn.Module, args: Any, output: Any) -> None:
+        self.positions = None
+
+
+def _takes_positions(module: nn.Module) -> bool:
+    return "position_ids" in inspect.signature(module.forward).parameters

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ringattn.hf import heads, hybrid, layers, logits, towers
+from ringattn.hf import heads, hybrid, layers, logits, positions, towers, unshifted
 from ringattn.hf.cache import ARGUMENT, ShardedCache, cache_of
 from ringattn.hf.register import NAME
 from ringattn_core.errors import UnsupportedError
@@ -34,6 +34,7 @@ _CROSS = ("encoder_hidden_states", "cross_attention_states")
 _STATE = "it passes a state from token to token, in layers whose code is none that is known here"
 _MIXING = {
     "blt": "it pools bytes into patches, and looks each up by those before it, which the border of a shard parts",
+    "doge": "its mask is computed from the values of keys, of which a rank has its own tokens' alone",
     "rwkv": _STATE,
     "xlstm": _STATE,
 }
@@ -63,9 +64,13 @@ def _reasons(model: PreTrainedModel, config: PretrainedConfig) -> Iterator[str]:
     if hybrid.has_attention(reader):
         if not layers.ask_interface(reader):
             yield "its attention is its own code, which does not ask transformers' AttentionInterface for a function"
-        elif "position_ids" not in inspect.signature(reader.forward).parameters:
+        elif "position_ids" not in inspect.signature(reader.forward).parameters and not any(
+            positions.counting_embeddings(reader)
+        ):
             yield "its forward takes no position_ids: it numbers the tokens that it gets, a shard by itself"
-    if _computes_its_loss(model):
+    if (layerdrop := max((getattr(module, "layerdrop", 0.0) for module in reader.modules()), default=0.0)) > 0:
+        yield f"it skips layers at random in training (layerdrop={layerdrop}), and each rank would skip other ones"
+    if _computes_its_loss(model) and not unshifted.is_unshifted(model):
         yield "this version of transformers computes its loss in its own code, which shifts the labels of a shard again"
     if not all(map(_takes_more, (model, reader))):
         yield "its forward takes no **kwargs, through which the plan of a batch has to reach the attention layers"
