@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from ringattn import ContextParallel, call, choice
+from ringattn import ContextParallel, agree, call
 from ringattn_comms.communicator import Communicator, Work
 from ringattn_comms.header import Header
 from ringattn_core.look.auto import CANDIDATES
@@ -45,11 +45,16 @@ class Said(Communicator):
     all_gather = reduce_scatter = all_to_all = send_recv
 
 
-def routes(comm: Said, monkeypatch: pytest.MonkeyPatch) -> tuple[Route, Route]:
-    """Of a forward and a backward pass over 2,048 tokens."""
+def h100(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let torch say that its devices are H100s."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    choice._facts.cache_clear()
+    agree._facts.cache_clear()
+
+
+def routes(comm: Said, monkeypatch: pytest.MonkeyPatch) -> tuple[Route, Route]:
+    """Of a forward and a backward pass over 2,048 tokens."""
+    h100(monkeypatch)
     cp = ContextParallel(comm, kernel="torch_flash")
     with FakeTensorMode():
         q, k, v = (torch.empty(1, 1024, heads, 128, device="cuda", dtype=torch.bfloat16) for heads in (8, 2, 2))

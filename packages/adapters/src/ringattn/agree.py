@@ -9,55 +9,52 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
+from functools import cache, lru_cache
 from hashlib import blake2b
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from ringattn_comms.agreement import Agreement
 from ringattn_comms.communicator import Communicator
-from ringattn_comms.header import AgreementError, encoded
+from ringattn_comms.header import AgreementError
+from ringattn_core.kernels.choose import installed
 from ringattn_core.plan.layout import LAYOUTS, Sharding
 from ringattn_core.plan.route import ROUTES, Route
 
 
-class Terms(NamedTuple):
-    """What all ranks of a call have to say alike; the first difference is the one that is reported."""
+class Peers(NamedTuple):
+    """What a rank knows of the others' devices."""
 
-    version: str
-    RINGATTN_CHECK: bool
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    head_dim_v: int
-    dtype: str
-    device: str
-    mask: tuple[int, int]
-    layout: str
-    route: str
-    functions: str
-    per_sequence: bool
-    head_groups: int
-    rows: int
-    cu_seqlens: tuple[int, ...]
-    cu_seqlens_k: tuple[int, ...]
-    softmax_scale: float
-    softcap: float
-    dropout: float
-    sinks: str
-    alibi_slopes: str
-    deterministic: bool
-    needs_gradients: bool
-
-    def encode(self) -> bytes:
-        """The same as a part of a header."""
-        return _encoded(self)
+    alike: bool  # the same GPUs and kernels on all ranks
+    one_sided: bool  # each device addresses the memory of all others
 
 
-@lru_cache(1024)
-def _encoded(terms: Terms) -> bytes:
-    return encoded(tuple(zip(terms._fields, terms, strict=True)))
+UNKNOWN = Peers(alike=False, one_sided=False)
+_PEERS: WeakKeyDictionary[Agreement, dict[torch.device, Peers]] = WeakKeyDictionary()
+
+
+def peers(comm: Communicator, device: torch.device) -> Peers | None:
+    """What `introduce` returned for this group and device, None before; `UNKNOWN` where there is nothing to ask."""
+    if comm.size == 1 or device.type != "cuda":
+        return UNKNOWN
+    return _PEERS.get(comm.agreement, {}).get(device)
+
+
+def introduce(comm: Communicator, device: torch.device, terms: bytes) -> Peers:
+    """Let the ranks tell each other what they compute with. All ranks call it together, once for each device."""
+    alike = len(set(comm.agreement.introduce(device.type, _facts(device), terms))) == 1
+    told = Peers(alike, alike and comm.shared_buffers(device) is not None)
+    _PEERS.setdefault(comm.agreement, {})[device] = told
+    return told
+
+
+@cache
+def _facts(device: torch.device) -> str:
+    """What a choice of routes depends on that ranks may differ in."""
+    return f"{torch.cuda.get_device_name(device)}, {', '.join(installed())}"
 
 
 def turn(

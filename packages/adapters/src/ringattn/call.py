@@ -1,4 +1,4 @@
-"""One attention call, checked and planned: what its forward and its backward pass share beside tensors."""
+"""One attention call: what was asked for, checked and planned, and its two passes with the other ranks."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ringattn import checks
-from ringattn.agree import Terms, checked, functions, named, shared, telling, turn
+from ringattn import agree, checks
+from ringattn.agree import UNKNOWN, Peers, telling, turn
 from ringattn.choice import Kernels, auto
 from ringattn.context_parallel import ContextParallel, sound
-from ringattn.lengths import Borders, Lengths, read, repeated
+from ringattn.lengths import Borders, Lengths, read_both, repeated
+from ringattn.tensors import autocasts, flattened
 from ringattn.version import __version__
 from ringattn_comms.connect import connect
 from ringattn_comms.header import encoded
@@ -24,6 +25,7 @@ from ringattn_core.plan.local_rows import default_early_rows
 from ringattn_core.plan.planner import plan
 from ringattn_core.plan.route import Route, at_once
 from ringattn_core.plan.schedule import Schedule
+from ringattn_core.plan.tile import Window
 from ringattn_core.run.execute import Gradients, Result, attend, attend_backward
 from ringattn_core.run.index import sequence_index
 from ringattn_core.run.kernel import Kernel, Options
@@ -32,7 +34,7 @@ from ringattn_core.run.transport import KV
 
 @dataclass(frozen=True, slots=True)
 class CallSpec:
-    """What was asked of `attention` beside its tensors."""
+    """What was asked of `attention`, without its tensors."""
 
     cp: ContextParallel
     causal: bool
@@ -49,22 +51,41 @@ class CallSpec:
     def plan(
         self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, alibi_slopes: Tensor | None, seed: int
     ) -> Call:
-        """Check everything and plan it, for tensors with or without a batch dimension. Raises what `attention` says.
+        """Prepare the call with what the ranks know of each other; the first call of a group on GPUs asks for that.
 
-        The other ranks are told of what it raises, for they would wait for this one.
+        The other ranks are told of every error, because they would wait for this rank. Raises what `attention` says.
         """
         checks.parallel(self.cp)
         with telling(lambda: self.cp.communicator):
-            return self._plan(q, k, v, sinks, alibi_slopes, seed)
+            comm = self.cp.communicator
+            peers = agree.peers(comm, q.device) if self.cp.route == "auto" else UNKNOWN
+            call = self.prepare(q, k, v, sinks, alibi_slopes, seed, peers or UNKNOWN)
+            if peers is None:  # Only now, so that bad input is refused before anything is communicated.
+                peers = agree.introduce(comm, q.device, call.terms)
+                call = self.prepare(q, k, v, sinks, alibi_slopes, seed, peers)
+            return call
 
-    def _plan(
-        self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, alibi_slopes: Tensor | None, seed: int
+    def prepare(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        sinks: Tensor | None = None,
+        alibi_slopes: Tensor | None = None,
+        seed: int = 0,
+        peers: Peers = UNKNOWN,
     ) -> Call:
+        """Check everything and plan it, for tensors with or without a batch dimension. Communicates nothing.
+
+        Every rank prepares the same call from the same arguments: `Call.terms` is what they compare before each pass.
+        """
         checks.shapes(q, k, v)
         checks.dtypes(q, k, v)
         checks.head_groups(self.cp.head_groups, k)
         comm = self.cp.communicator
-        batch, borders = q.shape[0] if q.dim() == 4 else 1, _borders(self, q, k, comm.size)
+        batch = q.shape[0] if q.dim() == 4 else 1
+        cu_seqlens = self.cp.cu_seqlens if self.cu_seqlens is None else self.cu_seqlens
+        borders = read_both(cu_seqlens, self.cu_seqlens_k, q.shape[-3] * comm.size, k.shape[-3] * comm.size)
         sequences = batch * (len(borders[0]) - 1)
         checks.options(q, sinks, alibi_slopes, sequences, self.dropout_p, self.softcap, self.softmax_scale)
         window = checks.window(self.causal, self.window_size)
@@ -75,10 +96,11 @@ class CallSpec:
         if alibi_slopes is not None and alibi_slopes.dim() == 2:
             alibi_slopes = _by_token(alibi_slopes, sharding, self.cp.cp_rank)
         options = Options(self.softmax_scale, self.softcap, alibi_slopes, self.dropout_p, seed, self.deterministic)
-        # A dropout mask of a kernel's own could not be had again from another one: see `Call.backward`.
+        # The backward pass may need another kernel for the gradient of lse, which could not repeat a dropout mask of
+        # the first kernel: see `Call.backward`.
         lse_gradient = self.return_lse and self.dropout_p > 0
         kernels = Kernels(flattened(q), flattened(k), flattened(v), options, self.cp.kernel, lse_gradient)
-        forward, backward = _schedules(self, sharding, borders[1], window, kernels, terms)
+        forward, backward = _schedules(self, sharding, borders[1], window, kernels, peers)
         checks.shares(backward, q, k, batch)
         second = Pass(backward, kernels.choose(backward))
         first = second if forward is backward else Pass(forward, kernels.choose(forward))
@@ -86,7 +108,7 @@ class CallSpec:
 
 
 class Pass(NamedTuple):
-    """What a forward or a backward pass is made of."""
+    """What a forward or a backward pass runs."""
 
     schedule: Schedule
     kernel: Kernel
@@ -94,16 +116,16 @@ class Pass(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A planned call: its two passes, over (tokens, heads, head_dim)."""
+    """A prepared call: its two passes, over tensors of shape (tokens, heads, head_dim)."""
 
     cp: ContextParallel
     options: Options
     forward_pass: Pass
     backward_pass: Pass
-    terms: Terms
+    terms: bytes  # encoded: what all ranks must ask for alike
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> tuple[Result, int]:
-        """What the pass leaves, and the number that the other ranks know it by. Raises `AgreementError`."""
+        """The results, and the number by which all ranks know this pass. Raises `AgreementError`."""
         schedule, kernel = self.forward_pass
         with self._turn("forward", q.device) as number, _no_autocast(q.device):
             transport = connect(self.cp.communicator, schedule, q.device)
@@ -119,9 +141,9 @@ class Call:
         result: Result,
         sinks: Tensor | None,
     ) -> Gradients:
-        """The gradients of the forward pass of this number, if it is known, in the dtypes of q, k, v and sinks."""
+        """The gradients, in the dtypes of q, k, v and sinks. `number` is that of the forward pass, if it is known."""
         schedule, kernel = self.backward_pass
-        # A kernel that derives delta from out and dout has no place for a gradient of lse.
+        # A kernel that computes delta from out and dout cannot take a gradient of lse.
         kernel = kernel if dlse is None or kernel.accepts_delta else Reference()
         dout = torch.zeros_like(result.out) if dout is None else dout
         dlse = None if dlse is None else torch.where(result.lse.isfinite(), dlse, 0.0)
@@ -132,7 +154,7 @@ class Call:
 
     def _turn(self, action: str, device: torch.device) -> AbstractContextManager[int]:
         seed = encoded((("seed", self.options.seed),)) if self.options.dropout_p > 0 else b""
-        return turn(self.cp.communicator, action, self.terms.encode(), device, seed)
+        return turn(self.cp.communicator, action, self.terms, device, seed)
 
 
 def drawn_seed(dropout_p: float) -> int:
@@ -140,48 +162,9 @@ def drawn_seed(dropout_p: float) -> int:
     return int(torch.randint(2**62, ())) if dropout_p > 0 else 0
 
 
-def flattened(x: Tensor) -> Tensor:
-    """(batch, tokens, ...) -> (batch * tokens, ...): a batch is so many sequences of one packed stream."""
-    return x.flatten(0, 1) if x.dim() == 4 else x
-
-
-def batched(lse: Tensor, q: Tensor) -> Tensor:
-    """(num_heads, batch * tokens) -> (batch, num_heads, tokens), where q has a batch dimension."""
-    return lse.view(len(lse), *q.shape[:2]).transpose(0, 1) if q.dim() == 4 else lse
-
-
-# Asked once, for torch.compile could not trace the question in PyTorch 2.11.
-_AUTOCASTING = {kind for kind in ("cpu", "cuda", "xpu", "mps", "hpu") if torch.amp.is_autocast_available(kind)}
-
-
-def autocasts(device: torch.device) -> bool:
-    """Is autocast on for tensors of a device?"""
-    return device.type in _AUTOCASTING and torch.is_autocast_enabled(device.type)
-
-
-def lowered(x: Tensor) -> Tensor:
-    """x as autocast passes it to what it runs in low precision."""
-    castable = x.is_floating_point() and x.dtype != torch.float64
-    return x.to(torch.get_autocast_dtype(x.device.type)) if castable else x
-
-
 def _no_autocast(device: torch.device) -> AbstractContextManager[None]:
-    """Kernels choose the precision of their own products; autocast would lower it."""
+    """Kernels choose the precision of their products; autocast would lower it."""
     return torch.autocast(device.type, enabled=False) if autocasts(device) else nullcontext()
-
-
-def _borders(request: CallSpec, q: Tensor, k: Tensor, size: int) -> tuple[Borders, Borders]:
-    """The borders of the queries' and the keys' sequences in one row."""
-    cp, cu_seqlens_k = request.cp, request.cu_seqlens_k
-    stated = cp.cu_seqlens if request.cu_seqlens is None else request.cu_seqlens
-    if stated is not None:
-        borders_q = read(stated)
-        borders_k = borders_q if cu_seqlens_k is None else read(cu_seqlens_k, "cu_seqlens_k")
-        checks.sequences(borders_q, borders_k)
-        return borders_q, borders_k
-    if cu_seqlens_k is not None:
-        raise ValueError("cu_seqlens_k was given without cu_seqlens: say the borders of the queries' sequences too.")
-    return Borders((0, q.shape[-3] * size)), Borders((0, k.shape[-3] * size))
 
 
 def _by_token(slopes: Tensor, sharding: Sharding, cp_rank: int) -> Tensor:
@@ -191,64 +174,61 @@ def _by_token(slopes: Tensor, sharding: Sharding, cp_rank: int) -> Tensor:
 
 
 def _terms(
-    request: CallSpec,
+    spec: CallSpec,
     q: Tensor,
     k: Tensor,
     v: Tensor,
     sinks: Tensor | None,
     alibi_slopes: Tensor | None,
-    window: tuple[int, int],
+    window: Window,
     batch: int,
     sharding: Sharding,
     borders: tuple[Borders, Borders],
-) -> Terms:
-    """What the other ranks have to ask for as well."""
-    cp, slopes = request.cp, shared(alibi_slopes)
-    if cp.route is at_once:  # by which ranks do not know each other's sequences
+) -> bytes:
+    """What all ranks must ask for alike, as part of a header. The first difference is the one that is reported."""
+    cp, slopes = spec.cp, agree.shared(alibi_slopes)
+    if cp.route is at_once:  # Its ranks do not know each other's sequences.
         borders = Borders((0, borders[0][-1])), Borders((0, borders[1][-1]))
         slopes = "none" if alibi_slopes is None else "given"
-    return Terms(
-        version=__version__,
-        RINGATTN_CHECK=checked(),
-        num_heads=q.shape[-2],
-        num_kv_heads=k.shape[-2],
-        head_dim=q.shape[-1],
-        head_dim_v=v.shape[-1],
-        dtype=str(q.dtype),
-        device=q.device.type,
-        mask=window,
-        layout=named(cp.layout),
-        route=named(cp.route),
-        functions=functions(sharding, cp.route),
-        per_sequence=cp.per_sequence,
-        head_groups=cp.head_groups,
-        rows=batch,
-        cu_seqlens=borders[0],
-        cu_seqlens_k=borders[1],
-        softmax_scale=request.softmax_scale,
-        softcap=request.softcap,
-        dropout=request.dropout_p,
-        sinks=shared(sinks),
-        alibi_slopes=slopes,
-        deterministic=request.deterministic,
-        needs_gradients=request.needs_gradients,
+    return encoded(
+        (
+            ("version", __version__),
+            ("RINGATTN_CHECK", agree.checked()),
+            ("num_heads", q.shape[-2]),
+            ("num_kv_heads", k.shape[-2]),
+            ("head_dim", q.shape[-1]),
+            ("head_dim_v", v.shape[-1]),
+            ("dtype", q.dtype),
+            ("device", q.device.type),
+            ("mask", window),
+            ("layout", agree.named(cp.layout)),
+            ("route", agree.named(cp.route)),
+            ("functions", agree.functions(sharding, cp.route)),
+            ("per_sequence", cp.per_sequence),
+            ("head_groups", cp.head_groups),
+            ("rows", batch),
+            ("cu_seqlens", borders[0]),
+            ("cu_seqlens_k", borders[1]),
+            ("softmax_scale", spec.softmax_scale),
+            ("softcap", spec.softcap),
+            ("dropout", spec.dropout_p),
+            ("sinks", agree.shared(sinks)),
+            ("alibi_slopes", slopes),
+            ("deterministic", spec.deterministic),
+            ("needs_gradients", spec.needs_gradients),
+        )
     )
 
 
 def _schedules(
-    request: CallSpec,
-    sharding: Sharding,
-    borders_k: Borders,
-    window: tuple[int, int],
-    kernels: Kernels,
-    terms: Terms,
+    spec: CallSpec, sharding: Sharding, borders_k: Borders, window: Window, kernels: Kernels, peers: Peers
 ) -> tuple[Schedule, Schedule]:
-    """This rank's schedule for each pass, for queries that are divided so and the keys of their sequences."""
-    cp, comm, borders_q = request.cp, request.cp.communicator, sharding.cu_seqlens
+    """This rank's schedules of the forward and the backward pass."""
+    cp, comm, borders_q = spec.cp, spec.cp.communicator, sharding.cu_seqlens
     if callable(cp.route):
         first, second = cp.route, cp.route
     else:
-        first, second = (CANDIDATES[name] for name in auto(comm, sharding, window, kernels, terms))
+        first, second = (CANDIDATES[name] for name in auto(sharding, window, kernels, peers))
 
     def planned(route: Route, num_early_rows: int) -> Schedule:
         return plan(
@@ -261,6 +241,6 @@ def _schedules(
         )
 
     backward = planned(second, 0)
-    # A backward pass has to find the dropout masks of every launch again.
+    # With dropout both passes have the same launches, because a mask belongs to a launch.
     num_early_rows = default_early_rows(borders_q[-1] // comm.size)
-    return backward if request.dropout_p > 0 else planned(first, num_early_rows), backward
+    return backward if spec.dropout_p > 0 else planned(first, num_early_rows), backward

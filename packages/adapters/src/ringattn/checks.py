@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import isfinite
 from numbers import Real
 from operator import index
@@ -139,15 +138,6 @@ def head_groups(groups: int, k: Tensor) -> None:
         raise ValueError(
             f"head_groups must divide num_kv_heads, got {groups} groups of {k.shape[-2]} kv heads: every message has "
             "the same size."
-        )
-
-
-def sequences(cu_seqlens: Sequence[int], cu_seqlens_k: Sequence[int]) -> None:
-    """Raise unless there are as many sequences of queries as of keys."""
-    if len(cu_seqlens) != len(cu_seqlens_k):
-        raise ValueError(
-            f"cu_seqlens are the borders of {len(cu_seqlens) - 1} sequences and cu_seqlens_k of "
-            f"{len(cu_seqlens_k) - 1}: every sequence of queries needs its sequence of keys, of no tokens if need be."
         )
 
 

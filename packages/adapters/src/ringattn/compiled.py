@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ringattn.call import CallSpec, batched, drawn_seed, flattened
+from ringattn.call import CallSpec, drawn_seed
 from ringattn.context_parallel import ContextParallel
+from ringattn.tensors import batched, flattened, flattened_lse
 from ringattn_core.errors import UnsupportedError
 from ringattn_core.run.execute import Result
 from ringattn_core.run.kernel import accumulator_dtype
@@ -88,9 +89,9 @@ def _backward(
     """dq, dk, dv and, where there are sinks, dsinks."""
     seed, number = drawn.tolist()
     call = _request(*asked).plan(q, k, v, sinks, alibi_slopes, seed)
-    result = Result(flattened(out), _flat_lse(lse), [])
+    result = Result(flattened(out), flattened_lse(lse), [])
     kv = KV(flattened(k), flattened(v))
-    dout, dlse = None if dout is None else flattened(dout), None if dlse is None else _flat_lse(dlse)
+    dout, dlse = None if dout is None else flattened(dout), None if dlse is None else flattened_lse(dlse)
     grads = call.backward(number, dout, dlse, flattened(q), kv, result, sinks)
     # A ring's dk and dv arrive as one message: an operator's results may not lie in each other's memory.
     apart = grads.dk, grads.dv.clone() if _share(grads.dk, grads.dv) else grads.dv
@@ -135,8 +136,3 @@ def _request(number: int, causal: bool, left: int, right: int, *rest: Any) -> Ca
 def _share(a: Tensor, b: Tensor) -> bool:
     """Do they lie in one piece of memory?"""
     return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
-
-
-def _flat_lse(lse: Tensor) -> Tensor:
-    """(batch, num_heads, tokens) -> (num_heads, batch * tokens)"""
-    return lse.transpose(0, 1).flatten(1) if lse.dim() == 3 else lse

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import count
@@ -16,6 +15,7 @@ from ringattn import agree
 from ringattn.lengths import Borders, Lengths, read, sequence_positions
 from ringattn.no_compile import no_compile
 from ringattn.tensors import check_tensors
+from ringattn.unshard import lengths, unshard
 from ringattn_comms.communicator import Communicator
 from ringattn_comms.connect import Group, communicator
 from ringattn_comms.header import encoded
@@ -217,54 +217,7 @@ class ContextParallel:
                     f"Rank {self.cp_rank} holds {sharding.length(self.cp_rank)} of {length} tokens, but the tensor to "
                     f"unshard has {x.shape[dim]} along dimension {dim}."
                 )
-        x = x.movedim(dim, 0)
-        whole: Tensor = _Unshard.apply(x, _Gathering(x, sharding, self.communicator))  # type: ignore[no-untyped-call]
-        return whole.movedim(0, dim)
-
-
-class _Gathering:
-    """One `unshard`: what its adjoint needs to know of it."""
-
-    def __init__(self, x: Tensor, sharding: Sharding, comm: Communicator) -> None:
-        self.sharding, self.comm = sharding, comm
-        self.number: int | None = None  # that the other ranks know it by, once it has run
-        self.terms = encoded(
-            (
-                *(("shape", tuple(x.shape[1:])), ("dtype", x.dtype), ("layout", agree.named(sharding.layout))),
-                ("cu_seqlens", sharding.cu_seqlens),
-            )
-        )
-
-
-class _Unshard(torch.autograd.Function):
-    """All-gather of unequal shares into stream order, along dimension 0; its adjoint sums over the ranks."""
-
-    @staticmethod
-    def forward(x: Tensor, run: _Gathering) -> Tensor:
-        sharding, comm = run.sharding, run.comm
-        padded = x.new_zeros((max(_lengths(sharding)), *x.shape[1:]))
-        padded[: len(x)] = x
-        with agree.turn(comm, "unshard", run.terms, x.device) as run.number:
-            gathered = comm.all_gather(padded).wait() if comm.size > 1 else padded[None]
-        whole = x.new_empty((sharding.cu_seqlens[-1], *x.shape[1:]))
-        for rank, length in enumerate(_lengths(sharding)):
-            whole[stream_index(sharding, rank, x.device)] = gathered[rank, :length]
-        return whole
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, _Gathering], output: Tensor) -> None:
-        ctx.run = inputs[1]
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        sharding, comm = ctx.run.sharding, ctx.run.comm
-        parts = grad.new_zeros((comm.size, max(_lengths(sharding)), *grad.shape[1:]))
-        for rank, length in enumerate(_lengths(sharding)):
-            parts[rank, :length] = grad[stream_index(sharding, rank, grad.device)]
-        with agree.turn(comm, f"backward of {ctx.run.number}", ctx.run.terms, grad.device):
-            own = comm.reduce_scatter(parts).wait() if comm.size > 1 else parts[0]
-        return own[: sharding.length(comm.rank)], None
+        return unshard(x.movedim(dim, 0), sharding, self.communicator).movedim(0, dim)
 
 
 def sound(sharding: Sharding) -> Sharding:
@@ -279,10 +232,6 @@ def _prove(sharding: Sharding) -> None:
     check_sharding(sharding, "tokens")
 
 
-def _lengths(sharding: Sharding) -> Sequence[int]:
-    return [sharding.length(rank) for rank in range(sharding.cp_size)]
-
-
 @lru_cache(16)
 def _even(sharding: Sharding) -> bool:
-    return len(set(_lengths(sharding))) == 1
+    return len(set(lengths(sharding))) == 1

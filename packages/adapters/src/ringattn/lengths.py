@@ -80,6 +80,26 @@ def read(cu_seqlens: Lengths, name: str = "cu_seqlens") -> Borders:
     return borders
 
 
+def read_both(
+    cu_seqlens: Lengths | None, cu_seqlens_k: Lengths | None, tokens: int, tokens_k: int
+) -> tuple[Borders, Borders]:
+    """The borders of the queries' and the keys' sequences; without any, one sequence of `tokens` and `tokens_k`."""
+    if cu_seqlens is None:
+        if cu_seqlens_k is not None:
+            raise ValueError(
+                "cu_seqlens_k was given without cu_seqlens: say the borders of the queries' sequences too."
+            )
+        return Borders((0, tokens)), Borders((0, tokens_k))
+    borders = read(cu_seqlens)
+    borders_k = borders if cu_seqlens_k is None else read(cu_seqlens_k, "cu_seqlens_k")
+    if len(borders) != len(borders_k):
+        raise ValueError(
+            f"cu_seqlens are the borders of {len(borders) - 1} sequences and cu_seqlens_k of {len(borders_k) - 1}: "
+            "every sequence of queries needs a sequence of keys, which may have no tokens."
+        )
+    return borders, borders_k
+
+
 @no_compile
 def written(borders: Iterable[int], like: Tensor) -> Tensor:
     """The borders as a tensor of the dtype and on the device of `like`; `read` need not wait for it."""

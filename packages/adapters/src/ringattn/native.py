@@ -11,18 +11,18 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from ringattn import compiled
-from ringattn.call import CallSpec, autocasts, batched, drawn_seed, flattened, lowered
+from ringattn.call import CallSpec, drawn_seed
 from ringattn.context_parallel import ContextParallel
 from ringattn.lengths import Lengths
 from ringattn.no_compile import no_compile
 from ringattn.planned import Run
-from ringattn.tensors import check_tensors
+from ringattn.tensors import autocasts, batched, check_tensors, flattened, lowered
 from ringattn_comms.communicator import SingleRank
 from ringattn_core.errors import UnsupportedError
 from ringattn_core.run.execute import Result
 from ringattn_core.run.transport import KV
 
-_SOLO = ContextParallel(SingleRank())
+_ALONE = ContextParallel(SingleRank())
 _NO_VMAP = "ringattn.attention cannot be mapped by torch.func.vmap: q, k and v take a batch dimension instead."
 
 
@@ -74,35 +74,30 @@ def attention(
     if autocasts(q.device):
         q, k, v = (lowered(x) for x in (q, k, v))
     scale = (q.shape[-1] or 1) ** -0.5 if softmax_scale is None else softmax_scale
-    request = CallSpec(
-        _SOLO if cp is None else cp,
-        causal,
-        window_size,
-        softcap,
-        scale,
-        dropout_p,
-        deterministic,
-        return_lse,
-        cu_seqlens,
-        cu_seqlens_k,
+    spec = CallSpec(
+        *(_ALONE if cp is None else cp, causal, window_size, softcap, scale, dropout_p, deterministic, return_lse),
+        *(cu_seqlens, cu_seqlens_k),
         needs_gradients=torch.is_grad_enabled() and any(getattr(x, "requires_grad", False) for x in (q, k, v)),
     )
-    # Lengths in a tensor decide what is planned, and are not known when a graph is made: it breaks there.
-    lists = not any(isinstance(borders, Tensor) for borders in (cu_seqlens, cu_seqlens_k))
-    # Fake tensors have shapes, of which the operator for graphs needs no more.
-    traced = torch.compiler.is_compiling() or isinstance(q, FakeTensor)
-    attend = compiled.attend if traced and lists else _attend
-    out, lse = attend(request, q, k, v, sinks, alibi_slopes)
+    attend = compiled.attend if _traceable(q, cu_seqlens, cu_seqlens_k) else _attend
+    out, lse = attend(spec, q, k, v, sinks, alibi_slopes)
     return (out, lse) if return_lse else out
+
+
+def _traceable(q: Tensor, *cu_seqlens: Lengths | None) -> bool:
+    """Is this call traced, and can it be part of a graph?"""
+    # A fake tensor has a shape, which is all that the operator for graphs needs.
+    traced = torch.compiler.is_compiling() or isinstance(q, FakeTensor)
+    # Lengths in a tensor decide what is planned, and are not known when a graph is made: it breaks there.
+    return traced and not any(isinstance(borders, Tensor) for borders in cu_seqlens)
 
 
 @no_compile
 def _attend(
-    request: CallSpec, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, alibi_slopes: Tensor | None
+    spec: CallSpec, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, alibi_slopes: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """out and lse, shaped like what was given."""
-    seed = drawn_seed(request.dropout_p)
-    call = request.plan(q, k, v, sinks, alibi_slopes, seed)
+    call = spec.plan(q, k, v, sinks, alibi_slopes, drawn_seed(spec.dropout_p))
     out, lse, *_ = _Attention.apply(*(flattened(x) for x in (q, k, v)), sinks, Run(call))  # type: ignore[no-untyped-call]
     return out.view(*q.shape[:-1], v.shape[-1]), batched(lse, q)
 

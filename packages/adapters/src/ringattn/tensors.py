@@ -1,7 +1,8 @@
-"""The first thing that is asked of every argument: is it a tensor at all, and one of this rank's numbers?"""
+"""Users' tensors before they are planned for: is each a plain tensor of this rank, and in which shape and dtype?"""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 _HINTS = {
@@ -23,3 +24,33 @@ def check_tensors(rule: str, *given: object) -> None:
 
 def _kind(x: object) -> str:
     return "NestedTensor" if isinstance(x, Tensor) and x.is_nested else type(x).__name__
+
+
+def flattened(x: Tensor) -> Tensor:
+    """(batch, tokens, ...) -> (batch * tokens, ...): the rows of a batch are sequences of one packed stream."""
+    return x.flatten(0, 1) if x.dim() == 4 else x
+
+
+def batched(lse: Tensor, q: Tensor) -> Tensor:
+    """(num_heads, batch * tokens) -> (batch, num_heads, tokens), where q has a batch dimension."""
+    return lse.view(len(lse), *q.shape[:2]).transpose(0, 1) if q.dim() == 4 else lse
+
+
+def flattened_lse(lse: Tensor) -> Tensor:
+    """(batch, num_heads, tokens) -> (num_heads, batch * tokens): the inverse of `batched`."""
+    return lse.transpose(0, 1).flatten(1) if lse.dim() == 3 else lse
+
+
+# Listed once, because torch.compile cannot trace the question in PyTorch 2.11.
+_AUTOCASTING = {kind for kind in ("cpu", "cuda", "xpu", "mps", "hpu") if torch.amp.is_autocast_available(kind)}
+
+
+def autocasts(device: torch.device) -> bool:
+    """Is autocast on for tensors of a device?"""
+    return device.type in _AUTOCASTING and torch.is_autocast_enabled(device.type)
+
+
+def lowered(x: Tensor) -> Tensor:
+    """x in the dtype in which autocast passes it to operations of low precision."""
+    castable = x.is_floating_point() and x.dtype != torch.float64
+    return x.to(torch.get_autocast_dtype(x.device.type)) if castable else x

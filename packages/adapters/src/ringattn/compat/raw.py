@@ -15,11 +15,12 @@ from torch import Tensor
 
 from ringattn import checks
 from ringattn.agree import telling
-from ringattn.call import CallSpec, batched, drawn_seed, flattened
+from ringattn.call import CallSpec, drawn_seed
 from ringattn.context_parallel import ContextParallel
 from ringattn.lengths import Borders, read, scaled
 from ringattn.llama3 import head_groups, stream_borders
 from ringattn.no_compile import no_compile
+from ringattn.tensors import batched, flattened, flattened_lse
 from ringattn_comms.connect import Group, communicator
 from ringattn_core.plan.layout import Layout
 from ringattn_core.plan.route import Route
@@ -99,8 +100,7 @@ def _pair(prefix: str, lengths: tuple[str, ...], divide: Divide) -> tuple[Functi
                     f"pass: call {prefix}_func, which keeps them."
                 )
             call = _request(given, divide, lengths).plan(q, k, v, None, given["alibi_slopes"], 0)
-        lse = lse.transpose(0, 1).flatten(1) if lse.dim() == 3 else lse
-        result = Result(flattened(given["out"]), lse, [])
+        result = Result(flattened(given["out"]), flattened_lse(lse), [])
         flat = (flattened(x) for x in (given["dout"], q, k, v))
         with torch.no_grad():
             dout, flat_q, flat_k, flat_v = flat

@@ -15,11 +15,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ringattn.call import autocasts
 from ringattn.context_parallel import ContextParallel
 from ringattn.llama3 import ContractError, head_groups, llama3_flash_attn_prepare_cu_seqlens, stream_borders
 from ringattn.native import attention
 from ringattn.no_compile import no_compile
+from ringattn.tensors import autocasts
 from ringattn_core.plan.layout import contiguous
 from ringattn_core.plan.route import at_once
 
