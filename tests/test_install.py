@@ -67,6 +67,8 @@ def install(folder: Path) -> Path:
 # One test, so that there is one installation, however many workers there are.
 def test_the_wheels_alone(tmp_path: Path, subtests: pytest.Subtests) -> None:
     python = install(tmp_path)
+    with subtests.test("what is installed fits together"):
+        assert "No broken requirements found" in printed(python, "-m", "pip", "check")
     with subtests.test("the README's program, without NumPy"):
         alone = "import importlib.util\nassert importlib.util.find_spec('numpy') is None\n"
         (tmp_path / "program.py").write_text(alone + NATIVE + "\ndist.destroy_process_group()\n", encoding="utf-8")

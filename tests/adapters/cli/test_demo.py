@@ -50,6 +50,10 @@ def test_every_rank_has_its_colour() -> None:
     assert list(styles.values()) == [pictures.color(0), pictures.color(1), "dim"]
 
 
+def test_no_two_ranks_have_the_same_colour() -> None:
+    assert len({pictures.color(rank) for rank in range(1024)}) == 1024
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -65,6 +65,15 @@ def test_a_sign_for_every_hop() -> None:
     assert [draw.symbol(number) for number in (0, 9, 10, 61, 62)] == ["0", "9", "a", "Z", "0"]
 
 
+@pytest.mark.parametrize("cp_size", [62, 63, 120])
+def test_no_two_hops_of_a_matrix_look_alike(cp_size: int) -> None:
+    schedules = causal(contiguous, ring, cp_size, cp_size)
+    *lines, scale = draw.mask(schedules, size=cp_size).splitlines()
+    header, *rows = [line.split("|")[1].split() for line in lines]
+    assert len(set(header)) == cp_size == len(set(rows[-1])), "each key has a rank and a hop of its own here"
+    assert len({len(line) for line in lines[1:]}) == 1 and scale.startswith("Rows are queries")
+
+
 if __name__ == "__main__":
     for name, picture in PICTURES.items():
         (GOLDENS / f"{name}.txt").write_text(picture() + "\n", encoding="utf-8")

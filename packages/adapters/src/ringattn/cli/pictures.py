@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import re
 from collections.abc import Sequence
 
@@ -17,8 +18,13 @@ COLORS = ("cyan", "magenta", "green", "yellow", "blue", "red", "bright_cyan", "b
 
 
 def color(rank: int) -> str:
-    """The colour of a rank, the same in every picture."""
-    return COLORS[rank % len(COLORS)]
+    """The colour of a rank, the same in every picture. No two of 1,024 ranks have the same one."""
+    if rank < len(COLORS):
+        return COLORS[rank]
+    # Steps of the golden ratio around the circle of hues come close to each other late, and then differ in lightness.
+    hue, lightness = rank * 0.6180339887 % 1, 0.45 + 0.07 * (rank % 4)
+    red, green, blue = (round(255 * part) for part in colorsys.hls_to_rgb(hue, lightness, 0.85))
+    return f"#{red:02x}{green:02x}{blue:02x}"
 
 
 def ownership(sharding: Sharding, width: int) -> str:
@@ -32,7 +38,7 @@ def mask(schedules: Sequence[Schedule], width: int, *, most: int = 48) -> str:
     """The attention matrix in lines of so many characters, if 8 cells are not too many; `most` cells at most."""
     cp, tokens = len(schedules), max(schedules[0].queries.cu_seqlens[-1], schedules[0].keys.cu_seqlens[-1])
     around = len(f"{cp - 1} |  | rank of the key")
-    size = max(8, min(most, (width - around + 1) // 2))
+    size = max(8, min(most, (width - around + 1) // (1 + draw.cell_width(cp))))
     if tokens > size > 2 * cp:
         size -= size % (2 * cp)  # so that the chunks of all ranks are as large
     return draw.mask(schedules, size=size)

@@ -16,12 +16,21 @@ def mask(schedules: Sequence[Schedule], *, size: int = 48) -> str:
 
     `schedules` are those of all ranks, in their order. A matrix of more than `size` rows or columns is drawn smaller.
     """
-    picture = raster(schedules, size)
+    picture, wide = raster(schedules, size), cell_width(len(schedules))
     margin = len(str(len(schedules) - 1))
-    lines = [f"{'':{margin}} | {' '.join(map(symbol, picture.key_ranks))} | rank of the key"]
-    for rank, row in zip(picture.query_ranks, picture.hops, strict=True):
-        lines.append(f"{rank:{margin}} | {' '.join('·' if hop is None else symbol(hop) for hop in row)} |")
+
+    def cells(numbers: Sequence[int | None]) -> str:
+        signs = ("·" if n is None else symbol(n) if wide == 1 else str(n) for n in numbers)
+        return " ".join(f"{sign:>{wide}}" for sign in signs)
+
+    lines = [f"{'':{margin}} | {cells(picture.key_ranks)} | rank of the key"]
+    lines += [f"{rank:{margin}} | {cells(row)} |" for rank, row in zip(picture.query_ranks, picture.hops, strict=True)]
     return "\n".join(lines) + "\n" + _scale(picture.tokens)
+
+
+def cell_width(cp_size: int) -> int:
+    """Characters of a cell of `mask`: one where every rank and hop has a symbol, else those of the largest number."""
+    return 1 if cp_size <= len(SYMBOLS) else len(str(cp_size - 1))
 
 
 def _scale(tokens: tuple[int, int]) -> str:
