@@ -29,7 +29,7 @@ from ringattn_core.plan.route import route_named
 from ringattn_core.plan.schedule import Schedule, Step
 from ringattn_core.run.execute import attend, attend_backward
 from ringattn_core.run.gradient import DkvAccumulator, DqAccumulator
-from ringattn_core.run.kernel import Block, Kernel, Options, Queries
+from ringattn_core.run.kernel import NO_OUT_GRADS, Block, Kernel, Options, Queries
 from ringattn_core.run.merge import OutAccumulator
 from ringattn_core.run.transport import KV
 
@@ -110,7 +110,7 @@ def narrow(problem: Problem, size: int) -> Results:
         partial, dq = OutAccumulator(q, problem.v.shape[2]), DqAccumulator(q)
         for step, columns in at_hand(schedule, q.device):
             for launch in step.launches:
-                block, _ = kernel.forward(q, problem.k[columns], problem.v[columns], launch, options)
+                block, _ = kernel.forward(q, KV(problem.k[columns], problem.v[columns]), launch, options)
                 partial.add(launch, heads, Block(block.out.to(dtype), block.lse))
                 partial.out = rounded(partial.out, dtype)
         out, lse = partial.finish(dtype)
@@ -119,7 +119,7 @@ def narrow(problem: Problem, size: int) -> Results:
             kv = KV(problem.k[columns], problem.v[columns])
             dk, dv = (DkvAccumulator(x) for x in kv)
             for launch in step.launches:
-                grads = kernel.backward(queries, *kv, launch, options, None)
+                grads = kernel.backward(queries, kv, launch, options, None, NO_OUT_GRADS)
                 dq.add(launch, heads, rounded(grads.dq, dtype))
                 dq.total = rounded(dq.total, dtype)
                 dk.add(launch, rounded(grads.dk, dtype))

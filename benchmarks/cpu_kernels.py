@@ -17,7 +17,8 @@ from ringattn_core.kernels.reference import Reference
 from ringattn_core.kernels.torch_flash_cpu import TorchFlashCpu
 from ringattn_core.plan.schedule import Launch
 from ringattn_core.plan.tile import FAR, Tile
-from ringattn_core.run.kernel import Kernel, Options, Queries
+from ringattn_core.run.kernel import NO_OUT_GRADS, Kernel, Options, Queries
+from ringattn_core.run.transport import KV
 
 
 def work(
@@ -28,12 +29,12 @@ def work(
     q, k, v, dout = (torch.randn(tokens, count, dim).to(dtype) for count in (heads[0], heads[1], heads[1], heads[0]))
 
     def forward() -> None:
-        kernel.forward(q, k, v, launch, options)
+        kernel.forward(q, KV(k, v), launch, options)
 
     def both() -> None:
-        (out, lse), state = kernel.forward(q, k, v, launch, options)
+        (out, lse), state = kernel.forward(q, KV(k, v), launch, options)
         delta = (dout.float() * out.float()).sum(-1).T
-        kernel.backward(Queries(q, out.to(dtype), dout, lse, delta), k, v, launch, options, state)
+        kernel.backward(Queries(q, out.to(dtype), dout, lse, delta), KV(k, v), launch, options, state, NO_OUT_GRADS)
 
     return [forward, both]
 

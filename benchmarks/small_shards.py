@@ -22,7 +22,8 @@ from torch import Tensor
 
 import ringattn
 from ringattn.call import CallSpec
-from ringattn_core.run.kernel import Queries
+from ringattn_core.run.kernel import NO_OUT_GRADS, Queries
+from ringattn_core.run.transport import KV
 
 
 def captured(function: Callable[[], object], calls: int) -> Callable[[], None]:
@@ -75,9 +76,9 @@ def alone(tokens: int, kernel: str, route: str, *, backward: bool) -> Callable[[
 
     def run() -> None:
         for launch in first:
-            call.forward_pass.kernel.forward(q, k, v, launch, call.options)
+            call.forward_pass.kernel.forward(q, KV(k, v), launch, call.options)
         for launch in second if backward else ():
-            call.backward_pass.kernel.backward(queries, k, v, launch, call.options, None)
+            call.backward_pass.kernel.backward(queries, KV(k, v), launch, call.options, None, NO_OUT_GRADS)
 
     return run
 

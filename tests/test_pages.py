@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -26,7 +27,11 @@ def test_examples_print_what_the_page_shows(page: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(choose, "KERNELS", dict(choose.KERNELS))
     # All examples of a page are one session. What is no example is blanked, so that lines keep their numbers.
     text = "\n".join(examples(page.read_text(encoding="utf-8")))
-    session = doctest.DocTestParser().get_doctest(text, {"__name__": "__main__"}, page.name, str(page), 0)
+    # What a session defines can be imported from `__main__`, as in any interpreter.
+    main = ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    session = doctest.DocTestParser().get_doctest(text, vars(main), page.name, str(page), 0)
+    session.globs = vars(main)
     report: list[str] = []
     failed, _ = doctest.DocTestRunner().run(session, out=report.append)
     assert not failed, "".join(report)

@@ -143,7 +143,6 @@ TO_REWORD: set[str] = {
     "packages/comms/src/ringattn_comms/waves.py",
     "packages/core/README.md",
     "packages/core/src/ringattn_core/errors.py",
-    "packages/core/src/ringattn_core/kernels/choose.py",
     "packages/core/src/ringattn_core/kernels/gathered_launch.py",
     "packages/core/src/ringattn_core/kernels/reference.py",
     "packages/core/src/ringattn_core/kernels/torch_flash_cpu.py",

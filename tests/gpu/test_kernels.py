@@ -17,7 +17,7 @@ from ringattn_core.plan.layout import contiguous, zigzag
 from ringattn_core.plan.planner import plan
 from ringattn_core.plan.route import gather, ring
 from ringattn_core.run.execute import attend, attend_backward
-from ringattn_core.run.kernel import Block, Kernel, Options, OutGrads, Queries
+from ringattn_core.run.kernel import NO_OUT_GRADS, Block, Kernel, Options, OutGrads, Queries
 from ringattn_core.run.transport import KV, LocalTransport
 
 
@@ -40,14 +40,14 @@ def check(kernel, launch, tokens_q, tokens_k, heads=(4, 2), dims=(128, 128), dty
     q, k, v = draw(tokens_q, heads[0], dims[0]), draw(tokens_k, heads[1], dims[0]), draw(tokens_k, heads[1], dims[1])
     dout = draw(tokens_q, heads[0], dims[1])
     options = Options(dims[0] ** -0.5, softcap=softcap)
-    reason = kernel.supports(launch, q, k, v, options)
+    reason = kernel.supports(launch, q, KV(k, v), options)
     if reason:
         return reason
     exact = plain(launch, *(x.double() for x in (q, k, v, dout)), options.softmax_scale, softcap)
     rough = plain(launch, q, k, v, dout, options.softmax_scale, softcap)
-    block, rng_state = kernel.forward(q, k, v, launch, options)
+    block, rng_state = kernel.forward(q, KV(k, v), launch, options)
     queries = Queries(q, exact[0].to(dtype), dout, exact[1].float(), None)
-    grads = kernel.backward(queries, k, v, launch, options, rng_state)
+    grads = kernel.backward(queries, KV(k, v), launch, options, rng_state, NO_OUT_GRADS)
     rows = torch.cat([torch.arange(tile.q.start, tile.q.stop) for tile in launch.tiles]).cuda()
     columns = torch.cat([torch.arange(tile.k.start, tile.k.stop) for tile in launch.tiles]).cuda()
     in_rows, in_columns = rows - launch.rows.start, columns - launch.columns.start
@@ -106,11 +106,11 @@ def test_what_lies_between_the_tiles_of_a_launch_is_left_alone() -> None:
     launches = [launch for step in schedule.steps for launch in step.launches]
     assert any(not launch.dense_rows for launch in launches) and any(not each.dense_columns for each in launches)
     for launch in launches:
-        if reason := kernel.supports(launch, q, k, v, options):
+        if reason := kernel.supports(launch, q, KV(k, v), options):
             pytest.skip(reason)
-        block, _ = kernel.forward(q, k, v, launch, options)
+        block, _ = kernel.forward(q, KV(k, v), launch, options)
         out, lse = torch.full_like(block.out, 7.0), torch.full_like(block.lse, 7.0)
-        kernel.forward(q, k, v, launch, options, Block(out, lse))
+        kernel.forward(q, KV(k, v), launch, options, Block(out, lse))
         rows = torch.cat([torch.arange(tile.q.start, tile.q.stop) for tile in launch.tiles]).cuda() - launch.rows.start
         columns = torch.cat([torch.arange(tile.k.start, tile.k.stop) for tile in launch.tiles]).cuda()
         columns -= launch.columns.start
@@ -118,9 +118,9 @@ def test_what_lies_between_the_tiles_of_a_launch_is_left_alone() -> None:
         box = slice(launch.rows.start, launch.rows.stop)
         whole[0][box][rows], whole[1][:, box][:, rows] = block.out[rows], block.lse[:, rows]
         queries = Queries(q, whole[0], dout, whole[1], None)
-        want = kernel.backward(queries, k, v, launch, options, None)
+        want = kernel.backward(queries, KV(k, v), launch, options, None, NO_OUT_GRADS)
         out_grads = OutGrads(*(torch.full_like(grad, 7.0) for grad in want))
-        kernel.backward(queries, k, v, launch, options, None, out_grads)
+        kernel.backward(queries, KV(k, v), launch, options, None, out_grads)
         for name, got, wanted, inside in (
             ("out", out, block.out, rows),
             ("lse", lse.T, block.lse.T, rows),
@@ -144,7 +144,7 @@ def test_what_is_not_finite_is_not_hidden(kernel, where: int, odd: float) -> Non
     bad[where][77, 1, 5] = odd
     for borders, window in product(((0, 400), (0, 150, 400), (0, 200, 400)), ((-1, 0), (-1, -1))):
         schedule = plan(contiguous, ring, borders, borders, 0, 1, window=window)
-        if any(kernel.supports(launch, *good[:3], options) for launch in schedule.steps[0].launches):
+        if any(kernel.supports(launch, good[0], KV(*good[1:3]), options) for launch in schedule.steps[0].launches):
             continue
         found, clean = (_both_passes(schedule, kernel, *x, options) for x in (bad, good))
         leaves = [x.double().requires_grad_() for x in bad[:3]]
@@ -188,8 +188,8 @@ def test_dropout_is_replayed() -> None:
     q, k, v = (torch.randn(512, 2, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3))
     v = torch.ones_like(v)
     options, kernel = Options(0.125, dropout_p=0.3), TorchFlashCuda()
-    block, rng_state = kernel.forward(q, k, v, launch, options)
+    block, rng_state = kernel.forward(q, KV(k, v), launch, options)
     queries = Queries(q, block.out, torch.ones_like(q), block.lse, None)
-    first, second = (kernel.backward(queries, k, v, launch, options, rng_state) for _ in range(2))
+    first, second = (kernel.backward(queries, KV(k, v), launch, options, rng_state, NO_OUT_GRADS) for _ in range(2))
     assert torch.equal(first.dv, second.dv)
     torch.testing.assert_close(first.dv.double().sum(0), block.out.double().sum(0), rtol=2e-2, atol=2.0)

@@ -22,7 +22,8 @@ from ringattn_core.plan.planner import plan
 from ringattn_core.plan.route import ring
 from ringattn_core.plan.schedule import Launch
 from ringattn_core.plan.tile import Tile
-from ringattn_core.run.kernel import Kernel, Options, Queries
+from ringattn_core.run.kernel import NO_OUT_GRADS, Kernel, Options, Queries
+from ringattn_core.run.transport import KV
 
 MAKE: dict[str, Callable[[], tuple[dict, type[Kernel]]]] = {
     "flash-attn 2.6": lambda: (packages.flash_attn_2_6(packages.Torch(2)), FlashAttn2),
@@ -71,8 +72,8 @@ def test_dropout_is_replayed(kernel: Kernel) -> None:
     launch = plan(contiguous, ring, (0, 512), (0, 512), 0, 1).steps[0].launches[0]
     q, k = (torch.randn(512, 2, 64, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     v, options = torch.ones_like(q), Options(0.125, dropout_p=0.3)
-    block, rng_state = kernel.forward(q, k, v, launch, options)
+    block, rng_state = kernel.forward(q, KV(k, v), launch, options)
     queries = Queries(q, block.out, torch.ones_like(q), block.lse, None)
-    first, second = (kernel.backward(queries, k, v, launch, options, rng_state) for _ in range(2))
+    first, second = (kernel.backward(queries, KV(k, v), launch, options, rng_state, NO_OUT_GRADS) for _ in range(2))
     assert torch.equal(first.dv, second.dv)
     torch.testing.assert_close(first.dv.double().sum(0), block.out.double().sum(0), rtol=2e-2, atol=2.0)

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from problem import Problem, assert_exact
+from ringattn_comms.backends.threads import run
 from ringattn_core.errors import UnsupportedError
 from ringattn_core.kernels import choose as module
 from ringattn_core.kernels.choose import choose
@@ -22,7 +24,7 @@ from ringattn_core.plan.planner import plan
 from ringattn_core.plan.route import gather, ring
 from ringattn_core.plan.schedule import Schedule
 from ringattn_core.plan.tile import FULL
-from ringattn_core.run.kernel import Kernel, Options
+from ringattn_core.run.kernel import Options
 
 Q, K, V = torch.zeros(8, 4, 16), torch.zeros(8, 2, 16), torch.zeros(8, 2, 16)
 PLAIN = Options(1.0)
@@ -87,14 +89,39 @@ def test_a_named_kernel_that_cannot_do_it_says_why_and_which_can() -> None:
 
 
 def test_a_library_that_is_not_here_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing() -> Kernel:
-        raise ImportError("No module named 'rainbow_attn'")
-
-    monkeypatch.setattr(module, "KERNELS", {"rainbow": missing} | module.KERNELS)
+    monkeypatch.setattr(module, "KERNELS", {"rainbow": "rainbow_attn:Rainbow"} | module.KERNELS)
     assert choose(Q, K, V, schedule(), replace(PLAIN, softmax_scale=0.5)).name == "torch_flash"
     expected = "it cannot be imported: No module named 'rainbow_attn'. Choose 'torch_flash', or no name at all."
     with pytest.raises(UnsupportedError, match=re.escape(expected)):
         choose(Q, K, V, schedule(), PLAIN, "rainbow")
+
+
+NEWEST = """
+import torch
+from ringattn_core.kernels.limits import Limits
+from ringattn_core.kernels.reference import Reference
+
+
+class Newest(Reference):
+    name = "newest"
+
+    def supports(self, launch, q, kv, options):
+        return Limits(generation=None, dtypes=(torch.float32, torch.float64)).why_unsupported(q, kv.v, options)
+"""
+
+
+def test_a_new_kernel_is_one_file_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is then chosen, named in errors, counted as installed, and computes for users."""
+    (tmp_path / "newest_kernel.py").write_text(NEWEST, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(module, "KERNELS", {"newest": "newest_kernel:Newest"} | module.KERNELS)
+    kernel = choose(Q, K, V, schedule((1, 0)), PLAIN)
+    assert kernel.name == "newest"
+    with pytest.raises(UnsupportedError, match="'newest' cannot compute this: it takes float32 and float64, not"):
+        choose(Q.bfloat16(), K.bfloat16(), V.bfloat16(), schedule((1, 0)), PLAIN, "newest")
+    assert module.installed.__wrapped__()[0] == "newest"
+    problem = Problem((0, 9, 20), window=(-1, 0))
+    assert_exact(run(2, lambda comm: problem.solve_on(comm, kernel=kernel)), problem.solve())
 
 
 def test_a_name_that_does_not_exist() -> None:
@@ -103,10 +130,11 @@ def test_a_name_that_does_not_exist() -> None:
 
 
 def test_it_asks_once_for_every_kind_of_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernel = Counting()
-    monkeypatch.setattr(module, "KERNELS", {"counting": lambda: kernel})
+    monkeypatch.setattr(module, "KERNELS", {"counting": f"{__name__}:Counting"})
+    module._kernel.cache_clear()
     planned = plan(contiguous, ring, (0, 17), (0, 17), 1, 2)
-    first = choose(Q, K, V, planned, PLAIN)
+    kernel = first = choose(Q, K, V, planned, PLAIN)
+    assert isinstance(kernel, Counting)
     asked = kernel.asked
     assert asked >= 1
     # Other tensors of the same kind, and options that differ in numbers only.

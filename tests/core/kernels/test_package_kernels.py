@@ -32,7 +32,8 @@ from ringattn_core.plan.route import ring
 from ringattn_core.plan.schedule import Launch, Schedule
 from ringattn_core.plan.tile import Tile
 from ringattn_core.run.accumulate import has_triton
-from ringattn_core.run.kernel import Kernel, Options, Queries
+from ringattn_core.run.kernel import NO_OUT_GRADS, Kernel, Options, Queries
+from ringattn_core.run.transport import KV
 
 SCALE = 0.3
 Make = Callable[[packages.Math], dict]
@@ -46,20 +47,17 @@ WRAPPERS = [
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[dict], None]]:
     """Puts modules where imports find them; the kernels that `choose` has made are forgotten before and afterwards."""
-    makers = chooser._flash_attn_2, chooser._flash_attn_3
 
     def put(modules: dict) -> None:
         for name, module in modules.items():
             monkeypatch.setitem(sys.modules, name, module)
         chooser._CHOSEN.clear()
 
-    for make in makers:
-        make.cache_clear()
+    chooser._kernel.cache_clear()
     put({})
     yield put
     put({})
-    for make in makers:
-        make.cache_clear()
+    chooser._kernel.cache_clear()
 
 
 def solve(kernel: Kernel, launch: Launch, tokens_q: int, tokens_k: int, options: Options) -> None:
@@ -68,10 +66,10 @@ def solve(kernel: Kernel, launch: Launch, tokens_q: int, tokens_k: int, options:
     shapes = (tokens_q, 4, 8), (tokens_k, 2, 8), (tokens_k, 2, 8), (tokens_q, 4, 8)
     q, k, v, dout = (torch.randn(shape) for shape in shapes)
     exact = plain(launch, *(x.double() for x in (q, k, v, dout)), SCALE, options.softcap)
-    block, rng_state = kernel.forward(q, k, v, launch, options)
+    block, rng_state = kernel.forward(q, KV(k, v), launch, options)
     assert rng_state is None
     queries = Queries(q, exact[0].float(), dout, exact[1].float(), None)
-    grads = kernel.backward(queries, k, v, launch, options, rng_state)
+    grads = kernel.backward(queries, KV(k, v), launch, options, rng_state, NO_OUT_GRADS)
     rows = torch.cat([torch.arange(tile.q.start, tile.q.stop) for tile in launch.tiles])
     columns = torch.cat([torch.arange(tile.k.start, tile.k.stop) for tile in launch.tiles])
     in_rows, in_columns = rows - launch.rows.start, columns - launch.columns.start
@@ -133,11 +131,16 @@ def test_dropout_is_replayed(install, make: Make, borders: tuple[int, ...]) -> N
     launch = plan(contiguous, ring, borders, borders, 0, 1).steps[0].launches[0]
     kernel, options = FlashAttn2(), Options(SCALE, dropout_p=0.4)
     q, k, v = torch.randn(40, 2, 8), torch.randn(40, 2, 8), torch.ones(40, 2, 8)
-    (first, state), (second, other) = (kernel.forward(q, k, v, launch, options) for _ in range(2))
+    (first, state), (second, other) = (kernel.forward(q, KV(k, v), launch, options) for _ in range(2))
     assert not torch.equal(first.out, second.out), "a launch draws its own mask"
     for block, rng_state in ((first, state), (second, other)):
         grads = kernel.backward(
-            Queries(q, block.out, torch.ones(40, 2, 8), block.lse, None), k, v, launch, options, rng_state
+            Queries(q, block.out, torch.ones(40, 2, 8), block.lse, None),
+            KV(k, v),
+            launch,
+            options,
+            rng_state,
+            NO_OUT_GRADS,
         )
         torch.testing.assert_close(grads.dv.sum(0), block.out.sum(0))
 
@@ -270,7 +273,6 @@ def test_a_package_that_is_not_there_is_named(hopper, install, monkeypatch: pyte
 def test_a_stub_in_place_of_a_package_is_passed_over(stub: Any, install, monkeypatch: pytest.MonkeyPatch) -> None:
     """As test suites put one there for machines without GPUs; it has no __spec__."""
     install({"flash_attn": stub, "flash_attn_interface": stub, "triton": stub})
-    monkeypatch.setattr(chooser, "KERNELS", chooser.KERNELS | {"flash_attn_4": chooser._flash_attn_4.__wrapped__})
     assert choose(*[torch.zeros(8, 2, 16)] * 3, schedule(), Options(1.0)).name == "torch_flash"
     with pytest.raises(UnsupportedError, match=r"'flash_attn_4' .* cannot be imported: .* is not installed"):
         choose(*[torch.zeros(8, 2, 16)] * 3, schedule(), Options(1.0), "flash_attn_4")

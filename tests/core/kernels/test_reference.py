@@ -14,8 +14,9 @@ from ringattn_core.kernels import reference
 from ringattn_core.kernels.reference import Reference
 from ringattn_core.plan.schedule import Launch
 from ringattn_core.plan.tile import FAR, Tile
-from ringattn_core.run.kernel import Options, Positions, Queries
+from ringattn_core.run.kernel import NO_OUT_GRADS, Options, Positions, Queries
 from ringattn_core.run.merge import OutAccumulator, finite_or_nan
+from ringattn_core.run.transport import KV
 
 SCALE = 0.4
 
@@ -38,14 +39,14 @@ def draw(rows: int, columns: int, heads: int = 4, kv_heads: int = 2, dim: int = 
 def solve(launch: Launch, inputs: list[Tensor], options: Options, found: Found | None = None) -> Found:
     """Forward and backward of one launch; the whole answer may be given, if the launch is only a part of it."""
     q, k, v, dout = inputs
-    block, rng_state = Reference().forward(q, k, v, launch, options)
+    block, rng_state = Reference().forward(q, KV(k, v), launch, options)
     total = OutAccumulator(q, v.shape[2])
     total.add(launch, slice(0, q.shape[1]), block)
     out, lse = total.finish(block.out.dtype)
     whole_out, whole_lse = (out, lse) if found is None else found[:2]
     queries = Queries(q, whole_out, dout, finite_or_nan(whole_lse), (dout * whole_out).sum(-1).T)
     rows = slice(launch.rows.start, launch.rows.stop)
-    grads = Reference().backward(queries, k, v, launch, options, rng_state)
+    grads = Reference().backward(queries, KV(k, v), launch, options, rng_state, NO_OUT_GRADS)
     return Found(out[rows], lse[:, rows], *grads)
 
 
@@ -210,7 +211,7 @@ def mask(positions: Positions, *, seed: int = 0, heads: int = 2, first_head: int
     q, k = torch.zeros(rows, heads, 1, dtype=torch.float64), torch.zeros(columns, 1, 1, dtype=torch.float64)
     options = Options(1.0, dropout_p=p, seed=seed, positions=positions, first_head=first_head)
     launch = Launch((Tile(range(rows), range(columns)),))
-    block, _ = Reference().forward(q, k, torch.eye(columns, dtype=q.dtype)[:, None], launch, options)
+    block, _ = Reference().forward(q, KV(k, torch.eye(columns, dtype=q.dtype)[:, None]), launch, options)
     kept = block.out.transpose(0, 1) * columns
     assert ((kept == 0) | ((kept - 1 / (1 - p)).abs() < 1e-9)).all()
     return kept > 0

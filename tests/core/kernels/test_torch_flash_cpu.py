@@ -14,8 +14,9 @@ from ringattn_core.kernels.reference import Reference
 from ringattn_core.kernels.torch_flash_cpu import TorchFlashCpu
 from ringattn_core.plan.schedule import Launch
 from ringattn_core.plan.tile import FAR, Tile
-from ringattn_core.run.kernel import Grads, Options, Queries
+from ringattn_core.run.kernel import NO_OUT_GRADS, Grads, Options, Queries
 from ringattn_core.run.merge import finite_or_nan
+from ringattn_core.run.transport import KV
 
 FLASH, REFERENCE = TorchFlashCpu(), Reference()
 LAUNCHES = {
@@ -52,15 +53,15 @@ def both(launch: Launch, inputs: list[torch.Tensor]) -> list[list[torch.Tensor]]
     )
     found, out, lse = [], torch.zeros_like(q), q.new_zeros(q.shape[1], len(q), dtype=torch.float64)
     for kernel in (REFERENCE, FLASH):
-        assert kernel.supports(launch, q, k, v, options) is None
-        block, state = kernel.forward(q, k, v, launch, options)
+        assert kernel.supports(launch, q, KV(k, v), options) is None
+        block, state = kernel.forward(q, KV(k, v), launch, options)
         if kernel is REFERENCE:
             box = slice(launch.rows.start, launch.rows.stop)
             out[box], lse[:, box] = block.out.to(q.dtype), block.lse.double()
             delta = (dout.double() * out.double()).sum(-1).T
         wide = torch.float64 if q.dtype == torch.float64 else torch.float32
         queries = Queries(q, out, dout, finite_or_nan(lse.to(wide)), delta.to(wide))
-        grads: Grads = kernel.backward(queries, k, v, launch, options, state)
+        grads: Grads = kernel.backward(queries, KV(k, v), launch, options, state, NO_OUT_GRADS)
         found.append([block.out[rows], block.lse[:, rows], grads.dq[rows], grads.dk[columns], grads.dv[columns]])
     return found
 
@@ -158,7 +159,7 @@ def test_errors_in_16_bits_are_fair(dtype: torch.dtype, cp_size: int) -> None:
 )
 def test_options_that_it_has_not(changes: dict[str, object], why: str) -> None:
     q, k, v, _ = draw(torch.float32, (4, 2), 16)
-    assert FLASH.supports(LAUNCHES["causal"], q, k, v, replace(Options(1.0), **changes)) == why
+    assert FLASH.supports(LAUNCHES["causal"], q, KV(k, v), replace(Options(1.0), **changes)) == why
 
 
 def test_tensors_that_it_does_not_take() -> None:
@@ -166,9 +167,12 @@ def test_tensors_that_it_does_not_take() -> None:
     launch, options = LAUNCHES["causal"], Options(1.0)
     window = Launch((Tile(range(9), range(9), -2, 1),))
     for why, refused in (
-        ("it needs one head_dim for keys and values, got 16 and 8", (launch, q, k, v[..., :8])),
-        ("it does not take torch.float8_e5m2", (launch, *(x.to(torch.float8_e5m2) for x in (q, k, v)))),
-        ("it runs on a CPU and the tensors are on meta", (launch, *(x.to("meta") for x in (q, k, v)))),
-        ("it has causal and full masks only and a launch needs the window (2, 1)", (window, q, k, v)),
+        ("it takes one head dim for keys and values, not 16/8", (launch, q, KV(k, v[..., :8]))),
+        (
+            "it takes float64, float32, bfloat16 and float16, not torch.float8_e5m2",
+            (launch, q.to(torch.float8_e5m2), KV(k, v)),
+        ),
+        ("it runs on a CPU and the tensors are on meta", (launch, q.to("meta"), KV(k, v))),
+        ("it has causal and full masks only and a launch needs the window (2, 1)", (window, q, KV(k, v))),
     ):
         assert FLASH.supports(*refused, options) == why

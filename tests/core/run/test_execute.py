@@ -20,7 +20,7 @@ from ringattn_core.plan.planner import plan
 from ringattn_core.plan.route import ring, route_named, waves
 from ringattn_core.plan.schedule import Launch, Schedule
 from ringattn_core.run.execute import Gradients, Result, attend, attend_backward
-from ringattn_core.run.kernel import NO_OUT_GRADS, Block, Grads, Kernel, Options, OutGrads, Queries
+from ringattn_core.run.kernel import Block, Grads, Kernel, Options, OutGrads, Queries
 from ringattn_core.run.transport import KV, LocalTransport
 
 PACKED = (0, 9, 9, 12, 30)
@@ -36,26 +36,19 @@ class Recorder(Reference):
         self.shapes: list[tuple[torch.Size, torch.Size]] = []
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options, out_block: Block | None = None
+        self, q: Tensor, kv: KV, launch: Launch, options: Options, out_block: Block | None = None
     ) -> tuple[Block, Tensor | None]:
         self.forwards.append(launch)
-        self.shapes.append((q.shape, k.shape))
-        block, _ = super().forward(q, k, v, launch, options)
+        self.shapes.append((q.shape, kv.k.shape))
+        block, _ = super().forward(q, kv, launch, options)
         return block, torch.tensor(len(self.forwards) - 1)
 
     def backward(
-        self,
-        queries: Queries,
-        k: Tensor,
-        v: Tensor,
-        launch: Launch,
-        options: Options,
-        rng_state: Tensor | None,
-        out_grads: OutGrads = NO_OUT_GRADS,
+        self, queries: Queries, kv: KV, launch: Launch, options: Options, rng_state: Tensor | None, out_grads: OutGrads
     ) -> Grads:
         assert rng_state is not None
         self.backwards.append((launch, int(rng_state)))
-        return super().backward(queries, k, v, launch, options, rng_state)
+        return super().backward(queries, kv, launch, options, rng_state, out_grads)
 
 
 def launches(schedule: Schedule) -> list[Launch]:

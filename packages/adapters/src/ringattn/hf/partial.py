@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ringattn_core.kernels.gpu import why_unsupported
-from ringattn_core.run.kernel import accumulator_dtype
+from ringattn_core.kernels.torch_flash_cuda import LIMITS
+from ringattn_core.run.kernel import Options, accumulator_dtype
 
 SCORES = 1 << 26  # at most so many scores at a time, except that one query is the least
 
@@ -30,7 +30,7 @@ def fused(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float) -> Part
         keys, values = (x.flatten(0, 1).unsqueeze(1).expand(-1, group.shape[1], -1, -1) for x in (k, v))
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(group, keys, values, scale=scale)
         return out.reshape(q.shape), lse.reshape(q.shape[:3])
-    if why_unsupported(q, "Ampere") is not None or dim > 256 or dim % 8:
+    if LIMITS.why_unsupported(q, v, Options(scale)) is not None:
         return None
     by_token = (x.transpose(1, 2) for x in (q, k, v))
     lengths = (None, None, q.shape[2], k.shape[2])

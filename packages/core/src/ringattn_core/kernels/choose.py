@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from functools import cache
+from pkgutil import resolve_name
 from weakref import WeakKeyDictionary
 
 import torch
@@ -12,64 +13,23 @@ from torch import Tensor
 from ringattn_core.errors import UnsupportedError, lookup
 from ringattn_core.plan.schedule import Schedule
 from ringattn_core.run.kernel import Kernel, Options
+from ringattn_core.run.transport import KV
 
-
-@cache
-def _torch_flash() -> Kernel:
-    from ringattn_core.kernels.torch_flash import TorchFlash
-
-    return TorchFlash()
-
-
-@cache
-def _flash_attn_4() -> Kernel:
-    from ringattn_core.kernels.flash_attn_4 import FlashAttn4
-
-    return FlashAttn4()
-
-
-@cache
-def _flash_attn_3() -> Kernel:
-    from ringattn_core.kernels.flash_attn_3 import FlashAttn3
-
-    return FlashAttn3()
-
-
-@cache
-def _cudnn() -> Kernel:
-    from ringattn_core.kernels.cudnn import CuDnn
-
-    return CuDnn()
-
-
-@cache
-def _flash_attn_2() -> Kernel:
-    from ringattn_core.kernels.flash_attn_2 import FlashAttn2
-
-    return FlashAttn2()
-
-
-@cache
-def _reference() -> Kernel:
-    from ringattn_core.kernels.reference import Reference
-
-    return Reference()
-
-
-# FlashAttention 4 and 3 were made for Hopper and newer. cuDNN reaches 1.8 times the speed of FlashAttention-2 on an
-# H200, forward and backward. That one is the same kernel in PyTorch as in its package, which comes last of the fast
-# ones: it is for what PyTorch's lacks, and goes through more Python.
-KERNELS: dict[str, Callable[[], Kernel]] = {
-    "flash_attn_4": _flash_attn_4,
-    "flash_attn_3": _flash_attn_3,
-    "cudnn": _cudnn,
-    "torch_flash": _torch_flash,
-    "flash_attn_2": _flash_attn_2,
-    "reference": _reference,
+# FlashAttention 4 and 3 are for Hopper and newer. cuDNN reaches 1.8 times the speed of FlashAttention-2 on an H200,
+# forward and backward. FlashAttention-2 is the same kernel in PyTorch as in its package; the package comes last of the
+# fast ones, because it is needed only for the options that PyTorch's lacks, and a call takes more Python.
+KERNELS: dict[str, str] = {
+    "flash_attn_4": "ringattn_core.kernels.flash_attn_4:FlashAttn4",
+    "flash_attn_3": "ringattn_core.kernels.flash_attn_3:FlashAttn3",
+    "cudnn": "ringattn_core.kernels.cudnn:CuDnn",
+    "torch_flash": "ringattn_core.kernels.torch_flash:TorchFlash",
+    "flash_attn_2": "ringattn_core.kernels.flash_attn_2:FlashAttn2",
+    "reference": "ringattn_core.kernels.reference:Reference",
 }
-"""What makes each kernel, by name and in order of preference: `reference`, which can do everything, comes last.
+"""The import path of each kernel's class, by name and in order of preference; `reference` can do everything.
 
-A kernel's module is imported when the kernel is first considered; ImportError says that its library is not here.
+A kernel's module is imported when the kernel is first considered. ImportError, from the import or from the class, says
+that its library is not installed.
 """
 
 
@@ -83,10 +43,10 @@ def choose(
     *,
     lse_gradient: bool = False,
 ) -> Kernel:
-    """The kernel for a schedule on tensors of these shapes, dtypes and device; found once, then looked up.
+    """The kernel for a schedule on tensors of these shapes, dtypes and device; looked up after the first time.
 
-    Without a name it is the first of `KERNELS` that supports every launch. `lse_gradient`: will a gradient of lse come
-    in? Kernels that derive delta themselves have no place for it. Raises UnsupportedError if the named kernel cannot
+    Without a name it is the first of `KERNELS` that supports every launch. `lse_gradient`: backward will get a gradient
+    of lse, which kernels that derive delta themselves cannot use. Raises UnsupportedError if the named kernel cannot
     do it, saying why and naming one that can, and ValueError if there is no kernel of that name.
     """
     known, key = _CHOSEN.setdefault(schedule, {}), question(q, k, v, options, name, lse_gradient)
@@ -100,7 +60,7 @@ _CHOSEN: WeakKeyDictionary[Schedule, dict[Hashable, Kernel]] = WeakKeyDictionary
 
 
 def question(q: Tensor, k: Tensor, v: Tensor, options: Options, name: str | None, lse_gradient: bool) -> Hashable:
-    """All that a choice depends on beside the schedule."""
+    """Everything besides the schedule that a choice depends on."""
     return (
         *(q.device, q.dtype, k.dtype, v.dtype, q.shape[1:], k.shape[1:], v.shape[1:]),
         *(options.softcap, None if options.alibi_slopes is None else options.alibi_slopes.dim()),
@@ -112,34 +72,36 @@ def refusal(
     name: str, q: Tensor, k: Tensor, v: Tensor, schedule: Schedule, options: Options, *, lse_gradient: bool = False
 ) -> str | None:
     """Why the kernel of that name cannot compute a schedule on such tensors; None if it can. The rest as `choose`."""
-    make = lookup(name, KERNELS, "kernel")
+    path = lookup(name, KERNELS, "kernel")
     try:
-        kernel = make()
+        kernel = _kernel(path)
     except ImportError as error:
         return f"it cannot be imported: {error}"
     if lse_gradient and not kernel.accepts_delta:
         return "it has no gradient of lse"
-    launches = (launch for step in schedule.steps for launch in step.launches)
-    return next((why for launch in launches if (why := kernel.supports(launch, q, k, v, options))), None)
+    kv, launches = KV(k, v), (launch for step in schedule.steps for launch in step.launches)
+    return next((why for launch in launches if (why := kernel.supports(launch, q, kv, options))), None)
 
 
 @cache
 def installed() -> tuple[str, ...]:
-    """The names of the kernels whose libraries are here."""
-
-    def here(make: Callable[[], Kernel]) -> bool:
-        try:
-            make()
-        except ImportError:
-            return False
-        return True
-
-    return tuple(name for name, make in KERNELS.items() if here(make))
+    """The names of the kernels whose libraries are installed."""
+    return tuple(name for name, path in KERNELS.items() if _importable(path))
 
 
-def looks_at_launches(name: str, device: torch.device) -> bool:
-    """Can a kernel refuse the launches of one rank and compute those of another, on tensors that are alike?"""
-    return name in ("cudnn", "flash_attn_3") or (name == "torch_flash" and device.type == "cpu")
+def _importable(path: str) -> bool:
+    try:
+        _kernel(path)
+    except ImportError:
+        return False
+    return True
+
+
+@cache
+def _kernel(path: str) -> Kernel:
+    """The kernel whose class has this import path, made once. Raises ImportError without its library."""
+    kernel: Kernel = resolve_name(path)()
+    return kernel
 
 
 def _choose(
@@ -153,4 +115,4 @@ def _choose(
         raise UnsupportedError(
             f"The kernel {name!r} cannot compute this: {why}. Choose {next(able)!r}, or no name at all."
         )
-    return KERNELS[name or next(able)]()
+    return _kernel(KERNELS[name or next(able)])

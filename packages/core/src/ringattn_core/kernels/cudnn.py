@@ -8,28 +8,30 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ringattn_core.kernels.gpu import why_unsupported
 from ringattn_core.kernels.lengths import same_shape
+from ringattn_core.kernels.limits import Limits
 from ringattn_core.plan.schedule import Launch
 from ringattn_core.plan.tile import CAUSAL, FULL
-from ringattn_core.run.kernel import NO_OUT_GRADS, Block, Grads, Options, OutGrads, Queries
+from ringattn_core.run.kernel import Block, Grads, Kernel, Options, OutGrads, Queries
+from ringattn_core.run.transport import KV
+
+_LIMITS = Limits(
+    generation="Ampere",
+    longest_dim=128,
+    one_dim=False,
+    lacks=("softcap", "ALiBi", "dropout", "deterministic backward"),
+)
 
 
-class CuDnn:
+class CuDnn(Kernel):
     """bfloat16 and float16, causal and full tiles of one shape, grouped heads."""
 
     name = "cudnn"
-    accepts_delta = False
     returns_input_dtype = True
-    supports_out = False
 
-    def supports(self, launch: Launch, q: Tensor, k: Tensor, v: Tensor, options: Options) -> str | None:
-        if (why := why_unsupported(q, "Ampere")) is not None:
+    def supports(self, launch: Launch, q: Tensor, kv: KV, options: Options) -> str | None:
+        if (why := _LIMITS.why_unsupported(q, kv.v, options)) is not None:
             return why
-        if q.shape[2] > 128 or v.shape[2] > 128 or q.shape[2] % 8 or v.shape[2] % 8:
-            return f"it takes head dims that are multiples of 8 up to 128, not {q.shape[2]}/{v.shape[2]}"
-        if options.softcap > 0 or options.alibi_slopes is not None or options.dropout_p > 0 or options.deterministic:
-            return "it has no softcap, ALiBi, dropout or deterministic backward here"
         if not same_shape(launch):
             return "it takes tiles of one shape without gaps: packed sequences differ"
         if not (launch.window == FULL or (launch.window == CAUSAL and len(launch.rows) == len(launch.columns))):
@@ -37,23 +39,16 @@ class CuDnn:
         return None
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options, out_block: Block | None = None
+        self, q: Tensor, kv: KV, launch: Launch, options: Options, out_block: Block | None = None
     ) -> tuple[Block, Tensor | None]:
-        tensors = _rows(launch, q), _columns(launch, k), _columns(launch, v)
+        tensors = _rows(launch, q), _columns(launch, kv.k), _columns(launch, kv.v)
         out, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
             *tensors, None, True, 0.0, launch.window == CAUSAL, False, scale=options.softmax_scale
         )
         return Block(_flat(out), lse.reshape(len(launch.tiles), q.shape[1], -1).transpose(0, 1).flatten(1)), None
 
     def backward(
-        self,
-        queries: Queries,
-        k: Tensor,
-        v: Tensor,
-        launch: Launch,
-        options: Options,
-        rng_state: Tensor | None,
-        out_grads: OutGrads = NO_OUT_GRADS,
+        self, queries: Queries, kv: KV, launch: Launch, options: Options, rng_state: Tensor | None, out_grads: OutGrads
     ) -> Grads:
         dout, q, out = (_rows(launch, x) for x in (queries.dout, queries.q, queries.out))
         lse = queries.lse[:, launch.rows.start : launch.rows.stop].reshape(q.shape[1], len(launch.tiles), -1)
@@ -61,8 +56,8 @@ class CuDnn:
         grads = torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
             dout,
             q,
-            _columns(launch, k),
-            _columns(launch, v),
+            _columns(launch, kv.k),
+            _columns(launch, kv.v),
             out,
             lse.transpose(0, 1).unsqueeze(-1).contiguous(),
             unused,

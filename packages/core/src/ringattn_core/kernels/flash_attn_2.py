@@ -12,28 +12,27 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ringattn_core.kernels.gathered_launch import gathered_launch
-from ringattn_core.kernels.gpu import why_unsupported
+from ringattn_core.kernels.limits import Limits
 from ringattn_core.plan.schedule import Launch
 from ringattn_core.plan.tile import CAUSAL, FULL
-from ringattn_core.run.kernel import NO_OUT_GRADS, Block, Grads, Options, OutGrads, Queries
+from ringattn_core.run.kernel import Block, Grads, Kernel, Options, OutGrads, Queries
+from ringattn_core.run.transport import KV
+
+_LIMITS = Limits(generation="Ampere")
 
 
-class FlashAttn2:
+class FlashAttn2(Kernel):
     """bfloat16 and float16, any window, dropout or softcap, grouped heads; raises ImportError without the package."""
 
     name = "flash_attn_2"
-    accepts_delta = False
     returns_input_dtype = True
-    supports_out = False
 
     def __init__(self) -> None:
         self._package = _package()
 
-    def supports(self, launch: Launch, q: Tensor, k: Tensor, v: Tensor, options: Options) -> str | None:
-        if (why := why_unsupported(q, "Ampere")) is not None:
+    def supports(self, launch: Launch, q: Tensor, kv: KV, options: Options) -> str | None:
+        if (why := _LIMITS.why_unsupported(q, kv.v, options)) is not None:
             return why
-        if q.shape[2] != v.shape[2] or q.shape[2] > 256 or q.shape[2] % 8:
-            return f"it takes one head dim, a multiple of 8 up to 256, not {q.shape[2]}/{v.shape[2]}"
         if options.alibi_slopes is not None:
             return "its ALiBi counts distances within a tile, not in the stream"
         if options.dropout_p > 0 and (options.softcap > 0 or q.shape[2] > 192):
@@ -41,12 +40,12 @@ class FlashAttn2:
         return None
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options, out_block: Block | None = None
+        self, q: Tensor, kv: KV, launch: Launch, options: Options, out_block: Block | None = None
     ) -> tuple[Block, Tensor | None]:
         part, package = gathered_launch(launch, q.device), self._package
         call = package.varlen_forward if part.lengths else package.forward
         found = call(
-            *(part.of_rows(q), part.of_columns(k), part.of_columns(v), *(part.lengths or ())),
+            *(part.of_rows(q), part.of_columns(kv.k), part.of_columns(kv.v), *(part.lengths or ())),
             *(options.dropout_p, options.softmax_scale, *package.mask(launch), options.softcap),
             *(None, False),  # ALiBi, and the dropout mask for tests
         )
@@ -54,18 +53,11 @@ class FlashAttn2:
         return part.block(out, lse), rng_state if options.dropout_p > 0 else None
 
     def backward(
-        self,
-        queries: Queries,
-        k: Tensor,
-        v: Tensor,
-        launch: Launch,
-        options: Options,
-        rng_state: Tensor | None,
-        out_grads: OutGrads = NO_OUT_GRADS,
+        self, queries: Queries, kv: KV, launch: Launch, options: Options, rng_state: Tensor | None, out_grads: OutGrads
     ) -> Grads:
-        part, package = gathered_launch(launch, k.device), self._package
+        part, package = gathered_launch(launch, kv.k.device), self._package
         q, out, dout = (part.of_rows(x) for x in (queries.q, queries.out, queries.dout))
-        k, v = part.of_columns(k), part.of_columns(v)
+        k, v = (part.of_columns(x) for x in kv)
         dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
         call = package.varlen_backward if part.lengths else package.backward
         call(

@@ -12,46 +12,42 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ringattn_core.kernels.gpu import why_unsupported
 from ringattn_core.kernels.lengths import varlen
+from ringattn_core.kernels.limits import Limits
 from ringattn_core.plan.schedule import Launch
 from ringattn_core.plan.tile import CAUSAL, FULL
-from ringattn_core.run.kernel import NO_OUT_GRADS, Block, Grads, Options, OutGrads, Queries
+from ringattn_core.run.kernel import Block, Grads, Kernel, Options, OutGrads, Queries
+from ringattn_core.run.transport import KV
+
+_LIMITS = Limits(generation="Hopper", or_newer=False, other_dims=((192, 128),), lacks=("ALiBi", "dropout"))
 
 
-class FlashAttn3:
+class FlashAttn3(Kernel):
     """bfloat16 and float16, any window, softcap, grouped heads; raises ImportError without the module."""
 
     name = "flash_attn_3"
-    accepts_delta = False
     returns_input_dtype = True
-    supports_out = False
 
     def __init__(self) -> None:
         self._package = _package()
 
-    def supports(self, launch: Launch, q: Tensor, k: Tensor, v: Tensor, options: Options) -> str | None:
-        if (lack := self._package.lacks(launch, q, v, options)) is not None:
+    def supports(self, launch: Launch, q: Tensor, kv: KV, options: Options) -> str | None:
+        if (lack := self._package.lacks(launch, q, kv.v, options)) is not None:
             return f"this build of it has no {lack}"
-        if (why := why_unsupported(q, "Hopper", or_newer=False)) is not None:
+        if (why := _LIMITS.why_unsupported(q, kv.v, options)) is not None:
             return why
-        dims = q.shape[2], v.shape[2]
-        if dims != (192, 128) and (dims[0] != dims[1] or dims[0] % 8):
-            return f"it takes head dims that are multiples of 8 up to 256, and 192/128, not {dims[0]}/{dims[1]}"
-        if options.dropout_p > 0 or options.alibi_slopes is not None:
-            return "it has no dropout and no ALiBi"
-        if options.deterministic and dims[0] > 192:
+        if options.deterministic and q.shape[2] > 192:
             return "its backward for head dims above 192 is not deterministic"
         return None
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options, out_block: Block | None = None
+        self, q: Tensor, kv: KV, launch: Launch, options: Options, out_block: Block | None = None
     ) -> tuple[Block, Tensor | None]:
         alone = len(launch.tiles) == 1
-        q, k, v = _box(q, launch.rows, alone), _box(k, launch.columns, alone), _box(v, launch.columns, alone)
+        k, v = (_box(x, launch.columns, alone) for x in kv)
         causal, left, right = _mask(launch)
         out, lse, *_ = self._package.forward(
-            q,
+            _box(q, launch.rows, alone),
             k,
             v,
             **({} if alone else varlen(launch, q.device)._asdict()),
@@ -64,18 +60,11 @@ class FlashAttn3:
         return (Block(out[0], lse[0]) if alone else Block(out, lse)), None
 
     def backward(
-        self,
-        queries: Queries,
-        k: Tensor,
-        v: Tensor,
-        launch: Launch,
-        options: Options,
-        rng_state: Tensor | None,
-        out_grads: OutGrads = NO_OUT_GRADS,
+        self, queries: Queries, kv: KV, launch: Launch, options: Options, rng_state: Tensor | None, out_grads: OutGrads
     ) -> Grads:
         alone = len(launch.tiles) == 1
         dout, q, out = (_box(x, launch.rows, alone) for x in (queries.dout, queries.q, queries.out))
-        k, v = _box(k, launch.columns, alone), _box(v, launch.columns, alone)
+        k, v = (_box(x, launch.columns, alone) for x in kv)
         lse = queries.lse[:, launch.rows.start : launch.rows.stop].contiguous()
         grads = [x.new_empty(x.shape) for x in (q, k, v)]
         # By place, not by name: the names of the lengths used are misspelt there, and may be corrected one day.

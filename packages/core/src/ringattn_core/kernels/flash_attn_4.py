@@ -13,20 +13,21 @@ from typing import Any
 
 from torch import Tensor
 
-from ringattn_core.kernels.gpu import why_unsupported
 from ringattn_core.kernels.lengths import varlen
+from ringattn_core.kernels.limits import Limits
 from ringattn_core.optional import is_installed
 from ringattn_core.plan.schedule import Launch
-from ringattn_core.run.kernel import NO_OUT_GRADS, Block, Grads, Options, OutGrads, Queries
+from ringattn_core.run.kernel import Block, Grads, Kernel, Options, OutGrads, Queries
+from ringattn_core.run.transport import KV
 
+_LIMITS = Limits(generation="Hopper", longest_dim=128, other_dims=((192, 128), (256, 256)), lacks=("ALiBi", "dropout"))
 _ONE_AT_A_TIME = Lock()  # Its compiler, which any call may start, is not safe under threads.
 
 
-class FlashAttn4:
+class FlashAttn4(Kernel):
     """bfloat16 and float16, any window, softcap, grouped heads; raises ImportError without the package."""
 
     name = "flash_attn_4"
-    accepts_delta = False
     returns_input_dtype = True
     supports_out = True
 
@@ -35,23 +36,14 @@ class FlashAttn4:
         if not (is_installed("flash_attn") and is_installed("flash_attn.cute")):
             raise ImportError("the package flash-attn-4 is not installed (pip install flash-attn-4)")
 
-    def supports(self, launch: Launch, q: Tensor, k: Tensor, v: Tensor, options: Options) -> str | None:
-        if (why := why_unsupported(q, "Hopper")) is not None:
-            return why
-        dims = q.shape[2], v.shape[2]
-        if dims not in ((192, 128), (256, 256)) and not (dims[0] == dims[1] <= 128 and dims[0] % 8 == 0):
-            return f"it takes head dims up to 128, 256 and 192/128, not {dims[0]}/{dims[1]}"
-        if options.dropout_p > 0:
-            return "it has no dropout"
-        if options.alibi_slopes is not None:
-            return "it has no ALiBi"
-        return None
+    def supports(self, launch: Launch, q: Tensor, kv: KV, options: Options) -> str | None:
+        return _LIMITS.why_unsupported(q, kv.v, options)
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options, out_block: Block | None = None
+        self, q: Tensor, kv: KV, launch: Launch, options: Options, out_block: Block | None = None
     ) -> tuple[Block, Tensor | None]:
         forward, _ = _functions()
-        q, k, v = _box(q, launch.rows), _box(k, launch.columns), _box(v, launch.columns)
+        q, k, v = _box(q, launch.rows), *(_box(x, launch.columns) for x in kv)
         arguments = _arguments(launch, options) | {"return_lse": True}
         with _ONE_AT_A_TIME:
             if len(launch.tiles) == 1:
@@ -63,20 +55,13 @@ class FlashAttn4:
             return out_block or Block(out, lse), None
 
     def backward(
-        self,
-        queries: Queries,
-        k: Tensor,
-        v: Tensor,
-        launch: Launch,
-        options: Options,
-        rng_state: Tensor | None,
-        out_grads: OutGrads = NO_OUT_GRADS,
+        self, queries: Queries, kv: KV, launch: Launch, options: Options, rng_state: Tensor | None, out_grads: OutGrads
     ) -> Grads:
         _, backward = _functions()
         rows = launch.rows
         q, out, dout = (_box(x, rows) for x in (queries.q, queries.out, queries.dout))
         lse = queries.lse[:, rows.start : rows.stop].contiguous()
-        k, v = _box(k, launch.columns), _box(v, launch.columns)
+        k, v = (_box(x, launch.columns) for x in kv)
         arguments = _arguments(launch, options) | {"deterministic": options.deterministic}
         given = {name: x for name, x in out_grads._asdict().items() if x is not None}
         with _ONE_AT_A_TIME:

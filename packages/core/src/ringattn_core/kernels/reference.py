@@ -16,30 +16,30 @@ from torch import Tensor
 from ringattn_core.kernels.finite import finite
 from ringattn_core.plan.schedule import Launch
 from ringattn_core.plan.tile import FAR, Tile
-from ringattn_core.run.kernel import NO_OUT_GRADS, Block, Grads, Options, OutGrads, Queries, accumulator_dtype
+from ringattn_core.run.kernel import Block, Grads, Kernel, Options, OutGrads, Queries, accumulator_dtype
+from ringattn_core.run.transport import KV
 
 SCORES = 1 << 24  # scores held at once, over all heads: the bound on memory
 
 
-class Reference:
+class Reference(Kernel):
     """Plain torch; the kernel that every other is compared with."""
 
     name = "reference"
     accepts_delta = True
-    returns_input_dtype = False
-    supports_out = False
 
-    def supports(self, launch: Launch, q: Tensor, k: Tensor, v: Tensor, options: Options) -> str | None:
+    def supports(self, launch: Launch, q: Tensor, kv: KV, options: Options) -> str | None:
         return None
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options, out_block: Block | None = None
+        self, q: Tensor, kv: KV, launch: Launch, options: Options, out_block: Block | None = None
     ) -> tuple[Block, Tensor | None]:
         dtype = accumulator_dtype(q.dtype)
         rows = launch.rows
+        k, v = kv
         out = q.new_zeros((len(rows), q.shape[1], v.shape[2]), dtype=dtype)
         lse = q.new_full((q.shape[1], len(rows)), -torch.inf, dtype=dtype)
-        for cells in _cells(launch, (q,), (k, v), options):
+        for cells in _cells(launch, (q,), kv, options):
             scores = _scores(q, k, cells, options).scores
             block_lse = torch.logsumexp(scores, dim=-1)
             # Scores that are all -inf weigh 0: the row may have finite ones in other launches.
@@ -51,20 +51,14 @@ class Reference:
         return Block(out, lse), None
 
     def backward(
-        self,
-        queries: Queries,
-        k: Tensor,
-        v: Tensor,
-        launch: Launch,
-        options: Options,
-        rng_state: Tensor | None,
-        out_grads: OutGrads = NO_OUT_GRADS,
+        self, queries: Queries, kv: KV, launch: Launch, options: Options, rng_state: Tensor | None, out_grads: OutGrads
     ) -> Grads:
+        k, v = kv
         q, delta, dtype = queries.q, queries.delta, accumulator_dtype(queries.q.dtype)
         assert delta is not None, "the executor computes delta for kernels that take it"
         dq = q.new_zeros((len(launch.rows), *q.shape[1:]), dtype=dtype)
-        dk, dv = (x.new_zeros((len(launch.columns), *x.shape[1:]), dtype=dtype) for x in (k, v))
-        for cells in _cells(launch, (q, queries.dout, queries.lse.T, delta.T), (k, v), options):
+        dk, dv = (x.new_zeros((len(launch.columns), *x.shape[1:]), dtype=dtype) for x in kv)
+        for cells in _cells(launch, (q, queries.dout, queries.lse.T, delta.T), kv, options):
             rows = slice(cells.q.start, cells.q.stop)
             scores, slope = _scores(q, k, cells, options)
             weights = torch.exp(scores - queries.lse[:, rows].unsqueeze(-1))

@@ -7,37 +7,29 @@ from torch import Tensor
 from ringattn_core.kernels.torch_flash_cpu import TorchFlashCpu
 from ringattn_core.kernels.torch_flash_cuda import TorchFlashCuda
 from ringattn_core.plan.schedule import Launch
-from ringattn_core.run.kernel import NO_OUT_GRADS, Block, Grads, Kernel, Options, OutGrads, Queries
+from ringattn_core.run.kernel import Block, Grads, Kernel, Options, OutGrads, Queries
+from ringattn_core.run.transport import KV
 
 
-class TorchFlash:
+class TorchFlash(Kernel):
     """The default that needs nothing but torch."""
 
     name = "torch_flash"
-    accepts_delta = False
     returns_input_dtype = True
-    supports_out = False
 
     def __init__(self) -> None:
         self._halves: dict[str, Kernel] = {"cpu": TorchFlashCpu(), "cuda": TorchFlashCuda()}
 
-    def supports(self, launch: Launch, q: Tensor, k: Tensor, v: Tensor, options: Options) -> str | None:
+    def supports(self, launch: Launch, q: Tensor, kv: KV, options: Options) -> str | None:
         half = self._halves.get(q.device.type)
-        return half.supports(launch, q, k, v, options) if half else f"it does not run on {q.device.type}"
+        return half.supports(launch, q, kv, options) if half else f"it does not run on {q.device.type}"
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options, out_block: Block | None = None
+        self, q: Tensor, kv: KV, launch: Launch, options: Options, out_block: Block | None = None
     ) -> tuple[Block, Tensor | None]:
-        return self._halves[q.device.type].forward(q, k, v, launch, options, out_block)
+        return self._halves[q.device.type].forward(q, kv, launch, options, out_block)
 
     def backward(
-        self,
-        queries: Queries,
-        k: Tensor,
-        v: Tensor,
-        launch: Launch,
-        options: Options,
-        rng_state: Tensor | None,
-        out_grads: OutGrads = NO_OUT_GRADS,
+        self, queries: Queries, kv: KV, launch: Launch, options: Options, rng_state: Tensor | None, out_grads: OutGrads
     ) -> Grads:
-        return self._halves[queries.q.device.type].backward(queries, k, v, launch, options, rng_state, out_grads)
+        return self._halves[queries.q.device.type].backward(queries, kv, launch, options, rng_state, out_grads)

@@ -16,44 +16,40 @@ import torch
 from torch import Tensor
 
 from ringattn_core.kernels.finite import finite
+from ringattn_core.kernels.limits import Limits
 from ringattn_core.kernels.reference import Reference
 from ringattn_core.plan.schedule import Launch
 from ringattn_core.plan.tile import CAUSAL, FULL, Tile
-from ringattn_core.run.kernel import NO_OUT_GRADS, Block, Grads, Options, OutGrads, Queries, accumulator_dtype
+from ringattn_core.run.kernel import NO_OUT_GRADS, Block, Grads, Kernel, Options, OutGrads, Queries, accumulator_dtype
+from ringattn_core.run.transport import KV
 
 _FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 _REFERENCE = Reference()
-_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_LIMITS = Limits(
+    generation=None,
+    dtypes=(torch.float64, torch.float32, torch.bfloat16, torch.float16),
+    longest_dim=None,
+    lacks=("softcap", "ALiBi", "dropout"),
+)
 
 
-class TorchFlashCpu:
+class TorchFlashCpu(Kernel):
     """float64 to 16 bits, causal and full tiles, grouped heads; gradients come in the accumulator's dtype."""
 
     name = "torch_flash"
-    accepts_delta = False
-    returns_input_dtype = False
-    supports_out = False
 
-    def supports(self, launch: Launch, q: Tensor, k: Tensor, v: Tensor, options: Options) -> str | None:
-        if q.device.type != "cpu":
-            return f"it runs on a CPU and the tensors are on {q.device}"
-        if q.dtype not in _DTYPES:
-            return f"it does not take {q.dtype}"
-        if q.shape[2] != v.shape[2]:
-            return f"it needs one head_dim for keys and values, got {q.shape[2]} and {v.shape[2]}"
-        asked = {"softcap": options.softcap > 0, "ALiBi": options.alibi_slopes is not None}
-        asked["dropout"] = options.dropout_p > 0
-        if any(asked.values()):
-            return f"it has no {' and no '.join(option for option, wanted in asked.items() if wanted)}"
+    def supports(self, launch: Launch, q: Tensor, kv: KV, options: Options) -> str | None:
+        if (why := _LIMITS.why_unsupported(q, kv.v, options)) is not None:
+            return why
         if launch.window not in (FULL, CAUSAL):
             return f"it has causal and full masks only and a launch needs the window {launch.window}"
         return None
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options, out_block: Block | None = None
+        self, q: Tensor, kv: KV, launch: Launch, options: Options, out_block: Block | None = None
     ) -> tuple[Block, Tensor | None]:
-        blocks = [_attend(q, k, v, tile, options) for tile in launch.tiles]
+        blocks = [_attend(q, kv, tile, options) for tile in launch.tiles]
         if len(blocks) == 1:
             return blocks[0], None
         out = q.new_empty((len(launch.rows), *q.shape[1:]), dtype=accumulator_dtype(q.dtype))
@@ -64,23 +60,16 @@ class TorchFlashCpu:
         return Block(out, lse), None
 
     def backward(
-        self,
-        queries: Queries,
-        k: Tensor,
-        v: Tensor,
-        launch: Launch,
-        options: Options,
-        rng_state: Tensor | None,
-        out_grads: OutGrads = NO_OUT_GRADS,
+        self, queries: Queries, kv: KV, launch: Launch, options: Options, rng_state: Tensor | None, out_grads: OutGrads
     ) -> Grads:
         if len(launch.tiles) == 1:
-            return _pull_back(queries, k, v, launch.tiles[0], options)
-        dtype = accumulator_dtype(k.dtype)
+            return _pull_back(queries, kv, launch.tiles[0], options)
+        dtype = accumulator_dtype(kv.k.dtype)
         dq = queries.q.new_empty((len(launch.rows), *queries.q.shape[1:]), dtype=dtype)
-        dk, dv = (x.new_empty((len(launch.columns), *x.shape[1:]), dtype=dtype) for x in (k, v))
+        dk, dv = (x.new_empty((len(launch.columns), *x.shape[1:]), dtype=dtype) for x in kv)
         for tile in launch.tiles:
             beside = _slice(tile.k, launch.columns.start)
-            dq[_slice(tile.q, launch.rows.start)], dk[beside], dv[beside] = _pull_back(queries, k, v, tile, options)
+            dq[_slice(tile.q, launch.rows.start)], dk[beside], dv[beside] = _pull_back(queries, kv, tile, options)
         return Grads(dq, dk, dv)
 
 
@@ -99,15 +88,15 @@ def _parts(tile: Tile) -> list[_Part]:
     return [*([_Part(tile.q, seen, causal=False)] if seen else []), _Part(tile.q, square, causal=True)]
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, tile: Tile, options: Options) -> Block:
+def _attend(q: Tensor, kv: KV, tile: Tile, options: Options) -> Block:
     """The block of one tile."""
     columns = _slice(tile.k)
-    if not finite([q[_slice(tile.q)]], [k[columns], v[columns]], options.softmax_scale):
-        return _REFERENCE.forward(q, k, v, Launch((tile,)), options)[0]
+    if not finite([q[_slice(tile.q)]], [x[columns] for x in kv], options.softmax_scale):
+        return _REFERENCE.forward(q, kv, Launch((tile,)), options)[0]
     block: Block | None = None
     for part in _parts(tile):
-        queries = _grouped(q[_slice(part.q)], k)
-        keys, values = (_shared(x[_slice(part.k)], queries) for x in (k, v))
+        queries = _grouped(q[_slice(part.q)], kv.k)
+        keys, values = (_shared(x[_slice(part.k)], queries) for x in kv)
         out, lse = _FORWARD(queries, keys, values, 0.0, part.causal, scale=options.softmax_scale)
         found = Block(_ungrouped(out), lse.flatten(0, 1))
         block = found if block is None else _merged(block, found)
@@ -115,19 +104,19 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, tile: Tile, options: Options) -> Bl
     return block
 
 
-def _pull_back(queries: Queries, k: Tensor, v: Tensor, tile: Tile, options: Options) -> Grads:
+def _pull_back(queries: Queries, kv: KV, tile: Tile, options: Options) -> Grads:
     """The gradients of one tile."""
     rows, columns = _slice(tile.q), _slice(tile.k)
     of_rows = [queries.q[rows], queries.out[rows], queries.dout[rows], queries.lse.T[rows]]
-    if not finite(of_rows, [k[columns], v[columns]], options.softmax_scale):
-        return _REFERENCE.backward(queries.with_delta(), k, v, Launch((tile,)), options, None)
-    dtype = accumulator_dtype(k.dtype)
+    if not finite(of_rows, [x[columns] for x in kv], options.softmax_scale):
+        return _REFERENCE.backward(queries.with_delta(), kv, Launch((tile,)), options, None, NO_OUT_GRADS)
+    dtype = accumulator_dtype(kv.k.dtype)
     dq = queries.q.new_zeros((len(tile.q), *queries.q.shape[1:]), dtype=dtype)
-    dk, dv = (x.new_empty((len(tile.k), *x.shape[1:]), dtype=dtype) for x in (k, v))
-    q, out, dout = (_grouped(x[rows], k) for x in (queries.q, queries.out, queries.dout))
-    lse = queries.lse[:, rows].reshape(k.shape[1], -1, len(tile.q))
+    dk, dv = (x.new_empty((len(tile.k), *x.shape[1:]), dtype=dtype) for x in kv)
+    q, out, dout = (_grouped(x[rows], kv.k) for x in (queries.q, queries.out, queries.dout))
+    lse = queries.lse[:, rows].reshape(kv.k.shape[1], -1, len(tile.q))
     for part in _parts(tile):
-        keys, values = (_shared(x[_slice(part.k)], q) for x in (k, v))
+        keys, values = (_shared(x[_slice(part.k)], q) for x in kv)
         grads = _BACKWARD(dout, q, keys, values, out, lse, 0.0, part.causal, scale=options.softmax_scale)
         dq += _ungrouped(grads[0])
         beside = _slice(part.k, tile.k.start)

@@ -12,41 +12,36 @@ import torch
 from torch import Tensor
 
 from ringattn_core.kernels.gathered_launch import GatheredLaunch, gathered_launch
-from ringattn_core.kernels.gpu import why_unsupported
+from ringattn_core.kernels.limits import Limits
 from ringattn_core.plan.schedule import Launch
 from ringattn_core.plan.tile import CAUSAL, FULL
-from ringattn_core.run.kernel import NO_OUT_GRADS, Block, Grads, Options, OutGrads, Queries
+from ringattn_core.run.kernel import Block, Grads, Kernel, Options, OutGrads, Queries
+from ringattn_core.run.transport import KV
+
+LIMITS = Limits(generation="Ampere", lacks=("softcap", "ALiBi"))
 
 
-class TorchFlashCuda:
+class TorchFlashCuda(Kernel):
     """bfloat16 and float16, any window, dropout, grouped heads."""
 
     name = "torch_flash"
-    accepts_delta = False
     returns_input_dtype = True
-    supports_out = False
 
-    def supports(self, launch: Launch, q: Tensor, k: Tensor, v: Tensor, options: Options) -> str | None:
-        if (why := why_unsupported(q, "Ampere")) is not None:
+    def supports(self, launch: Launch, q: Tensor, kv: KV, options: Options) -> str | None:
+        if (why := LIMITS.why_unsupported(q, kv.v, options)) is not None:
             return why
-        if q.shape[2] != v.shape[2] or q.shape[2] > 256 or q.shape[2] % 8:
-            return f"it takes one head dim, a multiple of 8 up to 256, not {q.shape[2]}/{v.shape[2]}"
-        if options.softcap > 0:
-            return "it has no softcap"
-        if options.alibi_slopes is not None:
-            return "its backward has no ALiBi"
         if options.deterministic and not torch.are_deterministic_algorithms_enabled():
             return "its backward is deterministic only under torch.use_deterministic_algorithms(True)"
         return None
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options, out_block: Block | None = None
+        self, q: Tensor, kv: KV, launch: Launch, options: Options, out_block: Block | None = None
     ) -> tuple[Block, Tensor | None]:
         part = gathered_launch(launch, q.device)
         out, lse, rng_state, *_ = torch.ops.aten._flash_attention_forward(
             part.of_rows(q),
-            part.of_columns(k),
-            part.of_columns(v),
+            part.of_columns(kv.k),
+            part.of_columns(kv.v),
             *_lengths(part),
             options.dropout_p,
             launch.window == CAUSAL,
@@ -56,22 +51,15 @@ class TorchFlashCuda:
         return part.block(out, lse), rng_state if options.dropout_p > 0 else None
 
     def backward(
-        self,
-        queries: Queries,
-        k: Tensor,
-        v: Tensor,
-        launch: Launch,
-        options: Options,
-        rng_state: Tensor | None,
-        out_grads: OutGrads = NO_OUT_GRADS,
+        self, queries: Queries, kv: KV, launch: Launch, options: Options, rng_state: Tensor | None, out_grads: OutGrads
     ) -> Grads:
         part = gathered_launch(launch, queries.q.device)
         nothing = torch.empty(0, dtype=torch.int64, device=queries.q.device)
         grads = torch.ops.aten._flash_attention_backward(
             part.of_rows(queries.dout),
             part.of_rows(queries.q),
-            part.of_columns(k),
-            part.of_columns(v),
+            part.of_columns(kv.k),
+            part.of_columns(kv.v),
             part.of_rows(queries.out),
             part.of_lse(queries.lse),
             *_lengths(part),

@@ -64,7 +64,7 @@ def attend(
     def work(step: Step, keys: KV) -> Iterator[Callable[[], tuple[Block, Tensor | None]]]:
         heads, at_step = _at(schedule, step, q, kv, options)
         for launch in step.launches:
-            yield partial(kernel.forward, q[:, heads], *keys, launch, at_step, total.out_for(launch, heads))
+            yield partial(kernel.forward, q[:, heads], keys, launch, at_step, total.out_for(launch, heads))
 
     def fold(step: Step, launch: Launch, found: tuple[Block, Tensor | None]) -> None:
         total.add(launch, q_heads(schedule, step, q, kv), found[0])
@@ -110,7 +110,7 @@ def attend_backward(
         dk, dv = columns[step] = column_total(step, kernel, keys.k), column_total(step, kernel, keys.v)
         for launch in step.launches:
             out_grads = OutGrads(dq.out_for(launch, heads), dk.out_for(launch), dv.out_for(launch))
-            yield partial(kernel.backward, part, *keys, launch, at_step, next(rng_states), out_grads)
+            yield partial(kernel.backward, part, keys, launch, at_step, next(rng_states), out_grads)
 
     def fold(step: Step, launch: Launch, grads: Grads) -> None:
         dk, dv = columns[step]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ringattn_core.plan.schedule import Launch
+from ringattn_core.run.transport import KV
 
 
 class Positions(NamedTuple):
@@ -107,65 +108,53 @@ NO_OUT_GRADS = OutGrads()
 
 
 class Kernel(Protocol):
-    """Computes launches, on the device and the stream of its tensors, which it leaves as they are.
+    """Computes launches, on the device and the stream of its tensors, which it leaves unchanged.
 
-    It gets all queries of a rank and a whole buffer of keys. The launch's tiles are the rows and the columns of them
-    that it is for. The cell in row i and column j is live if tile.low <= j - i <= tile.high; `launch.window` says the
-    same, aligned to a tile's bottom-right corner. No row and no column of a tile is dead. Query head h belongs to kv
-    head h // (num_heads // num_kv_heads).
+    It gets all queries of a rank and a whole buffer of keys; the launch's tiles say which rows and columns to use. The
+    cell in row i and column j is live if tile.low <= j - i <= tile.high; `launch.window` says the same, aligned to a
+    tile's bottom-right corner. Every row and every column of a tile has a live cell. Query head h belongs to kv head
+    h // (num_heads // num_kv_heads). A class that derives from this states the attributes that differ from these.
     """
 
-    @property
-    def name(self) -> str:
-        """What users and errors call it: its name in `choose.KERNELS`."""
-        ...
+    name: str
+    """What users and errors call it: its name in `choose.KERNELS`."""
 
-    @property
-    def accepts_delta(self) -> bool:
-        """Does backward use the delta given, rather than one of its own from out and dout?"""
-        ...
+    accepts_delta: bool = False
+    """Backward uses the delta that it is given; otherwise it computes one from out and dout."""
 
-    @property
-    def returns_input_dtype(self) -> bool:
-        """Do its results on a GPU come in the inputs' dtype, not the accumulator's? Fused sums take no others."""
-        ...
+    returns_input_dtype: bool = False
+    """On a GPU its results come in the inputs' dtype, which fused sums require; otherwise in the accumulator's."""
 
-    @property
-    def supports_out(self) -> bool:
-        """Does it write into the places that it is given, and return these? If not it is given none.
+    supports_out: bool = False
+    """It writes into `out_block` and `out_grads` and returns them; otherwise it is given none.
 
-        What lies between the tiles of a launch belongs to others, who may be writing there.
-        """
-        ...
+    It leaves the rows between the tiles of a launch alone: other launches may be writing there.
+    """
 
-    def supports(self, launch: Launch, q: Tensor, k: Tensor, v: Tensor, options: Options) -> str | None:
+    def supports(self, launch: Launch, q: Tensor, kv: KV, options: Options) -> str | None:
         """Why it cannot compute this launch on such tensors; None if it can.
 
-        This is the only question: what it has no place for among the options, dtypes, devices, windows and head
-        dimensions is refused here, or is silently left out.
+        Nothing else is asked: an option, dtype, device, window or head dim that is not rejected here is ignored or
+        computed wrongly.
         """
         ...
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, launch: Launch, options: Options, out_block: Block | None = None
+        self, q: Tensor, kv: KV, launch: Launch, options: Options, out_block: Block | None = None
     ) -> tuple[Block, Tensor | None]:
-        """The launch's block, and the random state that backward gets back, if it draws one.
+        """The launch's block, and the random state that backward gets, if it draws one.
 
-        `out_block`, which only kernels that fill ever get, is where out and lse go.
+        `out_block`, which only kernels with `supports_out` get, is where out and lse go.
         """
         ...
 
     def backward(
-        self,
-        queries: Queries,
-        k: Tensor,
-        v: Tensor,
-        launch: Launch,
-        options: Options,
-        rng_state: Tensor | None,
-        out_grads: OutGrads = NO_OUT_GRADS,
+        self, queries: Queries, kv: KV, launch: Launch, options: Options, rng_state: Tensor | None, out_grads: OutGrads
     ) -> Grads:
-        """The launch's gradients, from the global lse and delta. Of `out_grads` each is for itself, there or None."""
+        """The launch's gradients, from the global lse and delta. Each entry of `out_grads` may be None independently.
+
+        `rng_state` is what forward returned for this launch.
+        """
         ...
 
 
