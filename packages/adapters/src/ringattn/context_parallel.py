@@ -14,6 +14,7 @@ from torch import Tensor
 from ringattn import agree
 from ringattn.lengths import Borders, Lengths, read, sequence_positions
 from ringattn.no_compile import no_compile
+from ringattn.prepared import Prepared
 from ringattn.tensors import check_tensors
 from ringattn.unshard import lengths, unshard
 from ringattn_comms.communicator import Communicator
@@ -96,6 +97,11 @@ class ContextParallel:
     @cached_property
     def _communicator(self) -> Communicator:
         return communicator(self.group)
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        """The last calls of `attention` that were prepared for it."""
+        return Prepared()
 
     @property
     def cp_rank(self) -> int:
