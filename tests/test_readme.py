@@ -15,11 +15,26 @@ from ringattn_core import draw, plan_all, ring, zigzag
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-NATIVE, DROP_IN, HUGGING_FACE = re.findall(r"(?ms)^```python\n(.*?)^```", README)
+NATIVE, HUGGING_FACE = re.findall(r"(?ms)^```python\n(.*?)^```", README)
 
 CHECK = """
 dense = torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), is_causal=True)
-torch.testing.assert_close(cp.unshard(out, dim=1), dense.transpose(1, 2))
+torch.testing.assert_close(whole, dense.transpose(1, 2))
+"""
+
+PROCESSES = """
+import torch.distributed as dist
+from ringattn import zigzag_ring_flash_attn_func
+
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+q, k, v = torch.randn(3, 1, 64, 4, 16)
+cp = ringattn.ContextParallel(layout="zigzag")
+whole = cp.unshard(ringattn.attention(*cp.shard(q, k, v), cp=cp, causal=True))
+"""
+
+DROP_IN = """
+whole = cp.unshard(zigzag_ring_flash_attn_func(*cp.shard(q, k, v), causal=True))
 """
 
 MODEL = """
@@ -51,17 +66,30 @@ def test_the_picture_is_what_the_library_draws() -> None:
     assert f"```text\n{draw.mask(schedules)}\n```" in README
 
 
-def test_the_functions_compute_dense_attention(tmp_path: Path) -> None:
-    torchrun(NATIVE + CHECK + DROP_IN + CHECK, tmp_path)
+def test_the_program_computes_dense_attention(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, object] = {}
+    exec(NATIVE + CHECK, names)
+    assert float(capsys.readouterr().out.rpartition("by ")[2]) < 1e-5
+
+
+def test_processes_compute_the_same_by_either_name(tmp_path: Path) -> None:
+    torchrun("import torch\nimport ringattn\n" + PROCESSES + CHECK + DROP_IN + CHECK, tmp_path)
 
 
 @pytest.mark.skipif(find_spec("transformers") is None, reason="transformers is not installed")
 def test_a_parallelized_model_has_the_same_loss(tmp_path: Path) -> None:
-    torchrun(MODEL + HUGGING_FACE + "torch.testing.assert_close(loss, alone)\n", tmp_path)
+    torchrun(
+        MODEL
+        + HUGGING_FACE
+        + "loss = model(input_ids=ids, labels=ids).loss\ntorch.testing.assert_close(loss, alone)\n",
+        tmp_path,
+    )
 
 
 def test_what_the_readme_names_exists() -> None:
-    (tree,) = re.findall(r"(?ms)^## What is where\n\n```text\n(.*?)^```", README)
-    named = [line.split()[0] for line in tree.splitlines()]
-    named += re.findall(r"`(tests/[\w/.]+)`", README) + re.findall(r"\]\((?!http)([^)]+)\)", README)
+    named = re.findall(r"`((?:tests|packages)/[\w/.]+)`", README) + re.findall(r"\]\((?!http)([^)]+)\)", README)
     assert named and not [name for name in named if not (ROOT / name).exists()]
+
+
+def test_it_is_short() -> None:
+    assert len(README.splitlines()) <= 120

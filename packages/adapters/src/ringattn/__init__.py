@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ringattn.llama3 import llama3_flash_attn_prepare_cu_seqlens
     from ringattn.native import attention
     from ringattn.version import __version__ as __version__
+    from ringattn_comms.backends.threads import run
     from ringattn_core.errors import UnsupportedError
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "ring_flash_attn_varlen_func",
     "ring_flash_attn_varlen_kvpacked_func",
     "ring_flash_attn_varlen_qkvpacked_func",
+    "run",
     "stripe_flash_attn_func",
     "stripe_flash_attn_kvpacked_func",
     "stripe_flash_attn_qkvpacked_func",
@@ -78,6 +80,7 @@ _MODULES = dict.fromkeys(__all__, "ringattn.functions") | {
     "__version__": "ringattn.version",
     "attention": "ringattn.native",
     "llama3_flash_attn_prepare_cu_seqlens": "ringattn.llama3",
+    "run": "ringattn_comms.backends.threads",
 }
 
 if not TYPE_CHECKING:  # A type checker would take every name for one of these.
