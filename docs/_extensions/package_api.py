@@ -33,7 +33,9 @@ class PackageApi(SphinxDirective):
         for path in sorted(package.rglob("*.py")):
             module = module_name(path.relative_to(package.parent))
             if all(is_public(part) for part in module.split(".")):
-                text += module_section(module, ast.parse(path.read_text(encoding="utf-8")))
+                stub = path.with_suffix(".pyi")  # of modules whose names are made at import
+                trees = [ast.parse(file.read_text(encoding="utf-8")) for file in (path, stub) if file.exists()]
+                text += module_section(module, trees[0], trees[-1])
         return self.parse_text_to_nodes("\n".join(text), allow_section_headings=True)
 
 
@@ -43,16 +45,18 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def module_section(module: str, tree: ast.Module) -> Iterator[str]:
-    """The Markdown of one module."""
+def module_section(module: str, tree: ast.Module, stub: ast.Module) -> Iterator[str]:
+    """The Markdown of one module: its docstring, and what its stub says is in it."""
     yield from ("", f"## {module}", "", f"```{{py:module}} {module}", "```", "", docstring(tree), "")
-    yield from members(tree.body, inside_class=False)
+    yield from members(stub.body, inside_class=False)
 
 
 def members(body: list[ast.stmt], *, inside_class: bool) -> Iterator[str]:
     """The Markdown of the public functions, classes and documented variables of a module or a class."""
     for statement, following in zip(body, [*body[1:], ast.Pass()], strict=True):
         match statement:
+            case ast.FunctionDef(decorator_list=[ast.Name(id="overload")]) if not ast.get_docstring(statement):
+                pass  # The docstring stands with the most general signature.
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) if is_public(name):
                 yield from function(statement, inside_class=inside_class)
             case ast.ClassDef(name=name) if is_public(name):

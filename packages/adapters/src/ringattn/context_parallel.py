@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import count
-from typing import Any
+from typing import Any, overload
 from weakref import WeakValueDictionary
 
 import torch
@@ -27,6 +27,7 @@ from ringattn_core.plan.layout import Layout, Sharding, layout_named
 from ringattn_core.plan.route import NUMBERED, ROUTES, Route
 from ringattn_core.run.index import stream_index
 
+Tensors = tuple[Tensor, ...]
 _numbers = count()
 _by_number: WeakValueDictionary[int, ContextParallel] = WeakValueDictionary()
 
@@ -136,6 +137,12 @@ class ContextParallel:
             )
         return sharding
 
+    @overload
+    def shard(self, tensor: Tensor, /, *, dim: int | None = None) -> Tensor: ...
+
+    @overload
+    def shard(self, first: Tensor, second: Tensor, /, *others: Tensor, dim: int | None = None) -> Tensors: ...
+
     @no_compile
     def shard(self, *tensors: Tensor, dim: int | None = None) -> Any:
         """This rank's share of whole tensors along `dim`: one tensor for one, a tuple for several.
@@ -154,6 +161,12 @@ class ContextParallel:
             self._compare(tensors)
         shards = tuple(x.index_select(dim, rows) for x, rows in zip(tensors, index, strict=True))
         return shards[0] if len(shards) == 1 else shards
+
+    @overload
+    def unshard(self, tensor: Tensor, /, *, dim: int | None = None) -> Tensor: ...
+
+    @overload
+    def unshard(self, first: Tensor, second: Tensor, /, *others: Tensor, dim: int | None = None) -> Tensors: ...
 
     @no_compile
     def unshard(self, *tensors: Tensor, dim: int | None = None) -> Any:

@@ -21,7 +21,7 @@ class ContractError(ValueError, AssertionError):
 @no_compile
 def llama3_flash_attn_prepare_cu_seqlens(
     cu_seqlens: Tensor, causal: bool, rank: int, world_size: int
-) -> tuple[Tensor, Tensor, int, int, slice]:
+) -> tuple[Tensor, Tensor, int, int, slice[int, int, int]]:
     """What rank `rank` of `world_size` passes to `llama3_flash_attn_varlen_func`.
 
     cu_seqlens: (sequences + 1,) int32 or int64, the *global* borders of the packed stream, whose total world_size

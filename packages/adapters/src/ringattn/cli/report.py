@@ -87,7 +87,7 @@ def _kernel(name: str, device: torch.device, dtype: torch.dtype) -> Row:
 def _passes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kernel: str) -> list[torch.Tensor]:
     inputs = [x.clone().requires_grad_() for x in (q, k, v)]
     out = attention(*inputs, cp=ContextParallel(SingleRank(), kernel=kernel), causal=True)
-    out.float().square().sum().backward()
+    torch.autograd.backward(out.float().square().sum())
     return [out.detach().float(), *(x.grad.float() for x in inputs if x.grad is not None)]
 
 

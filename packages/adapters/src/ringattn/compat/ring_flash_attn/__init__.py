@@ -1,58 +1,17 @@
-"""The package `ring_flash_attn` by its own names: what version 0.1.8 exports, and the modules that others import."""
+"""The package `ring_flash_attn` by the same names: what version 0.1.8 exports, and the modules that others import."""
 
-from ringattn import llama3_flash_attn_prepare_cu_seqlens
+from importlib import import_module
+
 from ringattn.compat.ring_flash_attn.adapters import substitute_hf_flash_attn, update_ring_flash_attn_params
-from ringattn.compat.ring_flash_attn.llama3_flash_attn_varlen import (
-    llama3_flash_attn_varlen_func,
-    llama3_flash_attn_varlen_kvpacked_func,
-    llama3_flash_attn_varlen_qkvpacked_func,
-)
-from ringattn.compat.ring_flash_attn.ring_flash_attn import (
-    ring_flash_attn_func,
-    ring_flash_attn_kvpacked_func,
-    ring_flash_attn_qkvpacked_func,
-)
-from ringattn.compat.ring_flash_attn.ring_flash_attn_varlen import (
-    ring_flash_attn_varlen_func,
-    ring_flash_attn_varlen_kvpacked_func,
-    ring_flash_attn_varlen_qkvpacked_func,
-)
-from ringattn.compat.ring_flash_attn.stripe_flash_attn import (
-    stripe_flash_attn_func,
-    stripe_flash_attn_kvpacked_func,
-    stripe_flash_attn_qkvpacked_func,
-)
-from ringattn.compat.ring_flash_attn.zigzag_ring_flash_attn import (
-    zigzag_ring_flash_attn_func,
-    zigzag_ring_flash_attn_kvpacked_func,
-    zigzag_ring_flash_attn_qkvpacked_func,
-)
-from ringattn.compat.ring_flash_attn.zigzag_ring_flash_attn_varlen import (
-    zigzag_ring_flash_attn_varlen_func,
-    zigzag_ring_flash_attn_varlen_kvpacked_func,
-    zigzag_ring_flash_attn_varlen_qkvpacked_func,
-)
+from ringattn.conventions import CONVENTIONS, names
+from ringattn.llama3 import llama3_flash_attn_prepare_cu_seqlens
 
-__all__ = [
-    "llama3_flash_attn_prepare_cu_seqlens",
-    "llama3_flash_attn_varlen_func",
-    "llama3_flash_attn_varlen_kvpacked_func",
-    "llama3_flash_attn_varlen_qkvpacked_func",
-    "ring_flash_attn_func",
-    "ring_flash_attn_kvpacked_func",
-    "ring_flash_attn_qkvpacked_func",
-    "ring_flash_attn_varlen_func",
-    "ring_flash_attn_varlen_kvpacked_func",
-    "ring_flash_attn_varlen_qkvpacked_func",
-    "stripe_flash_attn_func",
-    "stripe_flash_attn_kvpacked_func",
-    "stripe_flash_attn_qkvpacked_func",
-    "substitute_hf_flash_attn",
-    "update_ring_flash_attn_params",
-    "zigzag_ring_flash_attn_func",
-    "zigzag_ring_flash_attn_kvpacked_func",
-    "zigzag_ring_flash_attn_qkvpacked_func",
-    "zigzag_ring_flash_attn_varlen_func",
-    "zigzag_ring_flash_attn_varlen_kvpacked_func",
-    "zigzag_ring_flash_attn_varlen_qkvpacked_func",
-]
+_EXPORTS = {
+    function.__name__: function
+    for function in (llama3_flash_attn_prepare_cu_seqlens, substitute_hf_flash_attn, update_ring_flash_attn_params)
+}
+for _row in (row for row in CONVENTIONS.values() if row.raw_only is not None):
+    _module = import_module(f"{__name__}.{_row.prefix}")
+    _EXPORTS |= {name: getattr(_module, name) for name in names(_row)}
+globals().update(_EXPORTS)
+__all__ = sorted(_EXPORTS)  # noqa: PLE0605 - made from the table

@@ -18,6 +18,7 @@ __all__ = [
     "RingComm",
     "flatten_varlen_lse",
     "get_default_args",
+    "get_half_index",
     "unflatten_varlen_lse",
     "update_out_and_lse",
 ]
@@ -140,3 +141,21 @@ def unflatten_varlen_lse(lse: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Te
     for sequence, (start, stop) in enumerate(pairwise(borders)):
         unpacked[sequence, :, : stop - start] = lse[start:stop].squeeze(-1).T
     return unpacked
+
+
+@no_compile
+def get_half_index(cu_seqlens: Tensor, *, front: bool) -> slice | Tensor:
+    """The place of the first or the second halves of all sequences in the packed tokens: a slice for one, else a mask.
+
+    cu_seqlens: (sequences + 1,) borders on this rank.
+    """
+    borders = read(cu_seqlens)
+    middles = [(start + stop) // 2 for start, stop in pairwise(borders)]
+    halves = zip(borders, middles, strict=False) if front else zip(middles, borders[1:], strict=True)
+    parts = [slice(start, stop) for start, stop in halves]
+    if len(parts) == 1:
+        return parts[0]
+    mask = torch.zeros(borders[-1], dtype=torch.bool)
+    for part in parts:
+        mask[part] = True
+    return mask

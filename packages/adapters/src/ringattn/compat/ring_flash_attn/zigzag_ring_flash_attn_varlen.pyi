@@ -1,0 +1,38 @@
+# Written by dev/write_stubs.py from the functions themselves: change those, and run it again.
+# fmt: off
+from torch import Tensor
+
+from ringattn import (
+    zigzag_ring_flash_attn_varlen_func,
+    zigzag_ring_flash_attn_varlen_kvpacked_func,
+    zigzag_ring_flash_attn_varlen_qkvpacked_func,
+)
+from ringattn.compat.ring_flash_attn.utils import (
+    get_half_index,
+)
+from ringattn_comms.connect import Group
+
+__all__ = [
+    "get_half_index",
+    "zigzag_ring_flash_attn_varlen_backward",
+    "zigzag_ring_flash_attn_varlen_forward",
+    "zigzag_ring_flash_attn_varlen_func",
+    "zigzag_ring_flash_attn_varlen_kvpacked_func",
+    "zigzag_ring_flash_attn_varlen_qkvpacked_func",
+]
+
+def zigzag_ring_flash_attn_varlen_forward(
+    process_group: Group, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int,
+    half_index0: slice | Tensor, half_index1: slice | Tensor, softmax_scale: float | None, dropout_p: float = 0.0,
+    causal: bool = True, window_size: tuple[int, int] = (-1, -1), alibi_slopes: Tensor | None = None,
+    deterministic: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """(out, softmax_lse) without autograd, of the shapes and dtypes that zigzag_ring_flash_attn_varlen_func has."""
+
+def zigzag_ring_flash_attn_varlen_backward(
+    process_group: Group, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, softmax_lse: Tensor,
+    cu_seqlens: Tensor, max_seqlen: int, half_index0: slice | Tensor, half_index1: slice | Tensor,
+    softmax_scale: float | None, dropout_p: float = 0.0, causal: bool = True, window_size: tuple[int, int] = (-1, -1),
+    alibi_slopes: Tensor | None = None, deterministic: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dq, dk, dv) from what zigzag_ring_flash_attn_varlen_forward was given and returned."""
