@@ -42,7 +42,7 @@ def told(kind: str, one_sided: bool) -> tuple[str, float]:
     """What this rank is told, and after how many seconds."""
     with pytest.MonkeyPatch.context() as patch:
         if not one_sided:
-            patch.setattr(TorchDist, "windows", lambda self, device: None)
+            patch.setattr(TorchDist, "shared_buffers", lambda self, device: None)
         began = time.monotonic()
         try:
             fault(kind, dist.get_rank() == 1)
