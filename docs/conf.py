@@ -14,13 +14,14 @@ release = tomllib.loads((HERE / "../packages/adapters/pyproject.toml").read_text
     "version"
 ]
 
-extensions = ["myst_parser", "package_api"]
+extensions = ["myst_parser", "offline_math", "package_api"]
 exclude_patterns = ["_build"]
 # Two modules may each have a class of the same name; a type in a signature then links to either.
 suppress_warnings = ["ref.python"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["wide.css"]

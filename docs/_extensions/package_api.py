@@ -1,4 +1,4 @@
-"""A Sphinx directive that documents every public module of a package from its source files alone.
+"""Sphinx directives that document a package, or the names that users import, from source files alone.
 
 The files are parsed, never imported: the build needs neither torch nor the optional libraries, and a page follows the
 modules as they come and go. Docstrings are read as Markdown, like every other page here.
@@ -10,8 +10,10 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 from docutils import nodes
+from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
@@ -20,23 +22,61 @@ ROOT = Path(__file__).parents[2]
 
 
 class PackageApi(SphinxDirective):
-    """`{package-api} ringattn_core` becomes a section per public module, with its public names in source order."""
+    """`{package-api} ringattn_core.plan` becomes a section per public module, with its public names in source order.
+
+    With the option `flat` modules in folders of the package are left out.
+    """
 
     required_arguments = 1
+    option_spec: ClassVar = {"flat": directives.flag}
 
     def run(self) -> list[nodes.Node]:
         """Write the page as Markdown and let the parser of the enclosing page read it."""
         # No list of files that the page depends on could name one that is yet to be written.
         self.env.note_reread()
-        (package,) = ROOT.glob(f"packages/*/src/{self.arguments[0]}")
+        package = source(self.arguments[0])
         text = []
-        for path in sorted(package.rglob("*.py")):
-            module = module_name(path.relative_to(package.parent))
+        for path in sorted(package.glob("*.py") if "flat" in self.options else package.rglob("*.py")):
+            module = module_name(path.relative_to(source_folder(path)))
             if all(is_public(part) for part in module.split(".")):
                 stub = path.with_suffix(".pyi")  # of modules whose names are made at import
                 trees = [ast.parse(file.read_text(encoding="utf-8")) for file in (path, stub) if file.exists()]
                 text += module_section(module, trees[0], trees[-1])
         return self.parse_text_to_nodes("\n".join(text), allow_section_headings=True)
+
+
+class PublicNames(SphinxDirective):
+    """Lines such as `ringattn.attention from ringattn.native`: each name with its signature, as it is imported."""
+
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        """A section for each name, with what the module says of it where it is defined."""
+        self.env.note_reread()
+        text = []
+        for line in self.content:
+            public, _, module = line.partition(" from ")
+            package, _, name = public.rpartition(".")
+            path = source(module) / "__init__.py" if source(module).is_dir() else source(module).with_suffix(".py")
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            found = [node for node in tree.body if getattr(node, "name", None) == name]
+            if len(found) != 1:
+                raise self.error(f"{module} does not define {name}")
+            text += ["", f"## {public}", "", f"```{{py:currentmodule}} {package}", "```", ""]
+            text += members(found, inside_class=False)
+        return self.parse_text_to_nodes("\n".join(text), allow_section_headings=True)
+
+
+def source(module: str) -> Path:
+    """The folder or the file of a module, without its suffix."""
+    first, *rest = module.split(".")
+    (package,) = ROOT.glob(f"packages/*/src/{first}")
+    return package.joinpath(*rest)
+
+
+def source_folder(path: Path) -> Path:
+    """The folder from which the module in this file is imported."""
+    return next(parent for parent in path.parents if parent.name == "src")
 
 
 def module_name(path: Path) -> str:
@@ -154,6 +194,7 @@ def is_public(name: str) -> bool:
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:
-    """Register the directive."""
+    """Register the directives."""
     app.add_directive("package-api", PackageApi)
+    app.add_directive("public-names", PublicNames)
     return {"version": "1", "parallel_read_safe": True}
