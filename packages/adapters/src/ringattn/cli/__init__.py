@@ -1,1 +1,1 @@
-"""What runs from a terminal: `ringattn demo`, `plan`, `draw` and `doctor`."""
+"""What runs from a terminal: `ringattn demo`, `plan`, `draw`, `doctor` and `check`."""

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ringattn import __version__
+from ringattn.cli.checking import check
 from ringattn.cli.demo import demo
 from ringattn.cli.doctor import doctor
 from ringattn.cli.drawing import draw
@@ -19,7 +20,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, plan, draw, doctor):
+for command in (demo, plan, draw, doctor, check):
     app.command()(command)
 
 
