@@ -172,8 +172,8 @@ def test_devices() -> None:
 @pytest.mark.parametrize(
     ("layout", "length", "message"),
     [
-        ("zigzag", 9, r"not give all 2 ranks the same number of 9 tokens.*cu_seqlens=\[0, 9\]"),
-        ("contiguous", 7, r"not give all 2 ranks the same number of 7 tokens.*cu_seqlens=\[0, 7\]"),
+        ("zigzag", 9, r"not divide 9 tokens evenly among 2 ranks.*cu_seqlens=\[0, 9\]"),
+        ("contiguous", 7, r"not divide 7 tokens evenly among 2 ranks.*cu_seqlens=\[0, 7\]"),
     ],
 )
 def test_lengths_that_do_not_divide(layout: str, length: int, message: str) -> None:

@@ -1,7 +1,8 @@
-"""What all ranks of a group have to ask for alike: compared before each pass, and before any keys travel.
+"""The arguments that all ranks of a group must share: compared before each pass, and before any keys travel.
 
-How is in `ringattn_comms.agreement`. With RINGATTN_CHECK=1 in the environment each rank waits for the others before
-each pass on a GPU too, and what all ranks should hold alike (sinks, slopes, what `shard` is given) is compared by hash.
+`ringattn_comms.agreement` does it. With RINGATTN_CHECK=1 in the environment each rank waits for the others before each
+pass on a GPU too, and tensors that should be the same on all ranks (sinks, slopes, inputs of `shard`) are compared by
+hash.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from ringattn_comms.agreement import Agreement
 from ringattn_comms.communicator import Communicator
-from ringattn_comms.header import AgreementError
+from ringattn_comms.header import AgreementError, encoded
 from ringattn_core.kernels.choose import installed
 from ringattn_core.plan.layout import LAYOUTS, Sharding
 from ringattn_core.plan.route import ROUTES, Route
@@ -60,14 +61,14 @@ def _facts(device: torch.device) -> str:
 def turn(
     comm: Communicator, action: str, terms: bytes, device: torch.device, changing: bytes = b""
 ) -> AbstractContextManager[int]:
-    """A pass of all ranks over tensors on a device, and its number: see `Agreement.turn`. One rank asks nobody."""
+    """A pass of all ranks over tensors on a device, and its number: see `Agreement.turn`."""
     if comm.size == 1:
         return nullcontext(0)
     return comm.agreement.turn(action, terms, wait=comm.waits(device) or checked(), changing=changing)
 
 
 class telling:  # noqa: N801 - it reads as a function
-    """What is raised inside is told to the other ranks, for they would wait for this one. Each error is told once."""
+    """Errors that are raised inside are told to the other ranks, which would wait for this one; each error once."""
 
     def __init__(self, communicator: Callable[[], Communicator]) -> None:
         self._communicator = communicator
@@ -75,7 +76,7 @@ class telling:  # noqa: N801 - it reads as a function
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        # Of an `AgreementError` the other ranks raise one too.
+        # The other ranks raise an `AgreementError` too.
         if isinstance(error, Exception) and not isinstance(error, AgreementError) and not vars(error).get(_TOLD):
             vars(error)[_TOLD] = True
             _refuse(self._communicator, error)
@@ -87,26 +88,33 @@ _TOLD = "ringattn_told"
 def _refuse(communicator: Callable[[], Communicator], error: Exception) -> None:
     try:
         comm = communicator()
-    except (RuntimeError, TypeError, ValueError):  # There is no group to tell it to, and the error may say so.
+    except (RuntimeError, TypeError, ValueError):  # There is no group to tell, and the error may say so.
         return
     if comm.size > 1:
         comm.agreement.refuse(error)
 
 
 def checked() -> bool:
-    """Does the environment ask for more comparisons than cost nothing?"""
+    """Does the environment ask for the comparisons that cost time?"""
     return os.environ.get("RINGATTN_CHECK", "0") not in ("", "0")
 
 
 def shared(x: Tensor | None) -> str:
-    """What ranks compare of a tensor that all of them should hold alike."""
+    """What ranks compare of a tensor that should be the same on all of them."""
     if x is None:
         return "none"
     return f"{tuple(x.shape)}{f', hash {content(x)}' if checked() else ''}"
 
 
+def compare_shards(comm: Communicator, tensors: tuple[Tensor, ...]) -> None:
+    """Raise ValueError if another rank shards other tensors. All ranks call it together."""
+    terms = [(f"tensor {place} of shard", shared(x)) for place, x in enumerate(tensors)]
+    with turn(comm, "shard", encoded((("RINGATTN_CHECK", True), *terms)), tensors[0].device):
+        pass
+
+
 def content(x: Tensor) -> str:
-    """A hash of what is in a tensor. On a GPU the host waits for it."""
+    """A hash of a tensor's values. On a GPU the host waits for it."""
     flat = x.detach().contiguous().view(-1).view(torch.uint8).cpu()
     return blake2b(bytes(flat.tolist()), digest_size=8).hexdigest()
 
@@ -118,7 +126,7 @@ def named(function: str | Callable[..., object]) -> str:
 
 @lru_cache(64)
 def functions(sharding: Sharding, route: str | Route) -> str:
-    """A hash of what layouts and routes return that are a user's functions: two of them may have one name."""
+    """A hash of what a user's layout and route return, because two functions may have one name."""
     size, said = sharding.cp_size, list[object]()
     if getattr(sharding.layout, "__module__", "") != LAYOUTS["zigzag"].__module__:
         said.append([list(sharding.runs(rank)) for rank in range(size)])

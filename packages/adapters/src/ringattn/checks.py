@@ -1,4 +1,4 @@
-"""What bad input gets: a message that says what was given, what was expected, and what to do."""
+"""Errors for bad input: what was given, what was expected, and what to do."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Raise unless the shapes of q, k and v are what `attention` takes, one with the other."""
+    """Raise unless the shapes of q, k and v are those that `attention` takes, and match each other."""
     if q.dim() not in (3, 4) or k.dim() != q.dim() or v.dim() != q.dim():
         raise ValueError(
             "q, k and v must all be (batch, tokens, heads, head_dim), or all (tokens, heads, head_dim); got "
@@ -45,7 +45,7 @@ def _shapes(q: Tensor, k: Tensor, v: Tensor) -> str:
 
 
 def dtypes(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Raise unless q, k and v are numbers of one kind and in one place."""
+    """Raise unless q, k and v have one floating-point dtype and one device."""
     if len({q.dtype, k.dtype, v.dtype}) > 1 or q.dtype not in _DTYPES:
         raise TypeError(
             f"q, k and v must have one dtype out of float16, bfloat16, float32 and float64; got q {q.dtype}, "
@@ -67,7 +67,7 @@ def options(
     softcap: float,
     softmax_scale: float,
 ) -> None:
-    """Raise unless the options are possible for these queries, of so many packed sequences in all rows."""
+    """Raise unless the options fit these queries; `sequences` counts the packed sequences of all rows."""
     heads = q.shape[-2]
     numbers: dict[str, Any] = {"dropout_p": dropout_p, "softcap": softcap, "softmax_scale": softmax_scale}
     for name, number in numbers.items():
@@ -80,7 +80,7 @@ def options(
     if sinks is not None:
         if sinks.shape != (heads,):
             raise ValueError(f"sinks must be one logit for each of the {heads} query heads, got {tuple(sinks.shape)}.")
-        _beside(q, sinks, "sinks")
+        _same_device(q, sinks, "sinks")
     if alibi_slopes is not None:
         per_row, per_sequence = (q.shape[0] if q.dim() == 4 else 1, heads), (sequences, heads)
         if alibi_slopes.shape not in ((heads,), per_row, per_sequence):
@@ -88,18 +88,18 @@ def options(
                 f"alibi_slopes must be (num_heads,) = ({heads},), (batch, num_heads) = {per_row} or (sequences, "
                 f"num_heads) = {per_sequence}, those of all rows, got {tuple(alibi_slopes.shape)}."
             )
-        _beside(q, alibi_slopes, "alibi_slopes")
+        _same_device(q, alibi_slopes, "alibi_slopes")
         if alibi_slopes.requires_grad and torch.is_grad_enabled():
             raise ValueError("alibi_slopes get no gradient, but require one: pass alibi_slopes.detach().")
 
 
-def _beside(q: Tensor, x: Tensor, name: str) -> None:
+def _same_device(q: Tensor, x: Tensor, name: str) -> None:
     if not x.is_floating_point() or x.device != q.device:
         raise TypeError(f"{name} must be floating point and on {q.device}, as q is; got {x.dtype} on {x.device}.")
 
 
 def sides(window_size: tuple[int, int]) -> tuple[int, int]:
-    """(left, right), with -1 for an open side. Raises TypeError for what is no pair of whole numbers."""
+    """(left, right), with -1 for an open side. Raises TypeError unless it is a pair of whole numbers."""
     try:
         left, right = (max(index(side), -1) for side in window_size)
     except (TypeError, ValueError):
@@ -121,7 +121,7 @@ def window(causal: bool, window_size: tuple[int, int]) -> tuple[int, int]:
 
 
 def causal_window(causal: bool, window_size: tuple[int, int]) -> tuple[int, int]:
-    """The same where causal wins over a right side, as in FlashAttention's functions."""
+    """The same, except that causal overrides the right side, as in FlashAttention's functions."""
     left, right = sides(window_size)
     return left, 0 if causal else right
 
@@ -133,7 +133,7 @@ def parallel(cp: ContextParallel) -> None:
 
 
 def head_groups(groups: int, k: Tensor) -> None:
-    """Raise unless the groups of kv heads are of one size."""
+    """Raise unless the groups of kv heads have one size."""
     if k.shape[-2] % groups:
         raise ValueError(
             f"head_groups must divide num_kv_heads, got {groups} groups of {k.shape[-2]} kv heads: every message has "
@@ -142,7 +142,7 @@ def head_groups(groups: int, k: Tensor) -> None:
 
 
 def shares(schedule: Schedule, q: Tensor, k: Tensor, batch: int) -> None:
-    """Raise unless this rank's tensors are as long as its share of the sequences."""
+    """Raise unless this rank's tensors have the length of its share of the sequences."""
     for name, borders, x, tokens, sharding in (
         ("q", "cu_seqlens", q, schedule.query_length, schedule.queries),
         ("k", "cu_seqlens_k or cu_seqlens", k, schedule.key_length, schedule.keys),

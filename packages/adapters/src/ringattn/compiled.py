@@ -1,6 +1,6 @@
 """`attention` as a registered operator: torch.compile keeps it in one graph and does not look inside.
 
-An operator takes tensors and numbers only, so a `ContextParallel` goes by its number, and planning happens inside.
+An operator takes only tensors and numbers, so a `ContextParallel` is passed by its number; planning happens inside.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ASKED = (
 def attend(
     request: CallSpec, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, alibi_slopes: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """out and lse, shaped like what was given: what a compiler sees of `attention`, whose lengths are lists here."""
+    """out and lse, shaped like the inputs, by an operator that compilers keep whole. Lengths are lists or None."""
     lengths = request.cu_seqlens, request.cu_seqlens_k
     asked = (
         *(request.cp.number, request.causal, *request.window_size, request.softcap, request.softmax_scale),
@@ -54,7 +54,7 @@ def _forward(
     if any(state is not None for state in result.rng_states):
         name = call.forward_pass.kernel.name
         raise UnsupportedError(
-            f"The kernel {name!r} draws dropout masks of its own, which torch.compile cannot carry to the "
+            f"The kernel {name!r} draws dropout masks itself, which torch.compile cannot carry to the "
             "backward pass: name another one, ContextParallel(..., kernel='reference'), or do without dropout."
         )
     out = result.out.view(*q.shape[:-1], v.shape[-1])
@@ -93,7 +93,7 @@ def _backward(
     kv = KV(flattened(k), flattened(v))
     dout, dlse = None if dout is None else flattened(dout), None if dlse is None else flattened_lse(dlse)
     grads = call.backward(number, dout, dlse, flattened(q), kv, result, sinks)
-    # A ring's dk and dv arrive as one message: an operator's results may not lie in each other's memory.
+    # A ring's dk and dv arrive as one message, but the results of an operator may not share memory.
     apart = grads.dk, grads.dv.clone() if _share(grads.dk, grads.dv) else grads.dv
     found = [grad.view(x.shape).contiguous() for grad, x in zip((grads.dq, *apart), (q, k, v), strict=True)]
     return found if grads.dsinks is None else [*found, grads.dsinks]
@@ -134,5 +134,5 @@ def _request(number: int, causal: bool, left: int, right: int, *rest: Any) -> Ca
 
 
 def _share(a: Tensor, b: Tensor) -> bool:
-    """Do they lie in one piece of memory?"""
+    """Do they share memory?"""
     return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()

@@ -19,7 +19,6 @@ from ringattn.tensors import check_tensors
 from ringattn.unshard import lengths, unshard
 from ringattn_comms.communicator import Communicator
 from ringattn_comms.connect import Group, communicator
-from ringattn_comms.header import encoded
 from ringattn_core.errors import lookup
 from ringattn_core.kernels import choose
 from ringattn_core.look.verify import check_sharding
@@ -34,24 +33,24 @@ _by_number: WeakValueDictionary[int, ContextParallel] = WeakValueDictionary()
 
 @dataclass(frozen=True, eq=False)
 class ContextParallel:
-    """A group of ranks that hold one sequence together.
+    """A group of ranks that share one sequence.
 
     group: a ProcessGroup, a one-dimensional DeviceMesh (`mesh["cp"]`), or None for all processes.
     layout: "zigzag" (equal work under a causal mask), "balanced" (for packed sequences: equal work, most of them whole
-        on one rank), "windowed(4096)" (equal work under a causal window of so many tokens), "contiguous", "striped", or
+        on one rank), "windowed(4096)" (equal work under a causal window of 4,096 tokens), "contiguous", "striped", or
         a layout function.
     route: "ring" (least memory), "waves" (fewest, largest kernel launches), "gather", "waves(3)", "double_ring(8)", a
         route function, or "auto": for each pass the one that is predicted to be the fastest on GPUs, else "waves".
-    cu_seqlens: global borders of packed sequences, as list or tensor; None is one sequence, of which every rank holds
-        the same number of tokens. For a length that does not divide so, say [0, length].
-    per_sequence: the layout divides every packed sequence by itself, or the whole stream, as "balanced" always does.
-    head_groups: keys travel in so many groups of kv heads: less memory, more messages.
+    cu_seqlens: global borders of packed sequences, as list or tensor; None is one sequence that divides
+        evenly among the ranks. For one that does not, say [0, length].
+    per_sequence: the layout divides each packed sequence separately; else the whole stream, as "balanced" always does.
+    head_groups: the number of groups of kv heads in which keys travel: more take less memory, and more messages.
     kernel: the name of a kernel; None chooses.
 
-    Raises ValueError for a layout, route or kernel that does not exist (with the nearest name) or bad borders, and
-    TypeError for what is neither a name nor a function; when it is first used, TypeError for what is no group, and
-    ValueError for a group that this process is not in, a mesh of several dimensions, None before torch.distributed has
-    begun, or a layout function that does not give every token to one rank.
+    Raises ValueError for an unknown layout, route or kernel (with the nearest name) or bad borders, and TypeError for a
+    layout or route that is neither a name nor a function. On first use: TypeError for an object that is no group, and
+    ValueError for a group without this process, a mesh of several dimensions, None before torch.distributed is
+    initialized, or a layout function that does not give every token to exactly one rank.
     """
 
     group: Group = None
@@ -82,12 +81,12 @@ class ContextParallel:
 
     @staticmethod
     def numbered(number: int) -> ContextParallel:
-        """The one of this number, in this process: how an operator of a compiled graph finds it."""
+        """The one with this number in this process: how an operator of a compiled graph finds it."""
         return _by_number[number]
 
     @property
     def communicator(self) -> Communicator:
-        """This rank's end of the group. Raises RuntimeError where the group has been destroyed since the first use."""
+        """This rank's end of the group. Raises RuntimeError if the group has been destroyed since the first use."""
         if not self._communicator.alive:
             raise RuntimeError(
                 f"The group of {self._communicator.size} ranks that this ContextParallel was first used with has been "
@@ -115,12 +114,12 @@ class ContextParallel:
         return self.communicator.size
 
     def with_cu_seqlens(self, cu_seqlens: Lengths | None) -> ContextParallel:
-        """The same for sequences of other lengths: make one for each batch, and use it in all layers."""
+        """A copy for sequences of other lengths: make one for each batch, and use it in all layers."""
         return replace(self, cu_seqlens=cu_seqlens)
 
     @no_compile
     def division(self, length: int) -> Sharding:
-        """Who holds which of `length` tokens. Raises ValueError where that contradicts `cu_seqlens`."""
+        """Which rank holds which of `length` tokens. Raises ValueError if `length` contradicts `cu_seqlens`."""
         borders = Borders((0, length)) if self.cu_seqlens is None else read(self.cu_seqlens)
         if borders[-1] != length:
             raise ValueError(
@@ -131,9 +130,8 @@ class ContextParallel:
         sharding = sound(Sharding(self.layout, borders, self.cp_size, self.per_sequence))
         if self.cu_seqlens is None and not _even(sharding):
             raise ValueError(
-                f"This layout does not give all {self.cp_size} ranks the same number of {length} tokens, so that a "
-                "rank could not tell the whole length from its own share. "
-                f"Say ContextParallel(..., cu_seqlens=[0, {length}])."
+                f"This layout does not divide {length} tokens evenly among {self.cp_size} ranks, so that a rank could "
+                f"not tell the whole length from its share. Say ContextParallel(..., cu_seqlens=[0, {length}])."
             )
         return sharding
 
@@ -147,18 +145,18 @@ class ContextParallel:
     def shard(self, *tensors: Tensor, dim: int | None = None) -> Any:
         """This rank's share of whole tensors along `dim`: one tensor for one, a tuple for several.
 
-        Any shapes, dtypes and devices; all ranks have the same whole tensors. Differentiable. Communicates nothing, but
+        Any shapes, dtypes and devices; all ranks pass the same whole tensors. Differentiable. Communicates nothing, but
         with RINGATTN_CHECK=1 all ranks call it together and compare a hash of what they are given.
-        dim: where the tokens are; None is the second dimension, as in (batch, tokens) and (batch, tokens, heads,
-            head_dim). Three dimensions may be (tokens, heads, head_dim) too, so say it for them.
+        dim: the dimension of the tokens; None is the second one, as in (batch, tokens) and (batch, tokens, heads,
+            head_dim). A tensor of three dimensions may be (tokens, heads, head_dim), so state it for those.
 
-        Raises ValueError for lengths that `cu_seqlens` contradicts, or that do not divide evenly without it, for
-        tensors without that dimension, and where the dimension is in doubt; TypeError for what is no tensor.
+        Raises ValueError for lengths that contradict `cu_seqlens`, or that do not divide evenly without it, for tensors
+        without that dimension, and where the dimension is in doubt; TypeError for an argument that is no tensor.
         """
         dim = self._token_dim(tensors, dim)
         index = [stream_index(self.division(x.shape[dim]), self.cp_rank, x.device) for x in tensors]
         if agree.checked():
-            self._compare(tensors)
+            agree.compare_shards(self.communicator, tensors)
         shards = tuple(x.index_select(dim, rows) for x, rows in zip(tensors, index, strict=True))
         return shards[0] if len(shards) == 1 else shards
 
@@ -172,11 +170,11 @@ class ContextParallel:
     def unshard(self, *tensors: Tensor, dim: int | None = None) -> Any:
         """The whole tensors from every rank's shares: the inverse of `shard`, on every rank.
 
-        Of any dtype, on the device that the group communicates on; shapes differ between ranks along `dim` alone, which
-        is as for `shard`.
+        Any dtype, on the device that the group communicates on; shapes differ between ranks only along `dim`, which has
+        the same meaning as in `shard`.
         Its gradient is the sum of all ranks' gradients of the whole, cut to this rank's share: exact where the loss is
         the sum of the ranks' losses, and cp_size times too large where each computes the same loss from the whole.
-        Raises ValueError where the shares are not as long as those that `shard` hands out.
+        Raises ValueError if a share has another length than `shard` gives this rank.
         """
         with agree.telling(lambda: self.communicator):
             dim = self._token_dim(tensors, dim)
@@ -187,8 +185,7 @@ class ContextParallel:
     def position_ids(self, length: int, device: torch.device | str | None = None) -> Tensor:
         """The positions of this rank's tokens in their sequences, for rotary embeddings: (1, local tokens) int64.
 
-        length: tokens of the whole. device: where the positions are wanted; None is the CPU. Raises ValueError as
-        `shard` does.
+        length: tokens of the whole sequence. device: of the result; None is the CPU. Raises ValueError as `shard` does.
         """
         sharding = self.division(length)
         positions = sequence_positions(sharding.cu_seqlens)[stream_index(sharding, self.cp_rank, torch.device("cpu"))]
@@ -208,10 +205,10 @@ class ContextParallel:
         return shifted.index_fill(dim, last[last >= 0], ignore_index)
 
     def _token_dim(self, given: tuple[Tensor, ...], dim: int | None) -> int:
-        """The dimension of the tokens in all these tensors: `dim`, or the second one. Raises where there is a doubt."""
+        """The dimension of the tokens in all these tensors: `dim`, or the second one. Raises if it is in doubt."""
         check_tensors("Tensors go in one by one, as in cp.shard(q, k, v)", *given)
         for x in given:
-            # With cu_seqlens another dimension would have another length than theirs.
+            # With cu_seqlens the length of the dimension would not match theirs if it were another one.
             if dim is None and x.dim() == 3 and self.cu_seqlens is None:
                 raise ValueError(
                     f"A tensor of shape {tuple(x.shape)} may be (batch, tokens, hidden), for which say dim=1, or "
@@ -220,12 +217,6 @@ class ContextParallel:
             if not -x.dim() <= (1 if dim is None else dim) < x.dim():
                 raise ValueError(f"There is no dimension {dim or 1} in a tensor of shape {tuple(x.shape)}: say dim=.")
         return 1 if dim is None else dim
-
-    def _compare(self, tensors: tuple[Tensor, ...]) -> None:
-        """Raise ValueError where another rank shards other tensors."""
-        terms = [(f"tensor {place} of shard", agree.shared(x)) for place, x in enumerate(tensors)]
-        with agree.turn(self.communicator, "shard", encoded((("RINGATTN_CHECK", True), *terms)), tensors[0].device):
-            pass
 
     def _unshard(self, x: Tensor, dim: int) -> Tensor:
         with agree.telling(lambda: self.communicator):
@@ -240,7 +231,7 @@ class ContextParallel:
 
 
 def sound(sharding: Sharding) -> Sharding:
-    """The same, if every token has one place: ringattn's own layouts need no proof. Raises ValueError otherwise."""
+    """The same sharding, if every token is on one rank, else ValueError. ringattn's layouts need no proof."""
     if getattr(sharding.layout, "__module__", "") != layout_named.__module__:
         _prove(sharding)
     return sharding

@@ -1,4 +1,4 @@
-"""What is said where the libraries of an extra are not installed."""
+"""The message for libraries of an extra that are not installed."""
 
 from importlib.util import find_spec
 

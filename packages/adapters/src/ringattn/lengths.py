@@ -1,4 +1,4 @@
-"""Cumulative sequence lengths as plain tuples, read from a tensor when it changes and not once a layer."""
+"""Cumulative sequence lengths as tuples; a tensor is read when it changes, and not once in each layer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WHOLE = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
 
 
 class Borders(tuple[int, ...]):
-    """Cumulative lengths that were checked. Every layer looks plans up by them, so their hash is computed once."""
+    """Cumulative lengths that have been checked. Every layer looks up plans by them, so the hash is computed once."""
 
     @cached_property
     def _hash(self) -> int:
@@ -33,10 +33,10 @@ class Borders(tuple[int, ...]):
 
 
 class _Seen(NamedTuple):
-    """A tensor that was read, and how to tell whether it still holds the same borders."""
+    """A tensor that was read, and its state at that time."""
 
     tensor: ref[Tensor]
-    state: Tensor | tuple[int, int]  # on a CPU a copy, elsewhere where it lies and how often it was changed
+    state: Tensor | tuple[int, int]  # on a CPU a copy, elsewhere its address and version
     borders: Borders
 
     def holds(self, tensor: Tensor) -> bool:
@@ -46,18 +46,18 @@ class _Seen(NamedTuple):
         return torch.equal(self.state, tensor) if isinstance(self.state, Tensor) else self.state == _version(tensor)
 
 
-_read: dict[int, _Seen] = {}  # by id, for as long as the tensor lives
+_read: dict[int, _Seen] = {}  # by id, as long as the tensor exists
 
 
 @no_compile
 def read(cu_seqlens: Lengths, name: str = "cu_seqlens") -> Borders:
-    """The borders as a tuple, again whenever a tensor has changed.
+    """The borders as a tuple; a tensor is read again when it has changed.
 
-    On a CPU contents are compared, because NumPy and `.data` change a tensor without a trace. To read a tensor on a GPU
-    the host waits for the device, so it is read once for each version that PyTorch counts: what changes it there behind
-    PyTorch's back (`.data`, DLPack, a kernel that is not PyTorch's) goes unnoticed. Pass a new tensor, or a list.
+    On a CPU values are compared, because NumPy and `.data` change a tensor without a new version. To read a tensor on a
+    GPU the host waits for the device, so it is read once for each version that PyTorch counts: changes there by
+    `.data`, DLPack or other libraries' kernels go unnoticed. Pass a new tensor, or a list.
 
-    Raises TypeError for what is no one-dimensional sequence of whole numbers, ValueError for what is not cumulative.
+    Raises TypeError unless it is a one-dimensional sequence of whole numbers, ValueError unless they are cumulative.
     """
     if isinstance(cu_seqlens, Borders):
         return cu_seqlens
@@ -71,7 +71,7 @@ def read(cu_seqlens: Lengths, name: str = "cu_seqlens") -> Borders:
     if isinstance(cu_seqlens, FakeTensor):
         raise TypeError(f"{name} is a FakeTensor, which has no numbers, and these decide what is planned: pass a list.")
     if cu_seqlens.is_inference() and not cu_seqlens.is_cpu:
-        return _checked(cu_seqlens.tolist(), name)  # It does not count its changes.
+        return _checked(cu_seqlens.tolist(), name)  # An inference tensor has no version.
     seen = _read.get(id(cu_seqlens))
     if seen and seen.holds(cu_seqlens):
         return seen.borders
@@ -118,7 +118,7 @@ def scaled(borders: Borders, factor: int) -> Borders:
 
 @lru_cache(16)
 def repeated(borders: Borders, batch: int) -> Borders:
-    """The borders of `batch` rows that are each divided in this way, laid end to end."""
+    """The borders of `batch` rows with these borders each, end to end."""
     if batch == 0:
         return scaled(borders, 0)
     total = borders[-1]
@@ -126,7 +126,7 @@ def repeated(borders: Borders, batch: int) -> Borders:
 
 
 def sequence_positions(borders: Sequence[int]) -> Tensor:
-    """Every token's position in its own sequence: (total,) int64."""
+    """Every token's position in its sequence: (total,) int64."""
     return torch.cat([torch.arange(stop - start) for start, stop in pairwise(borders)])
 
 

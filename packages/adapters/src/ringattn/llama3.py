@@ -1,4 +1,4 @@
-"""What the llama 3 functions say of lengths, translated into the borders of the whole stream."""
+"""The lengths that the llama 3 functions are given, as borders of the whole stream."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ContractError(ValueError, AssertionError):
 def llama3_flash_attn_prepare_cu_seqlens(
     cu_seqlens: Tensor, causal: bool, rank: int, world_size: int
 ) -> tuple[Tensor, Tensor, int, int, slice[int, int, int]]:
-    """What rank `rank` of `world_size` passes to `llama3_flash_attn_varlen_func`.
+    """The lengths that rank `rank` of `world_size` passes to `llama3_flash_attn_varlen_func`.
 
     cu_seqlens: (sequences + 1,) int32 or int64, the *global* borders of the packed stream, whose total world_size
         divides; every rank holds one contiguous slice of it.
@@ -63,10 +63,10 @@ def llama3_flash_attn_prepare_cu_seqlens(
 def stream_borders(
     cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, local_k_slice: slice, rank: int, size: int, length: int
 ) -> Borders:
-    """Borders of the whole stream under which this rank's `length` queries see just the keys that it was told.
+    """Borders of the whole stream under which this rank's `length` queries see exactly the keys of its arguments.
 
-    What lies before and after its slice counts as sequences of others. So the ranks' views differ, and a route that
-    communicates the same for all of them is needed: `at_once`.
+    The tokens before and after its slice count as sequences of other ranks. So the ranks' borders differ, and they need
+    a route that communicates the same whatever the borders are: `at_once`.
     """
     if not isinstance(local_k_slice, slice):
         raise TypeError(f"local_k_slice must be a slice of the gathered keys, got {local_k_slice!r}.")
@@ -92,13 +92,13 @@ def _stream_borders(q: Borders, k: Borders, keys: range, tokens: range, total: i
 
 
 def stream_slopes(slopes: Tensor, local_k_slice: slice, borders: Borders) -> Tensor:
-    """ALiBi's slopes of all sequences that `stream_borders` tells of, from those of this rank's sequences."""
+    """ALiBi's slopes of all sequences between the borders of `stream_borders`, from those of this rank's sequences."""
     before = int(range(borders[-1])[local_k_slice].start > 0)
     return pad(slopes, (0, 0, before, len(borders) - 1 - len(slopes) - before))
 
 
 def head_groups(k: Tensor, heads_k_stride: int) -> int:
-    """In how many groups `heads_k_stride` kv heads at a time are gathered."""
+    """The number of groups, if `heads_k_stride` kv heads at a time are gathered."""
     heads = k.shape[-2]
     if heads_k_stride < 1 or heads % heads_k_stride:
         raise ContractError(f"heads_k_stride must divide the {heads} kv heads, got {heads_k_stride}.")

@@ -103,7 +103,7 @@ def _attend(
 
 
 def _with_signature(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, whose signature PyTorch asks for in every call: to make it anew takes tens of microseconds."""
+    """The function with its signature stored: PyTorch asks for it in every call, and it takes tens of microseconds."""
     vars(function)["__signature__"] = inspect.signature(function)
     return function
 
@@ -140,7 +140,7 @@ class _Attention(torch.autograd.Function):
 
 
 class _Backward(torch.autograd.Function):
-    """The gradients of q, k, v and sinks: a function of its own, so that it is an error to differentiate them again."""
+    """The gradients of q, k, v and sinks: a separate function, so that to differentiate them again is an error."""
 
     @staticmethod
     @_with_signature
@@ -160,7 +160,7 @@ class _Backward(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
-        """Nothing is kept, for nothing comes after it."""
+        """There is no second derivative to keep anything for."""
 
     @staticmethod
     def vmap(*args: Any) -> None:

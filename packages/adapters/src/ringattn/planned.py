@@ -1,7 +1,7 @@
 """The forward pass of a planned call as an operator, `ringattn::planned_attention`, outside of compiled graphs.
 
-What watches operators sees one, not what is inside: selective activation checkpointing, which keeps the outputs of
-operators that it is told of, keeps a whole pass, and sends no keys again when it computes the rest anew.
+Selective activation checkpointing keeps the outputs of the operators that it is told of. With one operator it keeps a
+whole pass, and sends no keys again when it recomputes the rest.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from ringattn.call import Call
 
 _LIBRARY = torch.library.Library("ringattn", "FRAGMENT")  # type: ignore[no-untyped-call]
 _places = count()
-_running: dict[int, Run] = {}  # by their places here, for an operator takes tensors and numbers only
+_running: dict[int, Run] = {}  # by number, because an operator takes only tensors and numbers
 
 
 class Run:
-    """One forward pass of a call; `number` is what the other ranks know it by, once it has sent its keys."""
+    """One forward pass of a call; `number` is the one by which all ranks know it, once it has run."""
 
     def __init__(self, call: Call) -> None:
         self.call = call
         self.number: int | None = None
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> list[Tensor]:
-        """out, lse, and what the kernels' dropout masks are drawn from, if they draw any."""
+        """out, lse, and the random states of the kernels, if they draw dropout masks."""
         place = next(_places)
         _running[place] = self
         try:

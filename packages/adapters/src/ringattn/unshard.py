@@ -26,11 +26,11 @@ def lengths(sharding: Sharding) -> list[int]:
 
 
 class _Gathering:
-    """One `unshard`: what its adjoint needs to know of it."""
+    """One `unshard`, with everything that its backward pass needs."""
 
     def __init__(self, x: Tensor, sharding: Sharding, comm: Communicator) -> None:
         self.sharding, self.comm = sharding, comm
-        self.number: int | None = None  # that the other ranks know it by, once it has run
+        self.number: int | None = None  # by which all ranks know it, once it has run
         self.terms = encoded(
             (
                 *(("shape", tuple(x.shape[1:])), ("dtype", x.dtype), ("layout", agree.named(sharding.layout))),
@@ -40,7 +40,7 @@ class _Gathering:
 
 
 class _Unshard(torch.autograd.Function):
-    """All-gather of unequal shares into stream order, along dimension 0; its adjoint sums over the ranks."""
+    """All-gather of unequal shares into stream order, along dimension 0; its gradient is summed over the ranks."""
 
     @staticmethod
     def forward(x: Tensor, run: _Gathering) -> Tensor:

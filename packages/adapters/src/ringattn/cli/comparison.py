@@ -23,7 +23,7 @@ console = Console(highlight=False)
 
 
 def agree(schedules: tuple[Schedule, ...], tokens: int, layout: str, route: str) -> bool:
-    """Run the demo; does it come to an end, and do the two agree?"""
+    """Run the demo; does it finish, and do both results agree?"""
     try:
         smollm.check()
         return _show(schedules, tokens, layout, route)

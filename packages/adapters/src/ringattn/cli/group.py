@@ -12,11 +12,11 @@ from ringattn.cli.worker import Event, Job, main
 
 
 class FailedError(RuntimeError):
-    """A process of the group has failed; the message is what it said."""
+    """A process of the group has failed; the message is that of the process."""
 
 
 def run(job: Job) -> Iterator[Event]:
-    """Run the job on `job.cp` processes and yield what they tell, until all are done. Raises FailedError."""
+    """Run the job on `job.cp` processes and yield their events until all are done. Raises FailedError."""
     # Spawned, because a process that has computed with threads cannot be forked safely.
     context = get_context("spawn")
     events = context.Queue()

@@ -1,4 +1,4 @@
-"""The drawings of `ringattn_core.look.draw` in colour, as wide as the console: every rank has a colour of its own."""
+"""The drawings of `ringattn_core.look.draw` in colour, as wide as the console, with a colour for each rank."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def color(rank: int) -> str:
 
 
 def ownership(sharding: Sharding, width: int) -> str:
-    """Who holds which tokens, in lines of so many characters at most, if 8 for the tokens are not too many."""
+    """Who holds which tokens, in lines of `width` characters at most; tokens take at least 8 of them."""
     longest = max(sharding.length(rank) for rank in range(sharding.cp_size))
     around = len(f"rank {sharding.cp_size - 1} || {longest:,} tokens")
     return draw.ownership(sharding, width=max(8, min(64, width - around)))
 
 
 def mask(schedules: Sequence[Schedule], width: int, *, most: int = 48) -> str:
-    """The attention matrix in lines of so many characters, if 8 cells are not too many; `most` cells at most."""
+    """The attention matrix in lines of `width` characters at most, with 8 to `most` cells in each."""
     cp, tokens = len(schedules), max(schedules[0].queries.cu_seqlens[-1], schedules[0].keys.cu_seqlens[-1])
     around = len(f"{cp - 1} |  | rank of the key")
     size = max(8, min(most, (width - around + 1) // (1 + draw.cell_width(cp))))
@@ -45,7 +45,7 @@ def mask(schedules: Sequence[Schedule], width: int, *, most: int = 48) -> str:
 
 
 def timeline(schedules: Sequence[Schedule], width: int) -> str:
-    """What each rank computes on each hop, in lines of so many characters, if its hops are not too many."""
+    """What each rank computes on each hop, in lines of `width` characters, or more if there are many hops."""
     around = len(f"rank {len(schedules) - 1} | 100.0 % of the cells in 10 launches")
     return draw.timeline(schedules, width=min(96, width - around))
 

@@ -1,4 +1,4 @@
-"""`ringattn plan`: what each route would cost, before a GPU is rented."""
+"""`ringattn plan`: the predicted cost of each route, before a GPU is rented."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ringattn.cli import choices, sizes
 from ringattn.cli.progress import busy, followed
 from ringattn_core.errors import lookup
 from ringattn_core.look.auto import CANDIDATES, Routes, auto_routes, typical
-from ringattn_core.look.machine import MACHINES
+from ringattn_core.look.machine import MACHINES, Machine
 from ringattn_core.look.shape import ACCUMULATOR, Shape
 from ringattn_core.look.simulate import Forecast, predict
 from ringattn_core.plan.layout import Sharding, layout_named
@@ -26,7 +26,7 @@ from ringattn_core.plan.route import route_named
 from ringattn_core.plan.schedule import Schedule
 from ringattn_core.plan.tile import chunk
 
-FULL = "✗"  # what does not fit
+FULL = "✗"  # marks what does not fit into the GPU
 Passes = tuple[tuple[Schedule, ...], tuple[Schedule, ...]]  # all ranks' schedules of a forward and of a backward pass
 
 
@@ -51,10 +51,10 @@ def plan(
 
     - time: until the last rank has done both passes
     - of ideal: how much of that time an equal share of the work needs, with nothing lost
-    - waiting: in which a GPU waits for keys, for gradients or for its host
+    - waiting: how long a GPU waits for keys, for gradients or for its host
     - TFLOP: what is computed
     - received: keys, values and gradients of other ranks
-    - memory: the most that is held beside q, k, v and their gradients; ✗ where that does not fit the GPU
+    - memory: the most that is held in addition to q, k, v and their gradients; ✗ where that does not fit the GPU
 
     Examples: ringattn plan --seqlen 1M --window 4096; ringattn plan --route ring --route 'double_ring(4)'
     """
@@ -65,54 +65,67 @@ def plan(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="'--gpu'") from error
     lengths = _lengths(sizes.lengths(seqlen), documents)
-    early = default_early_rows(sum(lengths) // cp)  # of a forward pass
-
-    @cache
-    def planned(name: str) -> Passes:
-        forward, backward = (
-            choices.schedules(layout, name, lengths, cp, window, num_early_rows=num_early_rows)
-            for num_early_rows in (early, 0)
-        )
-        return forward, backward
-
     shape = Shape(heads, kv_heads, head_dim, grad_itemsize=2 if one_sided else ACCUMULATOR)
     like = typical(Sharding(layout_named(layout), tuple(accumulate(lengths, initial=0)), cp))
     with busy("choosing for auto"):
         auto = auto_routes(like, choices.band(window), shape, machine, one_sided=one_sided)
-    plans = {name: planned(name) for name in route or _routes(cp) if name != "auto"}
-    marks = {name: _chosen(name, auto) if cp > 1 else "" for name in plans}
-    if not plans or (cp > 1 and " ← auto" not in marks.values()):
-        plans["auto"] = planned(auto.forward)[0], planned(auto.backward)[1]
-        marks["auto"] = "" if any(marks.values()) else f" = {' / '.join(dict.fromkeys(auto))}"
+    plans, marks = _plans(route or _routes(cp), auto, layout, lengths, cp, window)
     found = {
         name: predict(forward, shape, machine, backward=backward, one_sided=one_sided)
         for name in followed(list(plans), "predicting")
         for forward, backward in [plans[name]]
     }
     work = {name: _flop(shape, max(schedule.area for schedule in each)) for name, (each, _) in plans.items()}
-    console = Console(highlight=False)
-    title = f"{_stream(lengths)} on {sizes.count(cp, 'rank')}, {layout}, {heads} heads over {kv_heads}, bf16, one layer"
-    console.print(title, style="bold")
-    table = _table(found, work, marks, machine.capacity)
-    if Measurement.get(console, console.options.update(max_width=1000), table).maximum > console.width:
-        table = _upright(table)
-    console.print(table)
     some, _ = next(iter(plans.values()))
-    for note in (*_notes(some, like), *_room(found, machine.capacity, gpu.upper())):
-        console.print(f"[yellow]{note}[/]")
-    console.print(
+    title = f"{_stream(lengths)} on {sizes.count(cp, 'rank')}, {layout}, {heads} heads over {kv_heads}, bf16, one layer"
+    _show(title, _table(found, work, marks, machine.capacity), [*_notes(some, like), *_room(found, machine, gpu)])
+    Console(highlight=False).print(
         f"[dim]{_work(some, shape)} Predicted for {gpu.upper()}s from measured kernels and links "
         "(ringattn_core/look/machine.py).[/]"
     )
 
 
-def _room(found: dict[str, Forecast], capacity: float, gpu: str) -> list[str]:
-    """What a reader should know of the routes that do not fit into a GPU."""
+def _plans(
+    routes: list[str], auto: Routes, layout: str, lengths: list[int], cp: int, window: int | None
+) -> tuple[dict[str, Passes], dict[str, str]]:
+    """The schedules of each route, and what the table says of "auto" behind its name."""
+
+    @cache
+    def planned(name: str) -> Passes:
+        forward, backward = (
+            choices.schedules(layout, name, lengths, cp, window, num_early_rows=num_early_rows)
+            for num_early_rows in (default_early_rows(sum(lengths) // cp), 0)
+        )
+        return forward, backward
+
+    plans = {name: planned(name) for name in routes if name != "auto"}
+    marks = {name: _chosen(name, auto) if cp > 1 else "" for name in plans}
+    if not plans or (cp > 1 and " ← auto" not in marks.values()):
+        plans["auto"] = planned(auto.forward)[0], planned(auto.backward)[1]
+        marks["auto"] = "" if any(marks.values()) else f" = {' / '.join(dict.fromkeys(auto))}"
+    return plans, marks
+
+
+def _show(title: str, table: Table, notes: list[str]) -> None:
+    """Print the table, in lines for a narrow terminal, between its title and its notes."""
+    console = Console(highlight=False)
+    console.print(title, style="bold")
+    if Measurement.get(console, console.options.update(max_width=1000), table).maximum > console.width:
+        table = _upright(table)
+    console.print(table)
+    for note in notes:
+        console.print(f"[yellow]{note}[/]")
+
+
+def _room(found: dict[str, Forecast], machine: Machine, gpu: str) -> list[str]:
+    """Notes on the routes that do not fit into a GPU."""
+    capacity = machine.capacity
     large = [name for name, forecast in found.items() if forecast.total_bytes > capacity]
     if not large:
         return []
     needed = min(forecast.total_bytes for forecast in found.values())
-    note = f"{FULL} does not fit into the {sizes.data(capacity)} of an {gpu}, with q, k, v and gradients of this layer."
+    room = f"the {sizes.data(capacity)} of an {gpu.upper()}"
+    note = f"{FULL} does not fit into {room}, with q, k, v and gradients of this layer."
     if len(large) < len(found):
         return [note]
     return [note, f"No route here fits: the smallest needs {sizes.data(needed)} in all. Take more ranks."]
@@ -121,7 +134,7 @@ def _room(found: dict[str, Forecast], capacity: float, gpu: str) -> list[str]:
 def _work(schedules: tuple[Schedule, ...], shape: Shape) -> str:
     areas = [schedule.area for schedule in schedules]
     share = max(areas) / (sum(areas) or 1)
-    return f"Work of a layer: {_flop(shape, sum(areas)):.3g} FLOP, of which the busiest rank has {share:.1%}."
+    return f"Work of a layer: {_flop(shape, sum(areas)):.3g} FLOP; the busiest rank has {share:.1%} of it."
 
 
 def _lengths(given: list[int], documents: int) -> list[int]:
@@ -159,7 +172,7 @@ def _chosen(name: str, auto: Routes) -> str:
 
 
 def _notes(schedules: tuple[Schedule, ...], like: Sharding) -> list[str]:
-    """What a reader of the table should know; `like` is what "auto" was chosen for."""
+    """Notes below the table; `like` is the sharding that "auto" was chosen for."""
     cp, notes = len(schedules), []
     idle = sum(schedule.query_length == 0 for schedule in schedules)
     if idle:
@@ -180,12 +193,12 @@ def _described(sharding: Sharding) -> str:
 
 
 def _flop(shape: Shape, area: int) -> int:
-    """Of both passes."""
+    """The floating-point operations of both passes."""
     return sum(shape.flop(area, backward=backward) for backward in (False, True))
 
 
 def _upright(table: Table) -> Table:
-    """The table for a terminal that is too narrow for it: a line for each number, and none of them cut."""
+    """The table for a narrow terminal: one line for each number, so that none is cut."""
     upright = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
     titles, *columns = ([column.header, *column.cells] for column in table.columns)
     for row, title in enumerate(titles[1:], 1):

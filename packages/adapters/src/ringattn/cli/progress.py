@@ -1,4 +1,4 @@
-"""A bar for what takes long: on the terminal's error stream while it runs, and nothing where nobody watches."""
+"""A progress bar on the terminal's error stream, and nothing if the error stream is no terminal."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ T = TypeVar("T")
 
 
 def busy(description: str) -> AbstractContextManager[object]:
-    """What shows on a terminal that something is under way which cannot say how far it is."""
+    """Shows on a terminal that a step of unknown length is running."""
     console = Console(stderr=True)
     return console.status(description) if console.is_terminal else nullcontext()
 
 
 def followed(items: Sequence[T], description: str) -> Iterable[T]:
-    """The items, and a bar that moves on with each of them."""
+    """The items; a bar advances with each of them."""
     console = Console(stderr=True)
     return track(items, description, console=console, transient=True, disable=not console.is_terminal)

@@ -9,7 +9,7 @@ from fractions import Fraction
 import typer
 
 _UNITS = {"": 1, "k": 1024, "m": 1024**2, "b": 1024**3, "g": 1024**3}
-_MOST = 2**53  # beyond which no count of tokens makes sense
+_MOST = 2**53  # larger than any count of tokens that makes sense
 
 
 def tokens(text: str | int) -> int:
@@ -40,7 +40,7 @@ def _tokens(text: str) -> int:
 
 
 def whole(least: int, most: int | None = None) -> Callable[[str | int], int]:
-    """What reads a whole number in these bounds. It raises BadParameter with them."""
+    """A parser of whole numbers in these bounds. It raises BadParameter with the bounds."""
     bounds = f"{least} or more" if most is None else f"from {least} to {most:,}"
 
     def number(text: str | int) -> int:
@@ -81,7 +81,7 @@ def duration(seconds: float) -> str:
 
 
 def _mixed(number: int, base: int, large: str, small: str) -> str:
-    """A number of small units, `base` of which are a large one."""
+    """A number of small units, in large units of `base` small ones and the rest."""
     whole, rest = divmod(number, base)
     return f"{whole:,} {large}" + (f" {rest} {small}" if rest else "")
 

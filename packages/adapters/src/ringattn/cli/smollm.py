@@ -29,12 +29,12 @@ class MissingError(RuntimeError):
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers from printing bars and notes of its own between ours."""
+    """Keep transformers from printing bars and notes among those of the demo."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    # One of its bars knows no switch. An exception comes through as ever.
+    # One of its bars cannot be switched off. Exceptions still come through.
     with redirect_stderr(io.StringIO()):
         yield
 
@@ -74,13 +74,13 @@ def load_model() -> Any:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder(), gguf_file=FILE, dtype=torch.float32)
-    # From here on these are plain float32 weights, of which copies can be made without the file.
+    # From here on these are plain float32 weights, which can be copied without the file.
     del model.config.quantization_config
     return model.eval()
 
 
 def text(tokenizer: Any, tokens: int) -> Tensor:
-    """The first so many tokens of the standard library's source: (1, tokens) int64.
+    """The first `tokens` tokens of the standard library's source: (1, tokens) int64.
 
     Raises MissingError where Python came without its sources.
     """
@@ -96,4 +96,4 @@ def text(tokenizer: Any, tokens: int) -> Tensor:
         found = ids.shape[1]
         if found >= tokens:
             return ids[:, :tokens]
-    raise MissingError(f"The sources at hand have {found} tokens: ask for no more than that.")
+    raise MissingError(f"The sources on this machine have {found} tokens: ask for no more than that.")

@@ -1,4 +1,4 @@
-"""Other libraries' names for what is here: `from ringattn.compat import ring_flash_attn`, or `install()`."""
+"""The names of ring-flash-attention: `from ringattn.compat import ring_flash_attn`, or `install()`."""
 
 from ringattn.compat.alias import install
 

@@ -1,4 +1,4 @@
-"""The module `ring_flash_attn.utils`: what other projects build rings of their own with."""
+"""The module `ring_flash_attn.utils`: helpers with which other projects build rings."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ class RingComm:
         self.send_rank, self.recv_rank = ranks
 
     def send_recv(self, to_send: Tensor, recv_tensor: Tensor | None = None) -> Tensor:
-        """Queue an exchange; what is returned is filled once `wait` has returned."""
+        """Queue an exchange; the returned tensor is filled when `wait` has returned."""
         received = torch.empty_like(to_send) if recv_tensor is None else recv_tensor
         self._ops.append(dist.P2POp(dist.isend, to_send, self.send_rank, group=self._process_group))
         self._ops.append(dist.P2POp(dist.irecv, received, self.recv_rank, group=self._process_group))
         return received
 
     def commit(self) -> None:
-        """Start what was queued."""
+        """Start the queued exchanges."""
         if self._reqs is not None:
             raise RuntimeError("commit called twice: call wait before the next commit")
         self._reqs = dist.batch_isend_irecv(self._ops)
 
     def wait(self) -> None:
-        """Wait for what was started."""
+        """Wait for the exchanges that were started."""
         if self._reqs is None:
             raise RuntimeError("wait called before commit: there is nothing to wait for")
         for request in self._reqs:
@@ -80,7 +80,7 @@ class AllGatherComm:
         self.handles.append(dist.all_gather(parts, input_tensor, group=self.group, async_op=True))
 
     def wait(self) -> None:
-        """Wait for all that was started."""
+        """Wait for all that were started."""
         for handle in self.handles:
             handle.wait()
         self.handles = []
@@ -88,7 +88,7 @@ class AllGatherComm:
 
 def get_default_args(func: Any) -> dict[str, Any]:
     """The parameters of a function, or of a `torch.library.custom_op`, with their defaults, or with None."""
-    # A custom operator keeps the function that it was made of here.
+    # `_init_fn` is the function that a custom operator was made from.
     function = func if inspect.isfunction(func) else func._init_fn
     defaults = {
         name: None if parameter.default is inspect.Parameter.empty else parameter.default

@@ -1,6 +1,6 @@
 """The module `ring_flash_attn.adapters.hf_adapter`: FlashAttention in transformers' models, over the ranks of a group.
 
-As in the original one group and one packing hold for the whole process. `ringattn.hf.parallelize` is per model, and
+As in the original, one group and one packing hold for the whole process. `ringattn.hf.parallelize` is per model, and
 shards inputs, labels and positions itself.
 """
 
@@ -25,7 +25,7 @@ from ringattn_core.plan.route import at_once
 
 Forward = Callable[..., Any]
 
-DATA_PARAMS: dict[str, Any] = {}  # what the next forward pass reads; others write and read it too
+DATA_PARAMS: dict[str, Any] = {}  # read by the next forward pass; other projects read and write it too
 RING_ATTN_SWITCH = True
 _KEYS = "cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k", "local_k_slice"
 _NAMES = "flash_attention_2", "flash_attention_3", "flash_attention_4"
@@ -34,7 +34,7 @@ _forwards: list[Forward] = []  # what `create_ring_flash_attention_forward` last
 
 
 def check_params(f1: Forward, f2: Forward) -> bool:
-    """Do two functions take as many parameters?"""
+    """Do two functions take the same number of parameters?"""
     return len(inspect.signature(f1).parameters) == len(inspect.signature(f2).parameters)
 
 
@@ -51,7 +51,7 @@ def update_ring_flash_attn_params(cu_seqlens: Tensor, process_group: dist.Proces
 
 
 def use_ring_attn(flag: bool) -> None:
-    """Switch to the ranks' attention, or back to this rank's alone, as for generating."""
+    """Turn attention over all ranks on, or off, as for generation."""
     global RING_ATTN_SWITCH  # noqa: PLW0603 - others read and write it by this name
     RING_ATTN_SWITCH = flag
 
@@ -136,7 +136,7 @@ def flash_attention_forward(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """The ranks' attention by transformers' contract: (batch, heads, tokens, head_dim) in, (out, None) out.
+    """Attention over all ranks by transformers' contract: (batch, heads, tokens, head_dim) in, (out, None) out.
 
     float32 is computed in the dtype of autocast, or of the model's weights, as transformers does for FlashAttention.
     """
@@ -163,7 +163,7 @@ def _computed_in(module: Any, query: Tensor) -> torch.dtype:
     weights = (layer.weight.dtype for layer in module.modules() if isinstance(layer, nn.Linear))
     dtype = next(weights, torch.float32)
     if dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        # Quantized weights are of no dtype to compute in: the configuration has what they stand for.
+        # Quantized weights have no dtype to compute in; the configuration states the one that they stand for.
         dtype = module.config.dtype
     return dtype
 
@@ -173,7 +173,7 @@ def _is_causal(module: nn.Module, stated: bool | None) -> bool:
 
 
 def _forward() -> Forward:
-    """What stands in for transformers' `_flash_attention_forward`: from `substitute_hf_flash_attn`, or put there."""
+    """The replacement of transformers' `_flash_attention_forward`: made by `substitute_hf_flash_attn`, or assigned."""
     if _forwards:
         # The original has one for each generation of transformers, the newest one last.
         return _forwards[-1]
@@ -182,18 +182,16 @@ def _forward() -> Forward:
     # Other projects, axolotl for one, register `flash_attention_forward` and assign this name a function of their own.
     forward: Forward = modeling_flash_attention_utils._flash_attention_forward
     if forward.__module__ == modeling_flash_attention_utils.__name__:
-        raise ValueError(
-            "Nobody said over which ranks to attend: call substitute_hf_flash_attn(process_group, 1) first."
-        )
+        raise ValueError("The ranks to attend over are unknown: call substitute_hf_flash_attn(process_group, 1) first.")
     return forward
 
 
 def substitute_hf_flash_attn(process_group: dist.ProcessGroup, heads_k_stride: int) -> None:
     """Let models of transformers that were loaded with "flash_attention_2" (3, 4) attend over the ranks of a group.
 
-    Goes through transformers' table of attention functions; calling it again changes group and stride. Modules that
-    are not causal, such as a vision tower's, keep their own attention. Raises ValueError where transformers has no such
-    table.
+    It replaces entries in transformers' table of attention functions; a second call changes group and stride. Modules
+    that are not causal, such as a vision tower's, keep the original entries. Raises ValueError if transformers has no
+    such table.
     """
     try:
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -203,7 +201,7 @@ def substitute_hf_flash_attn(process_group: dist.ProcessGroup, heads_k_stride: i
     for name in _NAMES:
         if name in ALL_ATTENTION_FUNCTIONS:
             _originals.setdefault(name, ALL_ATTENTION_FUNCTIONS[name])
-            # The table's own entry, as the original does, for it hides what AttentionInterface has registered.
+            # Set the table's entry, as the original does: it takes precedence over what AttentionInterface registered.
             ALL_ATTENTION_FUNCTIONS[name] = _switched(name)
 
 
