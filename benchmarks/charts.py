@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
-LEFT, RIGHT, TOP, LINE = 250, 50, 64, 15
-WIDTH = 760
+LEFT, RIGHT, TOP, LINE = 230, 40, 64, 16
+WIDTH = 620
 MOST = 110  # percent at the right end
 # Colours that are told apart by colour-blind eyes, and in grey: of the text, the lines, and the libraries in turn.
 THEMES = {
@@ -58,5 +58,5 @@ def _mark(percent: int, bottom: float, text: str, line: str) -> str:
 
 
 def _legend(index: int, name: str, colour: str, text: str) -> str:
-    x = LEFT + 150 * index
+    x = 12 + 150 * index
     return f'<rect x="{x}" y="34" width="12" height="12" fill="{colour}"/>' + _text(x + 18, 40, name, text, "start")

@@ -78,17 +78,19 @@ def place(item: tuple[tuple[str, ...], object]) -> tuple[int, ...]:
 def comparison(found: list[Series], number: dict[str, int]) -> list[str]:
     """The Markdown table of these series."""
     lines = [
-        "| row | kernel | heads | tokens a GPU | ringattn | ring-flash-attn | `context_parallel` | run |",
-        "|---|---|---|---|---|---|---|---|",
+        "| row | heads | tokens a GPU | ringattn | ring-flash-attn | `context_parallel` | run |",
+        "|---|---|---|---|---|---|---|",
     ]
     for (row, kernel, heads, tokens), by in sorted(cells(found).items(), key=place):
         values = [by.get(library, ("", ""))[0] for library in LIBRARIES]
-        run = number[by["ringattn"][1]]
-        lines.append(
-            f"| {row} | {KERNELS[kernel]} | {heads} | {int(tokens):,} | **{values[0]}** | {values[1]} | {values[2]} "
-            f"| {run} |"
-        )
+        name, run = titled(row, kernel), number[by["ringattn"][1]]
+        lines.append(f"| {name} | {heads} | {int(tokens):,} | **{values[0]}** | {values[1]} | {values[2]} | {run} |")
     return lines
+
+
+def titled(row: str, kernel: str) -> str:
+    """A row's name, with its kernel where that is not the usual one."""
+    return row if kernel == "flash_attn_4" else f"{row}, {KERNELS[kernel]}"
 
 
 def of(found: list[Series], start: str) -> list[Series]:
@@ -102,7 +104,7 @@ def bars(found: list[Series]) -> list[tuple[str, list[Bar]]]:
     for one in found:
         for row in one.rows:
             if row["tokens"] == "8192" and row["heads"] == "32:8" and row["with_backward"]:
-                label = row["row"] if row["kernel"] == "flash_attn_4" else f"{row['row']}, {KERNELS[row['kernel']]}"
+                label = titled(row["row"], row["kernel"])
                 groups.setdefault(label, []).append(Bar(row["library"], float(row["with_backward"])))
     return [(label, groups[label]) for label in sorted(groups, key=lambda label: ROWS.index(label.partition(",")[0]))]
 
@@ -169,9 +171,10 @@ HEAD = """# How fast
 
 A number is 100 % x (T1 / N) / TN. T1 is the time that one GPU takes for the whole sequence with the same kernel, TN the
 time of the slowest of N GPUs that share it; 100 % is perfect scaling. Each cell has two numbers: of a forward pass, and
-of forward and backward together. All are causal, bf16, heads of 128 (32:8 is 32 query and 8 kv heads); all libraries of
-a row are measured in one run, interleaved, with PyTorch 2.11, flash-attn-4 4.0.0b36 and
-[ring-flash-attn](https://github.com/zhuzilin/ring-flash-attention) 0.1.8 on the same kernel.
+of forward and backward together. All are causal, bf16, heads of 128 (32:8 is 32 query and 8 kv heads), on
+FlashAttention 4 where a row names no other kernel. All libraries of a row are measured in one run, interleaved, with
+PyTorch 2.11, flash-attn-4 4.0.0b36 and [ring-flash-attn](https://github.com/zhuzilin/ring-flash-attention) 0.1.8 on the
+same kernel.
 
 What *your* sizes would take is predicted by `ringattn plan`: [Choosing](concepts/choosing.md). Where the time goes, and
 what was tried, is in the file `dev/LOG.md` of the repository.

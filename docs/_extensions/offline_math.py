@@ -18,7 +18,7 @@ def inline(translator: HTML5Translator, node: nodes.math) -> None:
 def block(translator: HTML5Translator, node: nodes.math_block) -> None:
     """A formula in lines of its own; a wide one is scrolled."""
     formula = tex2mathml(node.astext(), as_block=True)
-    translator.body.append(f'<div class="math" style="overflow-x: auto">{formula}</div>\n')
+    translator.body.append(f'<div class="math" style="overflow: auto hidden; padding-block: 0.4em">{formula}</div>\n')
     raise nodes.SkipNode
 
 

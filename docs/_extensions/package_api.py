@@ -97,12 +97,20 @@ def members(body: list[ast.stmt], *, inside_class: bool) -> Iterator[str]:
         match statement:
             case ast.FunctionDef(decorator_list=[ast.Name(id="overload")]) if not ast.get_docstring(statement):
                 pass  # The docstring stands with the most general signature.
+            case ast.FunctionDef(decorator_list=[ast.Name(id="overload")]):
+                pass  # The function itself has the docstring, in the module that defines it.
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) if is_public(name):
                 yield from function(statement, inside_class=inside_class)
             case ast.ClassDef(name=name) if is_public(name):
                 bases = ", ".join(map(ast.unparse, statement.bases))
                 content = [docstring(statement, fields(statement)), "", *members(statement.body, inside_class=True)]
-                yield from directive(8, "class", f"{name}({bases})" if bases else name, [], content)
+                made = constructor(statement)
+                if made is None:
+                    yield from directive(8, "class", f"{name}({bases})" if bases else name, [], content)
+                else:
+                    yield from directive(
+                        8, "class", f"{name}({made})", [], [*([f"A `{bases}`."] if bases else []), "", *content]
+                    )
             case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)) if is_public(name):
                 annotation = getattr(statement, "annotation", None)
                 options = [f":type: {ast.unparse(annotation)}"] if annotation else []
@@ -115,6 +123,28 @@ def members(body: list[ast.stmt], *, inside_class: bool) -> Iterator[str]:
                 # Several at once are what the call on the right makes, and that says what they are.
                 for name in (element.id for element in elements if isinstance(element, ast.Name)):
                     yield from directive(6, "data", name, [], [f"One of `{ast.unparse(call)}`."])
+
+
+def constructor(node: ast.ClassDef) -> str | None:
+    """The parameters of a class: those of `__init__`, or the fields of a data class; None where neither says."""
+    for statement in node.body:
+        if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
+            del statement.args.args[0]
+            return ast.unparse(statement.args)
+    if not any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
+        return None
+    found = []
+    for statement in node.body:
+        match statement:
+            case ast.AnnAssign(target=ast.Name(id=name), annotation=kind, value=None):
+                found.append(f"{name}: {ast.unparse(kind)}")
+            case ast.AnnAssign(target=ast.Name(id=name), annotation=kind, value=ast.Call(keywords=options)):
+                given = {option.arg: ast.unparse(option.value) for option in options}
+                if given.get("init") != "False":
+                    found.append(f"{name}: {ast.unparse(kind)} = {given.get('default', '...')}")
+            case ast.AnnAssign(target=ast.Name(id=name), annotation=kind, value=ast.expr() as value):
+                found.append(f"{name}: {ast.unparse(kind)} = {ast.unparse(value)}")
+    return ", ".join(found)
 
 
 def function(node: ast.FunctionDef | ast.AsyncFunctionDef, *, inside_class: bool) -> Iterator[str]:
