@@ -41,8 +41,10 @@ def test_a_series_without_a_commit_is_noticed(tmp_path: Path) -> None:
 
 def test_a_bar_is_as_long_as_its_number() -> None:
     drawn = charts.chart("Title", [("row", [charts.Bar("one", 50.0), charts.Bar("<two>", 100.0)])], "dark")
-    widths = [float(part.partition('"')[0]) for part in drawn.split(' width="')[1:] if 'height="13"' in part]
-    assert widths[1] == pytest.approx(2 * widths[0], abs=0.1) and "&lt;two&gt;" in drawn
+    widths = [
+        float(part.partition('"')[0]) for part in drawn.split(' width="')[1:] if f'height="{charts.LINE - 2}"' in part
+    ]
+    assert len(widths) == 2 and widths[1] == pytest.approx(2 * widths[0], abs=0.1) and "&lt;two&gt;" in drawn
 
 
 def test_every_entry_of_the_log_begins_with_three_lines() -> None:
