@@ -141,7 +141,6 @@ TO_REWORD: set[str] = {
     "packages/core/src/ringattn_core/plan/many.py",
     "packages/core/src/ringattn_core/plan/memo.py",
     "packages/core/src/ringattn_core/plan/planner.py",
-    "packages/core/src/ringattn_core/plan/route.py",
     "packages/core/src/ringattn_core/plan/row_writes.py",
     "packages/core/src/ringattn_core/plan/schedule.py",
     "packages/core/src/ringattn_core/run/concurrent_launches.py",

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import ast
+import doctest
+import pickle
+import re
 from collections.abc import Sequence
+from copy import deepcopy
 from itertools import accumulate, pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plans import Case, cases
+from ringattn_core.plan import layout as module
 from ringattn_core.plan.balance import deal
 from ringattn_core.plan.layout import (
     LAYOUTS,
@@ -17,8 +24,10 @@ from ringattn_core.plan.layout import (
     Sharding,
     Span,
     balanced,
+    chunk_owners,
     contiguous,
     layout_named,
+    packed,
     striped,
     windowed,
     zigzag,
@@ -193,6 +202,68 @@ def test_a_deal_cuts_no_more_documents_than_its_pieces_have_ends() -> None:
     assert 0 < len(cuts) <= 2 * 7
     equal = deal(tuple(range(0, 33, 4)), 4)
     assert {(run.start % 4, len(run) % 4) for share in equal for run in share.runs} == {(0, 0)}
+
+
+SOURCES = Path(__file__).parents[3] / "packages"
+
+
+def identities(source: str) -> list[str]:
+    """Where code asks which layout or route it has: by `is`, or by the module that it comes from."""
+    kinds = re.compile(r"\b(layout|route)$")
+
+    def asks(node: ast.AST) -> bool:
+        if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.Is | ast.IsNot):
+            sides = [ast.unparse(side) for side in (node.left, *node.comparators)]
+            return "None" not in sides and any(map(kinds.search, sides))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr":
+            return bool(kinds.search(ast.unparse(node.args[0]))) and ast.unparse(node.args[1]) == "'__module__'"
+        return (
+            isinstance(node, ast.Attribute)
+            and node.attr == "__module__"
+            and bool(kinds.search(ast.unparse(node.value)))
+        )
+
+    return [ast.unparse(node) for node in ast.walk(ast.parse(source)) if asks(node)]
+
+
+def test_nothing_is_decided_by_which_layout_or_route_it_is() -> None:
+    """What is special about one is said by an attribute."""
+    sources = [*SOURCES.glob("*/src/**/*.py")]
+    assert len(sources) > 100
+    assert not {path.name: found for path in sources if (found := identities(path.read_text(encoding="utf-8")))}
+    for wrong in ("self.layout is not balanced", "route is at_once", 'getattr(x.layout, "__module__", "")'):
+        assert identities(wrong) == [wrong.replace('"', "'")]
+    assert not identities("route is None or layout is not None or getattr(layout, '__name__')")
+
+
+def test_the_examples_in_docstrings() -> None:
+    assert doctest.testmod(module) == (0, 3)
+
+
+@pytest.mark.parametrize("name", [*LAYOUTS, "windowed(7)"])
+def test_a_built_in_layout_is_one_object(name: str) -> None:
+    """Plans are looked up by it: copies and pickles are the same one."""
+    layout = layout_named(name)
+    assert pickle.loads(pickle.dumps(layout)) is layout and deepcopy(layout) is layout
+    assert packed(layout) is layout and packed(layout).built_in and repr(layout) == name
+
+
+def test_a_user_s_function_is_lifted_and_checked() -> None:
+    def halves(extent: range, cp_rank: int, cp_size: int) -> tuple[range, ...]:
+        return (chunk(extent, cp_size - 1 - cp_rank, cp_size),)
+
+    assert not packed(halves).built_in and chunk_owners(halves, 2) is None
+    assert packed(halves).runs((0, 3, 10), 0, 2) == (range(5, 10),)
+    assert Sharding(halves, (0, 4, 10), 2).positions(0) == [2, 3, 7, 8, 9]
+    assert Sharding(halves, (0, 4, 10), 2, per_sequence=False).positions(0) == [5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize(
+    ("layout", "per_sequence", "spread"),
+    [(zigzag, True, True), (zigzag, False, False), (striped, False, True), (balanced, True, False)],
+)
+def test_whether_sequences_are_spread(layout: Layout, per_sequence: bool, spread: bool) -> None:
+    assert Sharding(layout, (0, 16, 32), 2, per_sequence).spreads_sequences == spread
 
 
 def test_every_row_of_a_batch_is_divided() -> None:

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+import pickle
+from copy import deepcopy
+from functools import partial
+
 import pytest
 
-from ringattn_core.plan.route import Route, double_ring, gather, ring, route_named, route_table, waves
+from ringattn_core.plan.route import (
+    Route,
+    at_once,
+    double_ring,
+    gather,
+    ring,
+    route_named,
+    route_table,
+    travels_whole,
+    waves,
+)
 
 
 def test_a_ring_goes_from_neighbour_to_neighbour() -> None:
@@ -14,6 +28,31 @@ def test_a_ring_goes_from_neighbour_to_neighbour() -> None:
 def test_waves_take_ones_own_keys_first_and_the_rest_in_equal_parts() -> None:
     assert waves(2)(1, 4) == ((1,), (0, 3, 2))
     assert waves(3)(0, 8) == ((0,), (7, 6, 5), (4, 3, 2, 1))
+
+
+@pytest.mark.parametrize("route", [ring, gather, waves(3), double_ring(2), at_once], ids=str)
+def test_a_built_in_route_is_one_object(route: Route) -> None:
+    """Plans are looked up by it: copies and pickles are the same one."""
+    assert pickle.loads(pickle.dumps(route)) is route and deepcopy(route) is route
+
+
+def test_only_where_ranks_know_the_sequences_do_parts_of_shards_travel() -> None:
+    assert travels_whole(at_once)
+    assert not any(map(travels_whole, (ring, gather, waves(2), double_ring(2), "at_once", lambda rank, size: ())))
+
+
+@pytest.mark.parametrize("route", [ring, waves(2), waves(3), gather], ids=str)
+@pytest.mark.parametrize("cp_size", [1, 2, 5, 8])
+def test_a_route_by_distances_is_the_same_as_by_asking_every_rank(route: Route, cp_size: int) -> None:
+    quick, slow = route_table(route, cp_size), route_table(partial(route), cp_size)
+    assert type(quick) is not type(slow)
+    for field in ("shifts", "meets", "again"):
+        assert getattr(quick, field) == getattr(slow, field)
+    for rank in range(cp_size):
+        assert quick.sources(rank) == slow.sources(rank)
+        for hop in range(len(quick.shifts)):
+            assert quick.destinations(rank, hop) == slow.destinations(rank, hop)
+            assert quick.count(rank, hop) == slow.count(rank, hop)
 
 
 def test_waves_are_never_empty() -> None:

@@ -22,8 +22,8 @@ from ringattn_comms.agreement import Agreement
 from ringattn_comms.communicator import Communicator
 from ringattn_comms.header import AgreementError, encoded
 from ringattn_core.kernels.choose import installed
-from ringattn_core.plan.layout import LAYOUTS, Sharding
-from ringattn_core.plan.route import ROUTES, Route
+from ringattn_core.plan.layout import Sharding, packed
+from ringattn_core.plan.route import BuiltInRoute, Route
 
 
 class Peers(NamedTuple):
@@ -128,8 +128,8 @@ def named(function: str | Callable[..., object]) -> str:
 def functions(sharding: Sharding, route: str | Route) -> str:
     """A hash of what a user's layout and route return, because two functions may have one name."""
     size, said = sharding.cp_size, list[object]()
-    if getattr(sharding.layout, "__module__", "") != LAYOUTS["zigzag"].__module__:
+    if not packed(sharding.layout).built_in:
         said.append([list(sharding.runs(rank)) for rank in range(size)])
-    if callable(route) and getattr(route, "__module__", "") != ROUTES["ring"].__module__:
+    if not isinstance(route, str | BuiltInRoute):
         said.append([route(rank, size) for rank in range(size)])
     return blake2b(str(said).encode(), digest_size=8).hexdigest() if said else "ringattn's"

@@ -24,7 +24,7 @@ from ringattn_core.look.auto import CANDIDATES
 from ringattn_core.plan.layout import Sharding
 from ringattn_core.plan.local_rows import default_early_rows
 from ringattn_core.plan.planner import plan
-from ringattn_core.plan.route import Route, at_once
+from ringattn_core.plan.route import Route, travels_whole
 from ringattn_core.plan.schedule import Schedule
 from ringattn_core.plan.tile import Window
 from ringattn_core.run.execute import Gradients, Result, attend, attend_backward
@@ -191,7 +191,7 @@ def _terms(
 ) -> bytes:
     """What all ranks must ask for alike, as part of a header. The first difference is the one that is reported."""
     cp, slopes = spec.cp, agree.shared(alibi_slopes)
-    if cp.route is at_once:  # Its ranks do not know each other's sequences.
+    if travels_whole(cp.route):  # Its ranks do not know each other's sequences.
         borders = Borders((0, borders[0][-1])), Borders((0, borders[1][-1]))
         slopes = "none" if alibi_slopes is None else "given"
     return encoded(

@@ -22,7 +22,7 @@ from ringattn_comms.connect import Group, communicator
 from ringattn_core.errors import lookup
 from ringattn_core.kernels import choose
 from ringattn_core.look.verify import check_sharding
-from ringattn_core.plan.layout import Layout, Sharding, layout_named
+from ringattn_core.plan.layout import Layout, Sharding, layout_named, packed
 from ringattn_core.plan.route import NUMBERED, ROUTES, Route
 from ringattn_core.run.index import stream_index
 
@@ -232,7 +232,7 @@ class ContextParallel:
 
 def sound(sharding: Sharding) -> Sharding:
     """The same sharding, if every token is on one rank, else ValueError. ringattn's layouts need no proof."""
-    if getattr(sharding.layout, "__module__", "") != layout_named.__module__:
+    if not packed(sharding.layout).built_in:
         _prove(sharding)
     return sharding
 

@@ -11,7 +11,7 @@ from ringattn_comms.communicator import Communicator
 from ringattn_comms.one_sided import OneSided
 from ringattn_comms.ring import Ring
 from ringattn_comms.waves import Waves
-from ringattn_core.plan.route import at_once
+from ringattn_core.plan.route import travels_whole
 from ringattn_core.plan.schedule import Schedule
 from ringattn_core.run.transport import LocalTransport, Transport
 
@@ -65,6 +65,6 @@ def connect(group: Group, schedule: Schedule, device: torch.device | None = None
     if comm.size == 1:
         return LocalTransport()
     device = device or torch.device("cpu")
-    if schedule.route is not at_once and (shared_buffers := comm.shared_buffers(device)):
+    if not travels_whole(schedule.route) and (shared_buffers := comm.shared_buffers(device)):
         return OneSided(comm.rank, shared_buffers)
     return (Ring if schedule.shifts else Waves)(comm, comm.second_communicator(device))

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from ringattn_core.look.machine import Machine
 from ringattn_core.look.shape import Shape, total_bytes
 from ringattn_core.look.simulate import fastest, predict
-from ringattn_core.plan.layout import Sharding, striped
+from ringattn_core.plan.layout import Sharding
 from ringattn_core.plan.local_rows import default_early_rows
 from ringattn_core.plan.planner import plan, plan_all
 from ringattn_core.plan.route import Route, gather, ring, waves
@@ -155,7 +155,7 @@ def _round(length: float) -> int:
 
 def _most_sequences(sharding: Sharding) -> int:
     """At how many sequences the choice looks; of those that lie whole on a rank at more, for each is another's."""
-    return 12 if sharding.of_sequences or sharding.layout is striped else 24
+    return 12 if sharding.spreads_sequences else 24
 
 
 def _sampled(sharding: Sharding) -> tuple[Sharding, int]:

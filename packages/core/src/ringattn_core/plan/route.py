@@ -1,8 +1,8 @@
-"""Where keys come from, and when: a route says for every hop the ranks whose keys are at hand.
+"""Where keys come from, and when: a route says for every hop the ranks whose keys are present.
 
-`ring` needs the least memory (one foreign shard at a time); `waves(n)` computes on its own keys first and then on the
-others' in n - 1 larger steps, which fills a GPU better and merges less often; `gather` is all at once (llama 3,
-arXiv:2407.21783), behind those rows that need nobody else's keys; `double_ring` goes node by node (LoongTrain,
+`ring` needs the least memory (one remote shard at a time); `waves(n)` computes on local keys first and then on the
+others' in n - 1 larger steps, which fills a GPU better and merges less often; `gather` brings all at once (llama 3,
+arXiv:2407.21783), after the rows that need local keys only; `double_ring` goes node by node (LoongTrain,
 arXiv:2406.18485).
 """
 
@@ -10,77 +10,107 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from functools import lru_cache
-from weakref import WeakKeyDictionary
+from functools import lru_cache, partial, update_wrapper
 
 from ringattn_core.errors import lookup
 from ringattn_core.plan.memo import shared
 from ringattn_core.plan.tile import chunk
 
-Route = Callable[[int, int], tuple[tuple[int, ...], ...]]
-"""(cp_rank, cp_size) -> for every hop, the ranks whose keys are at hand. Each appears once, one's own on hop 0.
+Hops = tuple[tuple[int, ...], ...]
+Route = Callable[[int, int], Hops]
+"""(cp_rank, cp_size) -> for every hop, the ranks whose keys are present. Each appears once, the rank itself on hop 0.
 
-One's own may be alone on hop 0 and come again on one later hop. Then no row is computed in two parts on their account,
-but for those that `plan` sends `num_early_rows`: hop 0 takes the query rows that need nobody else's keys, and the later
-hops all others, against all that they need.
+A rank may be alone on hop 0 and appear again on one later hop. Then hop 0 computes the query rows that need local keys
+only, and the later hops all others, against all keys that they need; no row is computed in two parts, except for the
+`num_early_rows` of `plan`.
 """
 
 
-def ring(cp_rank: int, cp_size: int) -> tuple[tuple[int, ...], ...]:
+class BuiltInRoute:
+    """A route of this module, with what is known of it for all ranks at once.
+
+    distances: cp_size -> for every hop, how far before a rank its sources are, where that is the same for all ranks.
+    whole_shards: ranks do not know each other's sequences, so every shard travels whole.
+    """
+
+    __name__: str
+
+    def __init__(
+        self,
+        sources: Route,
+        *,
+        distances: Callable[[int], Sequence[range]] | None = None,
+        whole_shards: bool = False,
+    ) -> None:
+        self._sources, self.distances, self.whole_shards = sources, distances, whole_shards
+        update_wrapper(self, sources)
+
+    def __call__(self, cp_rank: int, cp_size: int) -> Hops:
+        return self._sources(cp_rank, cp_size)
+
+    def __repr__(self) -> str:
+        return self.__name__
+
+    def __reduce__(self) -> tuple[Callable[[str], Route], tuple[str]]:
+        # There is one object of each, by which plans are looked up, and pickles refer to it.
+        return _of_name, (self.__name__,)
+
+
+def travels_whole(route: str | Route) -> bool:
+    """Does every shard travel whole on this route, because ranks do not know which rows the others need?"""
+    return isinstance(route, BuiltInRoute) and route.whole_shards
+
+
+@partial(BuiltInRoute, distances=lambda cp_size: [range(hop, hop + 1) for hop in range(cp_size)])
+def ring(cp_rank: int, cp_size: int) -> Hops:
     """Neighbour after neighbour."""
     return tuple(((cp_rank - hop) % cp_size,) for hop in range(cp_size))
 
 
-_distances = WeakKeyDictionary[Route, Callable[[int], Sequence[range]]]()
-_distances[ring] = lambda cp_size: [range(hop, hop + 1) for hop in range(cp_size)]
-# Of the routes that are alike for all ranks: for a number of ranks and every hop, how far before a rank its sources
-# are. What all ranks have in common is then known without a look at each.
-
-
 @shared
 def waves(count: int) -> Route:
-    """One's own keys first, then all the others' in `count` - 1 waves.
+    """Local keys first, then all the others' in `count` - 1 waves.
 
-    With a count of 1 everything comes at once, one's own again as well: see `Route`.
+    With a count of 1 everything comes at once, the local keys again as well: see `Route`.
     """
     if count < 1:
         raise ValueError(f"waves(count) takes a count of 1 or more, got {count}.")
 
     def distances(cp_size: int) -> Sequence[range]:
         if count == 1:
-            return [range(1), range(cp_size)][:cp_size]  # Alone, there is no other hop.
+            return [range(1), range(cp_size)][:cp_size]  # A group of one rank has no other hop.
         later = min(count - 1, cp_size - 1)
         return [range(1), *(chunk(range(1, cp_size), wave, later) for wave in range(later))]
 
-    def route(cp_rank: int, cp_size: int) -> tuple[tuple[int, ...], ...]:
+    def route(cp_rank: int, cp_size: int) -> Hops:
         if count == 1:
             return ((cp_rank,), tuple(range(cp_size)))[:cp_size]
         return tuple(tuple((cp_rank - distance) % cp_size for distance in wave) for wave in distances(cp_size))
 
-    _distances[route] = distances
     route.__name__ = f"waves({count})" if count > 1 else "gather"
-    return route
+    return BuiltInRoute(route, distances=distances)
 
 
 gather = waves(1)
-"""Everything at once, behind those rows that need nobody else's keys (llama 3, arXiv:2407.21783)."""
+"""Everything at once, after the rows that need local keys only (llama 3, arXiv:2407.21783)."""
 
 
-def at_once(cp_rank: int, cp_size: int) -> tuple[tuple[int, ...], ...]:
-    """Everyone's shards on one hop, whatever the mask: for ranks that do not know each other's sequences.
+@partial(BuiltInRoute, whole_shards=True)
+def at_once(cp_rank: int, cp_size: int) -> Hops:
+    """All ranks' shards on one hop, whatever the mask: for ranks that do not know each other's sequences.
 
-    Whole shards travel then, for nobody knows which rows of its own the others need.
+    Whole shards travel then, for no rank knows which of its rows the others need.
     """
     return (tuple(range(cp_size)),)
 
 
 @shared
 def double_ring(inner: int) -> Route:
-    """One's own keys, then those of the same node (`inner` ranks side by side), then node after node."""
+    """Local keys, then those of the same node (`inner` consecutive ranks), then node after node."""
     if inner < 1:
         raise ValueError(f"double_ring(inner) takes the number of ranks of a node, 1 or more, got {inner}.")
 
-    def route(cp_rank: int, cp_size: int) -> tuple[tuple[int, ...], ...]:
+    def route(cp_rank: int, cp_size: int) -> Hops:
         if cp_size % inner:
             raise ValueError(f"double_ring({inner}) needs a cp_size that {inner} divides, got {cp_size}.")
         count, home = cp_size // inner, cp_rank // inner
@@ -90,7 +120,7 @@ def double_ring(inner: int) -> Route:
         return ((cp_rank,), *([siblings] if siblings else []), *others)
 
     route.__name__ = f"double_ring({inner})"
-    return route
+    return BuiltInRoute(route)
 
 
 ROUTES: dict[str, Route] = {"ring": ring, "waves": waves(2), "gather": gather}
@@ -107,16 +137,20 @@ def route_named(name: str | Route) -> Route:
     return lookup(name, ROUTES, "route", NUMBERED) if isinstance(name, str) else name
 
 
+def _of_name(name: str) -> Route:
+    return lookup(name, ROUTES | {"at_once": at_once}, "route", NUMBERED)
+
+
 class RouteTable(ABC):
     """A route of all ranks together."""
 
-    shifts: list[bool]  # for every hop: does it bring each rank the keys of the one so many before?
-    meets: list[bool]  # for every hop: has every rank everyone's keys at hand?
-    again: list[bool]  # of every rank: do its own keys come again after hop 0?
+    shifts: list[bool]  # for every hop h: does it bring each rank the keys of the rank h before it?
+    meets: list[bool]  # for every hop: are all ranks' keys present on every rank?
+    again: list[bool]  # for every rank: do its local keys come again after hop 0?
 
     @abstractmethod
     def sources(self, rank: int) -> tuple[tuple[int, ...], ...]:
-        """For every hop, the ranks whose keys are at hand of this one."""
+        """For every hop, the ranks whose keys are present on this one."""
 
     @abstractmethod
     def count(self, rank: int, hop: int) -> int:
@@ -124,14 +158,14 @@ class RouteTable(ABC):
 
     @abstractmethod
     def destinations(self, rank: int, hop: int) -> tuple[int, ...]:
-        """The ranks at whose hand the keys of this one are on a hop."""
+        """The ranks on which the keys of this one are present on a hop."""
 
 
 class _Alike(RouteTable):
-    """A route that is alike for all ranks, each in its place: nobody's has to be looked at."""
+    """A route that is the same for all ranks, seen from each: it is known without asking it for every rank."""
 
-    def __init__(self, route: Route, cp_size: int) -> None:
-        self._route, self._size, self._distances = route, cp_size, _distances[route](cp_size)
+    def __init__(self, route: Route, cp_size: int, distances: Sequence[range]) -> None:
+        self._route, self._size, self._distances = route, cp_size, distances
         self.shifts = [distances == range(hop, hop + 1) for hop, distances in enumerate(self._distances)]
         self.meets = [len(distances) == cp_size for distances in self._distances]
         self.again = [any(0 in distances for distances in self._distances[1:])] * cp_size
@@ -147,7 +181,7 @@ class _Alike(RouteTable):
 
 
 class _Each(RouteTable):
-    """Any route, by what it says to every rank."""
+    """Any route, by the sources of every rank."""
 
     def __init__(self, route: Route, cp_size: int) -> None:
         self._sources = [route(rank, cp_size) for rank in range(cp_size)]
@@ -178,16 +212,18 @@ class _Each(RouteTable):
 
 @lru_cache(4)
 def route_table(route: Route, cp_size: int) -> RouteTable:
-    """Who meets whose keys: what the plans of all ranks have in common.
+    """Which keys are present where: what the plans of all ranks have in common.
 
-    Raises ValueError where a rank does not meet everyone's keys, or where its own come again, but not as a `Route` may
-    have it.
+    Raises ValueError where keys of some rank are never present on another, or where local keys come again in another
+    way than `Route` allows.
     """
-    return (_Alike if route in _distances else _Each)(route, cp_size)
+    if isinstance(route, BuiltInRoute) and route.distances:
+        return _Alike(route, cp_size, route.distances(cp_size))
+    return _Each(route, cp_size)
 
 
 def _comes_again(rank: int, hops: tuple[tuple[int, ...], ...]) -> bool:
-    """Do a rank's own keys come again after hop 0?"""
+    """Do local keys come again after hop 0?"""
     own = [hop for hop, owners in enumerate(hops) if rank in owners]
     if len(own) > 1 and (hops[0] != (rank,) or len(own) > 2):
         raise ValueError(
