@@ -92,7 +92,7 @@ def zigzag(extent: range, cp_rank: int, cp_size: int) -> Runs:
 
 @_built_in()
 def striped(extent: range, cp_rank: int, cp_size: int) -> Runs:
-    """Every `cp_size`-th token, starting from the rank's own number."""
+    """Every `cp_size`-th token, starting from the rank's number."""
     return (extent[cp_rank::cp_size],)
 
 
@@ -216,7 +216,7 @@ class Sharding:
                     yield from _split(run, self.cu_seqlens)
 
     def _borders(self, start: int, stop: int) -> tuple[int, ...]:
-        """The borders of the sequences in a row of the batch, with its own two."""
+        """The borders of the sequences in a row of the batch, with the two of the row."""
         first, last = bisect_right(self.cu_seqlens, start), bisect_left(self.cu_seqlens, stop)
         return start, *self.cu_seqlens[first:last], stop
 

@@ -227,7 +227,7 @@ def _comes_again(rank: int, hops: tuple[tuple[int, ...], ...]) -> bool:
     own = [hop for hop, owners in enumerate(hops) if rank in owners]
     if len(own) > 1 and (hops[0] != (rank,) or len(own) > 2):
         raise ValueError(
-            f"A route gives rank {rank} its own keys on the hops {own}, with the sources {hops}: they come once, or "
+            f"A route gives rank {rank} local keys on the hops {own}, with the sources {hops}: they come once, or "
             "alone on hop 0 and again on one later hop."
         )
     return len(own) > 1
