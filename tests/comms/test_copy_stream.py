@@ -7,7 +7,6 @@ import torch
 
 from ringattn_comms import copy_stream
 from ringattn_comms.copy_stream import CopyStream, new_copy_stream
-from ringattn_core.run import streams
 
 CPU = torch.device("cpu")
 
@@ -90,12 +89,3 @@ def test_a_cpu_has_no_second_stream() -> None:
     side.goes_first()
     side.keep(x)
     assert not hasattr(x, "users")
-
-
-def test_a_stream_is_current_inside_and_the_one_before_afterwards(notes: list[str]) -> None:
-    with streams.On(Stream("left", notes), Stream("main", notes)):
-        notes.append("launch")
-    assert notes == ["now left", "launch", "now main"]
-    with pytest.raises(LookupError), streams.On(Stream("left", notes), Stream("main", notes)):
-        raise LookupError
-    assert notes[-1] == "now main"

@@ -106,9 +106,7 @@ def test_all_ranks_know_whose_own_keys_come_again() -> None:
 
 @pytest.mark.parametrize("hops", [((0, 1), (0,)), ((1, 0), (0,)), ((0,), (0,), (0, 1)), ((1,), (0,), (0,))])
 def test_ones_own_keys_come_again_only_where_they_were_alone(hops: tuple[tuple[int, ...], ...]) -> None:
-    with pytest.raises(
-        ValueError, match=r"gives rank 0 local keys on the hops .*: they come once, or alone on hop 0"
-    ):
+    with pytest.raises(ValueError, match=r"gives rank 0 local keys on the hops .*: they come once, or alone on hop 0"):
         route_table(lambda rank, size: hops if rank == 0 else ((1,), (0,), ())[: len(hops)], 2)
 
 

@@ -36,8 +36,8 @@ class Stream:
         self.notes.append(f"{self.name} waits for {event}")
 
 
-def asked(schedule: Schedule, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the GPU is asked for, but that lanes wait for the main stream each time."""
+def asked(schedule: Schedule, monkeypatch: pytest.MonkeyPatch, *, several: bool = True) -> list[str]:
+    """What the GPU is asked for, without the waits of streams for the main one, before each launch of several."""
     notes: list[str] = []
     streams = [Stream(name, notes) for name in ("main", "left", "right")]
     monkeypatch.setattr(concurrent_launches, "current", lambda device: streams[0])
@@ -59,7 +59,9 @@ def asked(schedule: Schedule, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     waits = [index for index, note in enumerate(notes) if note in ("left waits for main", "right waits for main")]
     lane_of = [notes[index].split()[0] for index in waits]
     assert lane_of == [("left", "right")[n % 2] for n in range(len(waits))], "in turn"
-    assert [notes[index + 1] for index in waits] == list(number.values()), "each waits, then its launch is asked for"
+    assert [notes[index + 1] for index in waits] == several * list(number.values()), (
+        "each waits, then its launch is asked for"
+    )
     return [note for index, note in enumerate(notes) if index not in waits]
 
 
@@ -85,6 +87,18 @@ def test_no_more_than_two_results_of_a_step_wait(monkeypatch: pytest.MonkeyPatch
         *("main waits for 3", "fold 3", "5"),
         *("main waits for 4", "fold 4", "main waits for 5", "fold 5", "close 1"),
     ]
+
+
+@pytest.mark.parametrize("cp_size", [1, 2])
+def test_one_launch_of_several_ranks_goes_the_way_of_many(cp_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other ranks have more: all give their gradients in one order. A rank of one waits for nothing."""
+    schedule = Case(contiguous, ring, (0, 8), (0, 8), cp_size).plan()[0]
+    assert sum(len(step.launches) for step in schedule.steps) == 1
+    expected = {
+        1: ["step 0", "0", "fold 0", "close 0"],
+        2: ["step 0", "0", "step 1", "main waits for 0", "fold 0", "close 0", "close 1"],
+    }
+    assert asked(schedule, monkeypatch, several=cp_size > 1) == expected[cp_size]
 
 
 def test_a_step_without_a_launch_is_closed_too(monkeypatch: pytest.MonkeyPatch) -> None:
