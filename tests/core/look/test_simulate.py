@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from plans import Case, cases, causal
 from ringattn_core.look.machine import H100, H200, Kernels, Link, Machine
 from ringattn_core.look.shape import Shape
-from ringattn_core.look.simulate import Forecast, fastest, predict
+from ringattn_core.look.simulate import Forecast, _Message, _Pass, _Rank, fastest, predict
+from ringattn_core.plan.coalesced_copies import coalesced_copies
 from ringattn_core.plan.layout import contiguous, zigzag
 from ringattn_core.plan.local_rows import default_early_rows
 from ringattn_core.plan.planner import plan, plan_all
@@ -147,6 +148,78 @@ def test_gradients_are_added_up_too() -> None:
     # If the halves have a hop each, the gradients of one's own keys are added where they are found the second time.
     assert both(causal(zigzag, gather, 2, 8), SMALL, machine).merge == arriving + arriving
     assert predict(causal(zigzag, gather, 2, 8), SMALL, machine).merge == 0
+
+
+def sending(ranks: list[_Rank], machine: Machine = PLAIN, *, one_sided: bool = False) -> _Pass:
+    """A forward pass of a ring of contiguous shards of 4 tokens, of 8 bytes each."""
+    return _Pass(ranks, causal(contiguous, ring, len(ranks), 4 * len(ranks)), SMALL, machine, one_sided, False)
+
+
+def test_a_message_waits_for_both_ends_and_a_copy_for_its_reader() -> None:
+    def arrivals(one_sided: bool) -> list[float]:
+        ranks = [_Rank(device=5.0), _Rank(device=9.0), _Rank(device=1.0)]
+        messages = [_Message((rank - 1) % 3, rank, 4) for rank in range(3)]
+        return sending(ranks, one_sided=one_sided)._send(1, messages, 1)
+
+    assert arrivals(one_sided=False) == [5 + 8, 9 + 8, 9 + 8]
+    assert arrivals(one_sided=True) == [5 + 8, 9 + 8, 1 + 8]
+
+
+def test_one_transfer_follows_the_other_on_a_link() -> None:
+    """Also one that only sends has its link busy, and its bytes are counted."""
+    moving = sending([_Rank(device=5.0), _Rank()])
+    assert moving._send(1, [_Message(0, 1, 4)], 1) == [0.0, 5 + 8]
+    assert [rank.link for rank in moving.ranks] == [5 + 8, 5 + 8]
+    assert moving._send(1, [_Message(0, 1, 4)], 1) == [0.0, 13 + 8]
+    assert [(rank.sent, rank.received) for rank in moving.ranks] == [(16, 0), (0, 16)]
+
+
+def test_a_link_moves_both_ways_at_once() -> None:
+    moving = sending([_Rank(), _Rank()])
+    assert moving._send(1, [_Message(0, 1, 4), _Message(1, 0, 2)], 1) == [8.0, 8.0]
+
+
+def test_every_part_of_a_message_takes_time_to_begin() -> None:
+    """Keys and values of each piece are two parts: the first begins after the latency, each other a little later."""
+    slow = Link(latency=3.0, bandwidth=1.0, copy=0.5)
+    moving = sending([_Rank(), _Rank(), _Rank()], replace(PLAIN, one_sided=slow), one_sided=True)
+    assert moving._send(1, [_Message(0, 1, 4), _Message(0, 2, 4), _Message(1, 2, 4)], 1) == [
+        0.0,
+        3 + 1 * 0.5 + 8,
+        3 + 3 * 0.5 + 16,
+    ]
+
+
+def test_a_hop_on_which_all_need_all_is_a_collective() -> None:
+    machine = replace(PLAIN, collective=Link(0.0, 4.0))
+    assert predict(causal(contiguous, gather, 2, 8), SMALL, machine).waiting == 8 / 4
+    assert predict(causal(contiguous, gather, 2, 8), SMALL, machine, one_sided=True).waiting == 8
+    assert predict(causal(contiguous, ring, 2, 8), SMALL, replace(machine, two_sided=Link(0.0, 0.1))).waiting == 40
+
+
+def test_many_pieces_travel_with_the_rows_between_them_and_are_put_in_order() -> None:
+    """One box from each source; a box is read and written again, and so are its gradients."""
+    schedules = causal(zigzag, gather, 2, *[8] * 40)
+    boxes = [coalesced_copies(schedule.steps[1], rank) for rank, schedule in enumerate(schedules)]
+    assert all(len(box or ()) == 2 for box in boxes) and len(schedules[0].steps[1].key_slices) > 40
+    from_others = [sum(len(part.rows) for part in box if part.source != rank) for rank, box in enumerate(boxes)]
+    copied = predict(schedules, SMALL, PLAIN, one_sided=True)
+    assert copied.bytes_received == 2 * max(from_others)
+    machine, step = replace(PLAIN, memory=1.0), schedules[0].steps[1]
+    for backward, times in ((False, 2), (True, 4)):
+        ranks = [_Rank(), _Rank()]
+        for rank, one_sided in zip(ranks, (False, True), strict=True):
+            _Pass(ranks, schedules, SMALL, machine, one_sided, backward)._compute(rank, schedules[0], step)
+        assert ranks[1].merge - ranks[0].merge == times * 2 * boxes[0][-1].columns.stop
+
+
+def test_head_groups_compute_and_add_up_the_same() -> None:
+    """Without a loss for every launch, groups of heads one after the other take as long as all at once."""
+    machine, shape = replace(PLAIN, memory=1.0), replace(SMALL, num_heads=8, num_kv_heads=4)
+    for route in (ring, gather, waves(2)):
+        one, four = (Case(zigzag, route, (0, 96), (0, 96), 4, window=(-1, 0), head_groups=n).plan() for n in (1, 4))
+        whole, parts = (both(schedules, shape, machine) for schedules in (one, four))
+        assert (parts.compute, parts.merge) == (whole.compute, whole.merge)
 
 
 def test_the_host_can_be_the_bound() -> None:

@@ -16,13 +16,13 @@ from ringattn.llama3 import head_groups, stream_borders, stream_slopes
 from ringattn.no_compile import no_compile
 from ringattn_comms.connect import Group
 from ringattn_core.plan.layout import LAYOUTS
-from ringattn_core.plan.route import ROUTES, at_once
+from ringattn_core.plan.route import ROUTES, Route, at_once
 
 Function = Callable[..., Any]
 Given = dict[str, Any]
 """The arguments of a call by name, with defaults for those that were left out."""
 
-_ROUTES = {**ROUTES, "at_once": at_once}
+_ROUTES: dict[str, Route] = {**ROUTES, "at_once": at_once}
 
 
 def function(
