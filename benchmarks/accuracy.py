@@ -91,8 +91,8 @@ def ours(problem: Problem, size: int) -> Results:
     def main(comm: Communicator) -> None:
         schedule, rows, kernel, options = problem.on(comm.rank, size)
         q, k, v, dout = (x[rows] for x in problem[:4])
-        result = attend(schedule, connect(comm, schedule), kernel, q, KV(k, v), options)
-        grads = attend_backward(schedule, connect(comm, schedule), kernel, dout, q, KV(k, v), result, options)
+        result = attend(connect(comm, schedule, KV(k, v)), kernel, q, options)
+        grads = attend_backward(connect(comm, schedule, KV(k, v)), kernel, dout, q, result, options)
         found.out[rows], found.lse[:, rows] = result.out, result.lse
         for total, grad in zip(found[2:], grads[:3], strict=True):
             total[rows] = grad.to(total.dtype)

@@ -26,7 +26,7 @@ from ringattn_core.plan.route import route_named
 from ringattn_core.plan.schedule import Schedule
 from ringattn_core.run.execute import attend, attend_backward
 from ringattn_core.run.kernel import Options
-from ringattn_core.run.transport import KV, LocalTransport
+from ringattn_core.run.transport import KV, LocalTransport, Transport
 
 HEADS, KV_HEADS, DIM = 32, 8, 128
 
@@ -65,16 +65,18 @@ def passes(schedule: Schedule, kernel: str | None, tokens: int) -> tuple[Callabl
     """A forward pass, and a forward with its backward pass, of one rank."""
     q, dout = (torch.randn(tokens, HEADS, DIM, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     k, v = (torch.randn(tokens, KV_HEADS, DIM, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    options, kv, rank = Options(DIM**-0.5), KV(k, v), schedule.cp_rank
-    transport = OneSided(rank, Played(rank)) if schedule.cp_size > 1 else LocalTransport()
+    options, kv, shared_buffers = Options(DIM**-0.5), KV(k, v), Played(schedule.cp_rank)
     chosen = choose(q, k, v, schedule, options, kernel)
 
+    def transport() -> Transport:
+        return OneSided(schedule, kv, shared_buffers) if schedule.cp_size > 1 else LocalTransport(schedule, kv)
+
     def forward() -> object:
-        return attend(schedule, transport, chosen, q, kv, options)
+        return attend(transport(), chosen, q, options)
 
     def both() -> object:
-        result = attend(schedule, transport, chosen, q, kv, options)
-        return attend_backward(schedule, transport, chosen, dout, q, kv, result, options)
+        result = attend(transport(), chosen, q, options)
+        return attend_backward(transport(), chosen, dout, q, result, options)
 
     return forward, both
 

@@ -115,7 +115,7 @@ class Problem:
         schedule = plan(layout_named("contiguous"), route_named("ring"), borders_q, borders_k, 0, 1)
         q = torch.zeros(borders_q[-1], self.num_heads, 1, dtype=torch.float64)
         kv = KV(q.new_zeros(borders_k[-1], 1, 1), torch.eye(borders_k[-1], dtype=q.dtype).unsqueeze(1))
-        result = attend(schedule, LocalTransport(), Reference(), q, kv, self.options(None))
+        result = attend(LocalTransport(schedule, kv), Reference(), q, self.options(None))
         return (result.out * result.lse.T.exp().unsqueeze(-1)).transpose(0, 1)
 
     def solve(self, dtype: torch.dtype = torch.float64) -> Answer:
@@ -149,7 +149,7 @@ class Problem:
         batch: int = 1,
         head_groups: int = 1,
         kernel: Kernel | None = None,
-        link: Callable[[Communicator, Schedule], Transport] = connect,
+        link: Callable[[Communicator, Schedule, KV], Transport] = connect,
         num_early_rows: int = 0,
         back: str | Route | None = None,
     ) -> Part:
@@ -180,11 +180,10 @@ class Problem:
         slopes = given.alibi_slopes
         options = self.options(slopes[queries] if self.alibi == "token" and slopes is not None else slopes)
         q, kv, sinks = given.q[queries], KV(given.k[keys], given.v[keys]), given.sinks
-        result = attend(schedule, link(comm, schedule), kernel, q, kv, options, sinks)
+        result = attend(link(comm, schedule, kv), kernel, q, options, sinks)
         dlse = None if given.dlse is None else torch.where(result.lse.isfinite(), given.dlse[:, queries], 0.0)
-        grads = attend_backward(
-            backward, link(comm, backward), kernel, given.dout[queries], q, kv, result, options, sinks, dlse
-        )
+        transport = link(comm, backward, kv)
+        grads = attend_backward(transport, kernel, given.dout[queries], q, result, options, sinks, dlse)
         return Part(queries, keys, Answer(result.out, result.lse, *grads))
 
 

@@ -195,3 +195,43 @@ def test_every_package_is_typed(package: str) -> None:
 def test_every_package_carries_the_license(package: str) -> None:
     # Copies, because a source distribution would carry a link as a link to nowhere.
     assert (ROOT / "packages" / PACKAGES[package] / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
+
+
+# A layer of transformers' caches has `keys` and `values`, which every subclass fills.
+INHERITED = {"ShardedLayer": {"keys", "values"}}
+
+
+def assigned(node: ast.AST) -> set[str]:
+    """The attributes of self that are assigned somewhere in a node."""
+    return {
+        each.attr
+        for each in ast.walk(node)
+        if isinstance(each, ast.Attribute) and isinstance(each.ctx, ast.Store)
+        if isinstance(each.value, ast.Name) and each.value.id == "self"
+    }
+
+
+def born_late(kind: ast.ClassDef) -> set[str]:
+    """Attributes that some method gives to an object of a class, and neither `__init__` nor the class itself."""
+    methods = {each.name: assigned(each) for each in kind.body if isinstance(each, ast.FunctionDef)}
+    fields = {
+        each.target.id for each in kind.body if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name)
+    }
+    known = methods.get("__init__", set()) | fields | INHERITED.get(kind.name, set())
+    return set().union(*methods.values()) - known
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_attribute_is_born_outside_init(package: str) -> None:
+    late = {
+        f"{module}.{kind.name}": names
+        for module, path in sources(package).items()
+        for kind in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(kind, ast.ClassDef) and (names := born_late(kind))
+    }
+    assert not late
+
+
+def test_an_attribute_that_is_born_late_is_noticed() -> None:
+    (kind,) = ast.parse("class A:\n def __init__(self): self.a = 1\n def f(self): self.a = 2; self.b = 3").body
+    assert isinstance(kind, ast.ClassDef) and born_late(kind) == {"b"}

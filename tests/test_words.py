@@ -143,7 +143,6 @@ TO_REWORD: set[str] = {
     "packages/core/src/ringattn_core/plan/planner.py",
     "packages/core/src/ringattn_core/plan/row_writes.py",
     "packages/core/src/ringattn_core/plan/schedule.py",
-    "packages/core/src/ringattn_core/run/concurrent_launches.py",
     "packages/core/src/ringattn_core/run/execute.py",
     "packages/core/src/ringattn_core/run/fused.py",
     "packages/core/src/ringattn_core/run/index.py",

@@ -124,7 +124,7 @@ def test_sharded_attention_is_dense_attention(case: Case, monkeypatch: pytest.Mo
             head_groups=case.head_groups,
             num_early_rows=case.num_early_rows,
             back=case.back,
-            link=(lambda comm, _: OneSided(comm.rank, shared_buffers)) if case.one_sided else connect,
+            link=(lambda _, *asked: OneSided(*asked, shared_buffers)) if case.one_sided else connect,
         )
 
     parts = run(case.cp_size, main, timeout=10)

@@ -116,8 +116,8 @@ def play(notes: Notes, plans: Sequence[Schedule], *, backward: bool) -> None:
     def main(comm: Threads) -> None:
         schedule = plans[comm.rank]
         own = KV(*(torch.randn(schedule.key_length, 2, 4) for _ in range(2)))
-        transport = OneSided(comm.rank, Noted(comm, notes))
-        for step, keys in transport.stream(schedule, own):
+        transport = OneSided(schedule, own, Noted(comm, notes))
+        for step, keys in transport:
             notes.add(f"step-{step.hop}")
             if backward:
                 transport.send_grads(step, KV(*map(torch.ones_like, keys)))

@@ -15,6 +15,7 @@ from ringattn_comms.backends import torch_dist
 from ringattn_comms.backends.torch_dist import TorchDist
 from ringattn_comms.connect import communicator, connect
 from ringattn_core import gather, plan, ring, zigzag
+from ringattn_core.run.transport import KV
 
 PACKED = (0, 11, 11, 13, 40)
 CAUSAL = Problem(PACKED, window=(-1, 0))
@@ -93,7 +94,8 @@ def pick() -> list[str]:
     """The transports for a group, a mesh of one dimension and None, by name."""
     groups = (None, dist.new_group([0, 1]), init_device_mesh("cpu", (2,)))
     schedules = [plan(zigzag, route, (0, 16), (0, 16), dist.get_rank(), 2) for route in (ring, gather)]
-    return [type(connect(group, schedule)).__name__ for group in groups for schedule in schedules]
+    kv = KV(*2 * [torch.zeros(8, 1, 4)])
+    return [type(connect(group, schedule, kv)).__name__ for group in groups for schedule in schedules]
 
 
 def test_connect_takes_groups_and_meshes() -> None:

@@ -11,6 +11,7 @@ from itertools import accumulate, product
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 from problem import Part, Problem, assert_exact
 from ringattn_comms import one_sided
@@ -27,7 +28,7 @@ from ringattn_core.plan.layout import LAYOUTS, layout_named
 from ringattn_core.plan.planner import plan
 from ringattn_core.plan.route import Route, at_once, route_named
 from ringattn_core.plan.schedule import Schedule
-from ringattn_core.run import concurrent_launches, execute
+from ringattn_core.run import concurrent_launches
 from ringattn_core.run.transport import KV, LocalTransport, Transport, kv_heads
 
 BORDERS = (0, 7, 7, 9, 31)
@@ -62,13 +63,16 @@ def stored(schedule: Schedule, rank: int) -> KV:
     return KV(*(positions[:, None, None] + head + torch.arange(dim) / 100 for dim in (DIM, DIM_V)))
 
 
-def walk(transport: Transport, schedule: Schedule, *, backward: bool, number: int = 0) -> tuple[list[KV], KV | None]:
-    """What a transport brings for every step, as the executor asks for it; every key's gradient is 1 + its hop.
+def own(schedule: Schedule, number: int = 0) -> KV:
+    """What a rank holds in a pass: the keys differ by the number of the pass."""
+    kv = stored(schedule, schedule.cp_rank)
+    return KV(kv.k + 1000 * number, kv.v + 1000 * number)
 
-    The keys differ from pass to pass by the number of the pass.
-    """
-    seen, own = [], stored(schedule, schedule.cp_rank)
-    for step, kv in transport.stream(schedule, KV(own.k + 1000 * number, own.v + 1000 * number)):
+
+def walk(transport: Transport, *, backward: bool) -> tuple[list[KV], KV | None]:
+    """What a transport brings for every step, as the executor asks for it; every key's gradient is 1 + its hop."""
+    seen = []
+    for step, kv in transport:
         seen.append(KV(kv.k.clone(), kv.v.clone()))
         if backward:
             needed = torch.zeros(len(kv.k), 1, 1, dtype=torch.float64)
@@ -78,9 +82,11 @@ def walk(transport: Transport, schedule: Schedule, *, backward: bool, number: in
     return seen, transport.finish() if backward else None
 
 
-def transports(comm: Threads, schedule: Schedule) -> list[Transport]:
+def transports(comm: Threads, schedule: Schedule, kv: KV | None = None) -> list[Transport]:
     """All that can walk a schedule."""
-    return [Waves(comm), OneSided(comm.rank, ThreadSharedBuffers(comm)), *([Ring(comm)] if schedule.shifts else [])]
+    kv = kv or own(schedule)
+    rings = [Ring(schedule, kv, comm)] if schedule.shifts else []
+    return [Waves(schedule, kv, comm), OneSided(schedule, kv, ThreadSharedBuffers(comm)), *rings]
 
 
 @pytest.mark.parametrize(("size", "route"), CASES)
@@ -91,7 +97,7 @@ def test_every_step_has_its_keys(size: int, route: str) -> None:
         def main(comm: Threads, plans: list[Schedule] = plans) -> None:
             schedule = plans[comm.rank]
             for transport in transports(comm, schedule):
-                seen, _ = walk(transport, schedule, backward=False)
+                seen, _ = walk(transport, backward=False)
                 for step, kv in zip(schedule.steps, seen, strict=True):
                     assert len(kv.k) == len(kv.v) >= schedule.buffer_length(step)
                     for key_slice in step.key_slices:
@@ -116,7 +122,7 @@ def test_gradients_come_home(size: int, route: str) -> None:
                     expected[key_slice.source][key_slice.rows.start : key_slice.rows.stop] += 1 + step.hop
 
         def main(comm: Threads, plans: list[Schedule] = plans) -> list[KV]:
-            found = [walk(way, plans[comm.rank], backward=True)[1] for way in transports(comm, plans[comm.rank])]
+            found = [walk(way, backward=True)[1] for way in transports(comm, plans[comm.rank])]
             return [grads for grads in found if grads]
 
         for want, (schedule, found) in zip(expected, zip(plans, run(size, main, timeout=10), strict=True), strict=True):
@@ -146,7 +152,7 @@ def test_routes_of_ones_own(size: int, route: Route) -> None:
 
     def main(comm: Threads) -> list[Part]:
         shared_buffers = ThreadSharedBuffers(comm)
-        links = connect, lambda comm, _: OneSided(comm.rank, shared_buffers)
+        links = connect, lambda _, *asked: OneSided(*asked, shared_buffers)
         return [problem.solve_on(comm, "zigzag", route, head_groups=2, link=link) for link in links]
 
     for parts in zip(*run(size, main, timeout=10), strict=True):
@@ -172,19 +178,20 @@ def test_many_pieces_travel_as_few_boxes(monkeypatch: pytest.MonkeyPatch, route:
     def main(comm: Threads) -> Part:
         shared_buffers = ThreadSharedBuffers(comm)
         return problem.solve_on(
-            comm, "zigzag", route, head_groups=head_groups, link=lambda comm, _: OneSided(comm.rank, shared_buffers)
+            comm, "zigzag", route, head_groups=head_groups, link=lambda _, *asked: OneSided(*asked, shared_buffers)
         )
 
     assert_exact(run(4, main, timeout=60), problem.solve())
     assert max(copied) == 2 * (3 if route != "waves(3)" else 2)
 
 
-def test_a_transport_may_be_used_again() -> None:
+def test_one_pass_may_follow_another() -> None:
     plans = schedules(3, "ring", head_groups=2)
 
     def main(comm: Threads) -> None:
-        for transport in transports(comm, plans[comm.rank]):
-            first, second = (walk(transport, plans[comm.rank], backward=True)[1] for _ in range(2))
+        shared_buffers, asked = ThreadSharedBuffers(comm), (plans[comm.rank], own(plans[comm.rank]))
+        for make in (lambda: Waves(*asked, comm), lambda: Ring(*asked, comm), lambda: OneSided(*asked, shared_buffers)):
+            first, second = (walk(make(), backward=True)[1] for _ in range(2))
             assert first is not None and second is not None
             assert torch.equal(first.k, second.k)
             assert torch.equal(first.v, second.v)
@@ -220,13 +227,10 @@ def test_keys_in_a_window_stay_until_all_have_read_them(head_groups: list[int]) 
     def main(comm: Threads) -> None:
         shared_buffers = Late(comm)
         shared_buffers.at_least(1 << 16)
-        own = [ranks[comm.rank] for ranks in plans]
-        found = [
-            walk(OneSided(comm.rank, shared_buffers), schedule, backward=False, number=n)[0]
-            for n, schedule in enumerate(own)
-        ]
-        for number, (schedule, seen) in enumerate(zip(own, found, strict=True)):
-            expected, _ = walk(Waves(comm), schedule, backward=False, number=number)
+        passes = [(ranks[comm.rank], own(ranks[comm.rank], number)) for number, ranks in enumerate(plans)]
+        found = [walk(OneSided(*each, shared_buffers), backward=False)[0] for each in passes]
+        for each, seen in zip(passes, found, strict=True):
+            expected, _ = walk(Waves(*each, comm), backward=False)
             for mine, other in zip(seen, expected, strict=True):
                 assert torch.equal(mine.k, other.k)
                 assert torch.equal(mine.v, other.v)
@@ -271,7 +275,8 @@ def test_ranks_meet_as_often_as_each_other(plans: list[Schedule]) -> None:
         found = []
         for backward in (False, True):
             met.clear()
-            walk(OneSided(comm.rank, shared_buffers), plans[comm.rank], backward=backward)
+            schedule = plans[comm.rank]
+            walk(OneSided(schedule, own(schedule), shared_buffers), backward=backward)
             found.append((len(met), all(met)))
         return found
 
@@ -288,8 +293,8 @@ def test_ranks_may_find_gradients_in_other_dtypes(route: str) -> None:
         dtype = torch.float32 if comm.rank else torch.bfloat16
         kv = KV(*(x.bfloat16() for x in stored(schedule, comm.rank)))
         sums = []
-        for transport in transports(comm, schedule):
-            for step, keys in transport.stream(schedule, kv):
+        for transport in transports(comm, schedule, kv):
+            for step, keys in transport:
                 found = KV(*(torch.zeros_like(x, dtype=dtype) for x in keys))
                 for key_slice, x in product(step.key_slices, found):
                     x[key_slice.columns.start : key_slice.columns.stop] = 1 + step.hop
@@ -375,11 +380,11 @@ class Idle:
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Launches side by side, with what follows from each asked for as late as on a GPU."""
-    walk, gpu = concurrent_launches.walk, torch.device("cuda")
+    streams_for, gpu = concurrent_launches.streams_for, torch.device("cuda")
     monkeypatch.setattr(concurrent_launches, "current", lambda device: Idle())
     monkeypatch.setattr(concurrent_launches, "_launch_streams", lambda main, rank: (Idle(), Idle()))
     monkeypatch.setattr(concurrent_launches, "On", lambda lane, main: nullcontext())
-    monkeypatch.setattr(execute, "walk", lambda schedule, device, *rest: walk(schedule, gpu, *rest))
+    monkeypatch.setattr(concurrent_launches, "streams_for", lambda schedule, device: streams_for(schedule, gpu))
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
@@ -430,7 +435,7 @@ def test_ranks_may_meet_on_different_hops(route: Route, size: int, one_sided: bo
     def main(comm: Communicator) -> Part:
         assert isinstance(comm, Threads)
         shared_buffers = ThreadSharedBuffers(comm)
-        link = (lambda *_: OneSided(comm.rank, shared_buffers)) if one_sided else connect
+        link = (lambda _, *asked: OneSided(*asked, shared_buffers)) if one_sided else connect
         return problem.solve_on(comm, "zigzag", route, link=link)
 
     assert_exact(run(size, main, timeout=10), problem.solve())
@@ -440,9 +445,10 @@ def test_a_pass_that_was_not_taken_to_its_end_leaves_nothing_behind() -> None:
     plans = schedules(3, "ring")
 
     def main(comm: Communicator) -> list[KV]:
-        found, kv, transport = [], stored(plans[comm.rank], comm.rank), Ring(comm)
+        found, schedule = [], plans[comm.rank]
         for stop in (False, True, False):
-            for step, keys in transport.stream(plans[comm.rank], kv):
+            transport = Ring(schedule, own(schedule), comm)
+            for step, keys in transport:
                 transport.send_grads(step, KV(torch.ones_like(keys.k), torch.ones_like(keys.v)))
                 if stop:
                     break
@@ -474,7 +480,8 @@ def test_one_rank_communicates_nothing(layout: str, route: str) -> None:
 
 def test_connect_picks() -> None:
     def kind(comm: Communicator, route: str) -> type[Transport]:
-        return type(connect(comm, schedules(comm.size, route)[comm.rank]))
+        schedule = schedules(comm.size, route)[comm.rank]
+        return type(connect(comm, schedule, own(schedule)))
 
     for size, route, expected in (
         (1, "ring", LocalTransport),
@@ -498,18 +505,21 @@ class Reaching(Recorded):
         return ThreadSharedBuffers(self.inner) if device.type == "cuda" else None
 
 
-def test_connect_is_one_sided_where_devices_reach_each_other() -> None:
-    devices = torch.device("cuda"), torch.device("cpu"), None
+def test_connect_is_one_sided_where_devices_reach_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = "cuda", "cpu"
 
     def kinds(comm: Communicator, route: str | Route) -> list[type[Transport]]:
         schedule = schedules(comm.size, route)[comm.rank]
-        return [type(connect(Reaching(comm), schedule, device)) for device in devices]
+        monkeypatch.setattr(OneSided, "__init__", lambda *_: None)  # What it would ask of a GPU is not here.
+        with FakeTensorMode():
+            held = [KV(*2 * [torch.empty(8, 2, 4, device=device)]) for device in devices]
+            return [type(connect(Reaching(comm), schedule, kv)) for kv in held]
 
     for size, route, expected in (
-        (3, "ring", [OneSided, Ring, Ring]),
-        (3, "gather", [OneSided, Waves, Waves]),
-        (3, at_once, [Waves, Waves, Waves]),  # Nobody knows which of its rows the others need.
-        (1, "ring", [LocalTransport, LocalTransport, LocalTransport]),
+        (3, "ring", [OneSided, Ring]),
+        (3, "gather", [OneSided, Waves]),
+        (3, at_once, [Waves, Waves]),  # Nobody knows which of its rows the others need.
+        (1, "ring", [LocalTransport, LocalTransport]),
     ):
         assert run(size, lambda comm, route=route: kinds(comm, route)) == [expected] * size
 
@@ -529,13 +539,13 @@ def test_connect_picks_alike_on_all_ranks() -> None:
         for rank in range(4)
     ]
     assert [len(schedule.steps) for schedule in plans] == [2] * 4
-    assert run(4, lambda comm: type(connect(comm, plans[comm.rank]))) == [Waves] * 4
+    assert run(4, lambda comm: type(connect(comm, plans[comm.rank], own(plans[comm.rank])))) == [Waves] * 4
 
 
 def test_keys_and_gradients_may_have_communicators_of_their_own() -> None:
     def main(comm: Communicator, way: type[Ring | Waves], plans: list[Schedule]) -> tuple[int, int]:
-        keys, gradients = Recorded(comm), Recorded(comm)
-        walk(way(keys, gradients), plans[comm.rank], backward=True)
+        keys, gradients, schedule = Recorded(comm), Recorded(comm), plans[comm.rank]
+        walk(way(schedule, own(schedule), keys, gradients), backward=True)
         return len(keys.calls), len(gradients.calls)
 
     for route, way, expected in (("ring", Ring, (2, 3)), ("gather", Waves, (1, 1))):

@@ -43,12 +43,13 @@ SIZE, TOKENS, HEADS, DIM = 2, 20, 2, 8
 class Queues:
     """A ring over two queues: keys go to the other rank, and their gradients come back."""
 
-    def __init__(self, rank: int, queues: list[SimpleQueue[KV]]) -> None:
-        self.inbox, self.outbox = queues[rank], queues[1 - rank]
+    def __init__(self, schedule: Schedule, kv: KV, queues: list[SimpleQueue[KV]]) -> None:
+        self.schedule, self.kv, self.grads = schedule, kv, list[KV]()
+        self.inbox, self.outbox = queues[schedule.cp_rank], queues[1 - schedule.cp_rank]
 
-    def stream(self, schedule: Schedule, kv: KV) -> Iterator[tuple[Step, KV]]:
-        self.grads: list[KV] = []
-        for step in schedule.steps:
+    def __iter__(self) -> Iterator[tuple[Step, KV]]:
+        kv = self.kv
+        for step in self.schedule.steps:
             if step.hop:
                 self.outbox.put(kv)
                 kv = self.inbox.get()
@@ -81,8 +82,8 @@ def main() -> None:
         rows = torch.tensor(schedule.queries.positions(rank))
         own, kv, options = q[rows], KV(k[rows], v[rows]), Options(DIM**-0.5)
         kernel = choose(own, *kv, schedule, options, kernel_name)
-        result = attend(schedule, Queues(rank, queues), kernel, own, kv, options)
-        grads = attend_backward(schedule, Queues(rank, queues), kernel, dout[rows], own, kv, result, options)
+        result = attend(Queues(schedule, kv, queues), kernel, own, options)
+        grads = attend_backward(Queues(schedule, kv, queues), kernel, dout[rows], own, result, options)
         found[rank] = (rows, result.out, *grads[:3])
 
     leaves = [x.clone().requires_grad_() for x in (q, k, v)]

@@ -164,8 +164,8 @@ def test_what_is_not_finite_is_not_hidden(kernel, where: int, odd: float) -> Non
 
 def _both_passes(schedule, kernel, q, k, v, dout, options) -> list[torch.Tensor]:
     """out, lse, dq, dk, dv of a group of one rank."""
-    result = attend(schedule, LocalTransport(), kernel, q, KV(k, v), options)
-    grads = attend_backward(schedule, LocalTransport(), kernel, dout, q, KV(k, v), result, options)
+    result = attend(LocalTransport(schedule, KV(k, v)), kernel, q, options)
+    grads = attend_backward(LocalTransport(schedule, KV(k, v)), kernel, dout, q, result, options)
     return [result.out, result.lse, grads.dq, grads.dk, grads.dv]
 
 

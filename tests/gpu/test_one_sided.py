@@ -34,19 +34,17 @@ def test_pull_on_one_gpu(route, borders: tuple[int, ...]) -> None:
         rows = torch.tensor(schedule.queries.positions(comm.rank), device="cuda")
         windows, kv = ThreadSharedBuffers(comm, "cuda"), KV(k[rows], v[rows])
         for _ in range(3):  # the window is used again and again
-            result = attend(schedule, OneSided(comm.rank, windows), kernel, q[rows], kv, options)
-            grads = attend_backward(
-                schedule, OneSided(comm.rank, windows), kernel, dout[rows], q[rows], kv, result, options
-            )
+            result = attend(OneSided(schedule, kv, windows), kernel, q[rows], options)
+            grads = attend_backward(OneSided(schedule, kv, windows), kernel, dout[rows], q[rows], result, options)
         torch.cuda.synchronize()
         return rows, result.out, grads
 
     whole = plan(zigzag, ring, borders, borders, 0, 1, window=(-1, 0))
     order = torch.tensor(whole.queries.positions(0), device="cuda")
     wide = KV(k[order].double(), v[order].double())
-    want = attend(whole, LocalTransport(), Reference(), q[order].double(), wide, options)
+    want = attend(LocalTransport(whole, wide), Reference(), q[order].double(), options)
     want_grads = attend_backward(
-        whole, LocalTransport(), Reference(), dout[order].double(), q[order].double(), wide, want, options
+        LocalTransport(whole, wide), Reference(), dout[order].double(), q[order].double(), want, options
     )
     place = torch.empty_like(order)
     place[order] = torch.arange(total, device="cuda")

@@ -54,10 +54,10 @@ def test_both_passes(kernel: str, route: str, size: int, window: int, one_sided:
         windows = ThreadSharedBuffers(comm, "cuda")
 
         def transport():
-            return OneSided(comm.rank, windows) if one_sided else connect(comm, schedule)
+            return OneSided(schedule, kv, windows) if one_sided else connect(comm, schedule, kv)
 
-        result = attend(schedule, transport(), chosen, q[rows], kv, options)
-        grads = attend_backward(schedule, transport(), chosen, dout[rows], q[rows], kv, result, options)
+        result = attend(transport(), chosen, q[rows], options)
+        grads = attend_backward(transport(), chosen, dout[rows], q[rows], result, options)
         return rows, (result.out, *grads[:3])
 
     try:

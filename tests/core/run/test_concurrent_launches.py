@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from plans import Case
 from ringattn_core.plan.layout import contiguous, zigzag
 from ringattn_core.plan.route import gather, ring
 from ringattn_core.plan.schedule import Launch, Schedule, Step
 from ringattn_core.run import concurrent_launches
-from ringattn_core.run.transport import KV
+from ringattn_core.run.transport import KV, LocalTransport
 
 NOTHING = KV(torch.empty(0), torch.empty(0))
 
@@ -53,9 +57,14 @@ def asked(schedule: Schedule, monkeypatch: pytest.MonkeyPatch, *, several: bool 
     def fold(step: Step, launch: Launch, found: None) -> None:
         notes.append(f"fold {number[launch]}")
 
-    steps = ((step, NOTHING) for step in schedule.steps)
+    class Steps(LocalTransport):
+        def __iter__(self) -> Iterator[tuple[Step, KV]]:
+            return ((step, NOTHING) for step in self.schedule.steps)
+
+    with FakeTensorMode():
+        kv = KV(*2 * [torch.empty(0, device="cuda")])
     close = lambda step: notes.append(f"close {step.hop}")  # noqa: E731
-    concurrent_launches.walk(schedule, torch.device("cuda"), steps, work, fold, close)
+    concurrent_launches.walk(Steps(schedule, kv), work, fold, close)
     waits = [index for index, note in enumerate(notes) if note in ("left waits for main", "right waits for main")]
     lane_of = [notes[index].split()[0] for index in waits]
     assert lane_of == [("left", "right")[n % 2] for n in range(len(waits))], "in turn"
@@ -108,3 +117,14 @@ def test_a_step_without_a_launch_is_closed_too(monkeypatch: pytest.MonkeyPatch) 
         *("step 0", "step 1", "0", "1", "close 0"),
         *("main waits for 0", "fold 0", "main waits for 1", "fold 1", "close 1"),
     ]
+
+
+def test_the_loop_is_short_and_the_docs_show_it() -> None:
+    """The page includes the function from its source, which a reader is to take in at once."""
+    lines = inspect.getsource(concurrent_launches.walk).splitlines()
+    assert len(lines) <= 20
+    page = (Path(__file__).parents[3] / "docs/concepts/schedules.md").read_text(encoding="utf-8")
+    included = re.search(r"```\{literalinclude\} (\S+)\n:pyobject: walk\n```", page)
+    assert included is not None
+    source = (Path(__file__).parents[3] / "docs/concepts" / included[1]).resolve()
+    assert source == Path(concurrent_launches.__file__).resolve()

@@ -77,11 +77,11 @@ def test_head_groups_give_the_kernel_a_share_of_the_heads() -> None:
 def test_a_result_says_what_it_is() -> None:
     schedule = plan(contiguous, ring, (0, 6), (0, 6), 0, 1, window=(-1, 0))
     q, k, v = (torch.randn(6, 2, 8).bfloat16() for _ in range(3))
-    result = attend(schedule, LocalTransport(), Reference(), q, KV(k, v), Options(1.0))
+    result = attend(LocalTransport(schedule, KV(k, v)), Reference(), q, Options(1.0))
     assert (result.out.shape, result.out.dtype) == (q.shape, torch.bfloat16)
     assert (result.lse.shape, result.lse.dtype) == ((2, 6), torch.float32)
     assert len(result.rng_states) == len(launches(schedule))
-    grads = attend_backward(schedule, LocalTransport(), Reference(), result.out, q, KV(k, v), result, Options(1.0))
+    grads = attend_backward(LocalTransport(schedule, KV(k, v)), Reference(), result.out, q, result, Options(1.0))
     for grad, x in zip(grads[:3], (q, k, v), strict=True):
         assert (grad.shape, grad.dtype) == (x.shape, torch.float32)
     assert grads.dsinks is None
@@ -112,9 +112,8 @@ def test_a_gradient_of_lse_needs_a_kernel_that_takes_delta() -> None:
     with pytest.raises(
         UnsupportedError, match=r"gradient of lse .* kernel 'reference' has no place for it: choose one"
     ):
-        attend_backward(
-            schedule, LocalTransport(), Headstrong(), q, q, KV(q, q), result, Options(1.0), None, torch.ones(1, 4)
-        )
+        transport = LocalTransport(schedule, KV(q, q))
+        attend_backward(transport, Headstrong(), q, q, result, Options(1.0), None, torch.ones(1, 4))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -139,8 +138,8 @@ def test_scales_that_are_not_positive(kernel: Kernel, dtype: torch.dtype) -> Non
     q, k, v, dout = (torch.randn(6, 2, 8, dtype=dtype) for _ in range(4))
 
     def solve(q: Tensor, scale: float) -> tuple[Result, Gradients]:
-        result = attend(schedule, LocalTransport(), kernel, q, KV(k, v), Options(scale))
-        return result, attend_backward(schedule, LocalTransport(), kernel, dout, q, KV(k, v), result, Options(scale))
+        result = attend(LocalTransport(schedule, KV(k, v)), kernel, q, Options(scale))
+        return result, attend_backward(LocalTransport(schedule, KV(k, v)), kernel, dout, q, result, Options(scale))
 
     (got, grads), (want, wanted) = solve(q, -0.3), solve(-q, 0.3)
     assert torch.equal(got.out, want.out) and torch.equal(got.lse, want.lse)
@@ -164,7 +163,7 @@ def kept(comm: Communicator, layout: str, route: str, head_groups: int, seed: in
     q = torch.zeros(len(queries), 4, 1, dtype=torch.float64)
     values = torch.eye(PACKED[-1], dtype=torch.float64)[keys].unsqueeze(1).expand(-1, 2, -1)
     kv = KV(q.new_zeros(len(keys), 2, 1), values)
-    result = attend(schedule, connect(comm, schedule), Reference(), q, kv, problem.options(None))
+    result = attend(connect(comm, schedule, kv), Reference(), q, problem.options(None))
     return queries, result.out > 0
 
 
@@ -190,8 +189,8 @@ def test_schedules_are_walked_step_by_step() -> None:
     """The keys of a step are asked for only when those of the step before have been used: one buffer may serve all."""
 
     class Reused(LocalTransport):
-        def stream(self, schedule, kv):  # type: ignore[no-untyped-def]
-            for step, part in super().stream(schedule, kv):
+        def __iter__(self):  # type: ignore[no-untyped-def]
+            for step, part in super().__iter__():
                 buffer = KV(part.k.clone(), part.v.clone())
                 yield step, buffer
                 buffer.k.fill_(torch.nan)
@@ -199,13 +198,11 @@ def test_schedules_are_walked_step_by_step() -> None:
 
     schedule = plan(zigzag, waves(2), (0, 12), (0, 12), 0, 1, window=(-1, 0), head_groups=2)
     q, k, v = (torch.randn(12, 4, 8, dtype=torch.float64) for _ in range(3))
-    expected, result = (
-        attend(schedule, to, Reference(), q, KV(k, v), Options(1.0)) for to in (LocalTransport(), Reused())
-    )
+    expected, result = (attend(to(schedule, KV(k, v)), Reference(), q, Options(1.0)) for to in (LocalTransport, Reused))
     assert torch.equal(expected.out, result.out)
     wanted, grads = (
-        attend_backward(schedule, to, Reference(), q, q, KV(k, v), result, Options(1.0))
-        for to in (LocalTransport(), Reused())
+        attend_backward(to(schedule, KV(k, v)), Reference(), q, q, result, Options(1.0))
+        for to in (LocalTransport, Reused)
     )
     for mine, other in zip(grads[:3], wanted[:3], strict=True):
         assert torch.equal(mine, other)

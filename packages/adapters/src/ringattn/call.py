@@ -132,8 +132,8 @@ class Call:
         """The results, and the number by which all ranks know this pass. Raises `AgreementError`."""
         schedule, kernel = self.forward_pass
         with self._turn("forward", q.device) as number, _no_autocast(q.device):
-            transport = connect(self.cp.communicator, schedule, q.device)
-            return attend(schedule, transport, kernel, q, KV(k, v), self.options, sinks), number
+            transport = connect(self.cp.communicator, schedule, KV(k, v))
+            return attend(transport, kernel, q, self.options, sinks), number
 
     def backward(
         self,
@@ -152,8 +152,8 @@ class Call:
         dout = torch.zeros_like(result.out) if dout is None else dout
         dlse = None if dlse is None else torch.where(result.lse.isfinite(), dlse, 0.0)
         with self._turn("backward" if number is None else f"backward of {number}", q.device), _no_autocast(q.device):
-            transport = connect(self.cp.communicator, schedule, q.device)
-            grads = attend_backward(schedule, transport, kernel, dout, q, kv, result, self.options, sinks, dlse)
+            transport = connect(self.cp.communicator, schedule, kv)
+            grads = attend_backward(transport, kernel, dout, q, result, self.options, sinks, dlse)
         return Gradients(grads.dq.to(q.dtype), grads.dk.to(kv.k.dtype), grads.dv.to(kv.v.dtype), grads.dsinks)
 
     def _turn(self, action: str, device: torch.device) -> AbstractContextManager[int]:

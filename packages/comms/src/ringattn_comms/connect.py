@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
@@ -13,7 +12,7 @@ from ringattn_comms.ring import Ring
 from ringattn_comms.waves import Waves
 from ringattn_core.plan.route import travels_whole
 from ringattn_core.plan.schedule import Schedule
-from ringattn_core.run.transport import LocalTransport, Transport
+from ringattn_core.run.transport import KV, LocalTransport, Transport
 
 Group = dist.ProcessGroup | DeviceMesh | Communicator | None
 """A process group, a one-dimensional device mesh, a communicator of one's own, or None for all processes."""
@@ -53,18 +52,18 @@ def communicator(group: Group) -> Communicator:
     return TorchDist(group)
 
 
-def connect(group: Group, schedule: Schedule, device: torch.device | None = None) -> Transport:
-    """The transport of a group for a schedule and tensors on a device (None: a CPU).
-
-    Raises what `communicator` does, and ValueError for a device that the group has no backend for.
+def connect(group: Group, schedule: Schedule, kv: KV) -> Transport:
+    """The transport of one pass: of a group, a schedule of this rank and its keys and values.
 
     One-sided where the ranks' devices can address each other's memory and the ranks know what the others need; else
     from neighbour to neighbour if every hop is a ring's, and straight from the owners if not.
+
+    Raises what `communicator` does, and ValueError for a device that the group has no backend for.
     """
     comm = communicator(group)
     if comm.size == 1:
-        return LocalTransport()
-    device = device or torch.device("cpu")
+        return LocalTransport(schedule, kv)
+    device = kv.k.device
     if not travels_whole(schedule.route) and (shared_buffers := comm.shared_buffers(device)):
-        return OneSided(comm.rank, shared_buffers)
-    return (Ring if schedule.shifts else Waves)(comm, comm.second_communicator(device))
+        return OneSided(schedule, kv, shared_buffers)
+    return (Ring if schedule.shifts else Waves)(schedule, kv, comm, comm.second_communicator(device))

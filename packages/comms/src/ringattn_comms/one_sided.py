@@ -32,27 +32,30 @@ _SMALL = 4 << 20  # bytes of a shard's keys and values: up to here a copy takes 
 
 
 class OneSided:
-    """A rank's end of a group with a window."""
+    """A pass over shared buffers."""
 
-    def __init__(self, rank: int, shared_buffers: SharedBuffers) -> None:
-        self._rank, self._shared_buffers = rank, shared_buffers
-
-    def stream(self, schedule: Schedule, kv: KV) -> Iterator[tuple[Step, KV]]:
-        self._schedule, self._copy_stream = schedule, CopyStream(kv.k.device, _stream(kv.k.device))
+    def __init__(self, schedule: Schedule, kv: KV, shared_buffers: SharedBuffers) -> None:
+        self.schedule, self.kv = schedule, kv
+        self._rank, device = schedule.cp_rank, kv.k.device
+        self._copy_stream = CopyStream(device, _stream(device))
         self._groups, region = _groups(schedule, kv)
-        self._shared_buffer = self._shared_buffers.at_least(region.end)
+        self._shared_buffer = shared_buffers.at_least(region.end)
         self._small = sum(schedule.shard_size * x.shape[1:].numel() * x.element_size() for x in kv) <= _SMALL
         # Until the ranks have met nobody's keys are in place.
         self._to_lay_out: list[Move] | None = self._own_keys()
-        arrive = self._fetch(schedule.steps[0])
-        for step, following in pairwise(schedule.steps):
+        self._all_have_given: Callable[[], None] | None = None
+
+    def __iter__(self) -> Iterator[tuple[Step, KV]]:
+        steps = self.schedule.steps
+        arrive = self._fetch(steps[0])
+        for step, following in pairwise(steps):
             keys, arrive = arrive(), self._fetch(following)
             yield step, keys
         keys = arrive()
         if self._to_lay_out is not None:  # Of a rank that reads nobody's keys others may read.
             self._meet(self._to_lay_out)
         all_have_read = self._meet([])
-        yield schedule.steps[-1], keys
+        yield steps[-1], keys
         all_have_read()
 
     def send_grads(self, step: Step, grads: KV) -> None:
@@ -61,14 +64,15 @@ class OneSided:
             group.found.append((step, grads))
         with self._copy_stream.after_main():
             moves = self._homeward(step, grads)
-            if step is not self._schedule.steps[-1]:
+            if step is not self.schedule.steps[-1]:
                 copy(moves)
-        if step is self._schedule.steps[-1]:
+        if step is self.schedule.steps[-1]:
             self._all_have_given = self._meet(moves)
         self._copy_stream.keep(*grads)
 
     def finish(self) -> KV:
         """After all ranks' gradients have arrived: their sum, this one's own first, then the others' by rank."""
+        assert self._all_have_given is not None, "a backward pass sends the gradients of every step"
         self._all_have_given()
         return joined([self._total(group) for group in self._groups])
 
@@ -80,7 +84,7 @@ class OneSided:
 
     def _own_keys(self) -> list[Move]:
         """What puts this rank's keys, as far as others need them, where they can read them."""
-        rows = _slice(_outgoing_rows(self._schedule))
+        rows = _slice(_outgoing_rows(self.schedule))
         return [
             (place.on(self._shared_buffer, self._rank)[rows], x[rows])
             for group in self._groups
@@ -89,7 +93,7 @@ class OneSided:
 
     def _homeward(self, step: Step, grads: KV) -> list[Move]:
         """What takes the gradients that a step found to the owners of its keys."""
-        packed, key_slices = coalesced_rows(self._schedule, step, grads.k.device), step.key_slices
+        packed, key_slices = coalesced_rows(self.schedule, step, grads.k.device), step.key_slices
         if packed is not None:  # Rows between the pieces travel with them, and nobody looks at them.
             self._copy_stream.keep(packed.outward)
             grads, key_slices = KV(*(x.index_select(0, packed.outward) for x in grads)), packed.coalesced_copies
@@ -104,15 +108,15 @@ class OneSided:
 
     def _in_turn(self, key_slices: Iterable[KeySlice]) -> list[KeySlice]:
         """From the rank before this one on, so that where all need all, no two begin with the same."""
-        return sorted(key_slices, key=lambda key_slice: (self._rank - key_slice.source) % self._schedule.cp_size)
+        return sorted(key_slices, key=lambda key_slice: (self._rank - key_slice.source) % self.schedule.cp_size)
 
     def _fetch(self, step: Step) -> Callable[[], KV]:
         """Begin to read a step's keys from their owners; the answer adds this rank's own and waits for them."""
         group = self._groups[step.head_group]
         if step.sources == (self._rank,):
             return lambda: group.own
-        packed = coalesced_rows(self._schedule, step, group.own.k.device)
-        key_slices, length = step.key_slices, self._schedule.buffer_length(step)
+        packed = coalesced_rows(self.schedule, step, group.own.k.device)
+        key_slices, length = step.key_slices, self.schedule.buffer_length(step)
         if packed is not None:
             key_slices, length = packed.coalesced_copies, packed.length
         buffer = KV(*(x.new_empty((length, *x.shape[1:])) for x in group.own))
@@ -155,7 +159,7 @@ class OneSided:
 
     def _total(self, group: _Group) -> KV:
         """The sum of the gradients of this rank's keys."""
-        near, far = _homes(self._schedule, group.own.k.device)
+        near, far = _homes(self.schedule, group.own.k.device)
         totals = []
         for index, (own, place) in enumerate(zip(group.own, group.inbox, strict=True)):
             slots = place.on(self._shared_buffer, self._rank)

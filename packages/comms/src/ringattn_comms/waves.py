@@ -21,29 +21,36 @@ from ringattn_core.run.transport import KV, kv_heads
 class Waves:
     """Works for every route. Keys and gradients travel on communicators of their own, where two are given."""
 
-    def __init__(self, keys: Communicator, gradients: Communicator | None = None) -> None:
-        self.keys, self.gradients = keys, gradients or keys
+    def __init__(self, schedule: Schedule, kv: KV, keys: Communicator, gradients: Communicator | None = None) -> None:
+        self.schedule, self.kv = schedule, kv
+        self._keys, self._gradients = keys, gradients or keys
+        self._total: KV | None = None  # of the gradients of this rank's keys, in a backward pass
         self._come_home: Callable[[KV], None] | None = None
 
-    def stream(self, schedule: Schedule, kv: KV) -> Iterator[tuple[Step, KV]]:
-        self._schedule, self._kv, self._come_home = schedule, kv, None
-        arrive = _fetch(self.keys, schedule, schedule.steps[0], kv)
-        for step, following in zip(schedule.steps, (*schedule.steps[1:], None), strict=True):
+    def __iter__(self) -> Iterator[tuple[Step, KV]]:
+        steps = self.schedule.steps
+        arrive = self._fetch(steps[0])
+        for step, following in zip(steps, (*steps[1:], None), strict=True):
             keys = arrive()
             if following:
-                arrive = _fetch(self.keys, schedule, following, kv)
+                arrive = self._fetch(following)
             yield step, keys
 
     def send_grads(self, step: Step, grads: KV) -> None:
-        if self._come_home is None:
-            self._total = KV(*(torch.zeros_like(x, dtype=accumulator_dtype(x.dtype)) for x in self._kv))
-        else:
-            self._come_home(self._total)
-        self._come_home = _give(self.gradients, self._schedule, step, grads)
+        self._add_what_comes_home()
+        self._come_home = _give(self._gradients, self.schedule, step, grads)
 
     def finish(self) -> KV:
-        assert self._come_home is not None, "a backward pass gives the gradients of every step"
-        self._come_home(self._total)
+        return self._add_what_comes_home()
+
+    def _fetch(self, step: Step) -> Callable[[], KV]:
+        return _fetch(self._keys, self.schedule, step, self.kv)
+
+    def _add_what_comes_home(self) -> KV:
+        if self._total is None:
+            self._total = KV(*(torch.zeros_like(x, dtype=accumulator_dtype(x.dtype)) for x in self.kv))
+        if self._come_home is not None:
+            self._come_home(self._total)
         return self._total
 
 

@@ -43,21 +43,14 @@ class Gradients(NamedTuple):
     dsinks: Tensor | None  # (num_heads,), in the dtype of the sinks; this rank's share: sum it over the group
 
 
-def attend(
-    schedule: Schedule,
-    transport: Transport,
-    kernel: Kernel,
-    q: Tensor,
-    kv: KV,
-    options: Options,
-    sinks: Tensor | None = None,
-) -> Result:
+def attend(transport: Transport, kernel: Kernel, q: Tensor, options: Options, sinks: Tensor | None = None) -> Result:
     """This rank's part of the attention: q (tokens, num_heads, head_dim) against the keys of all ranks.
 
-    `kv` is what this rank holds of them, (tokens, num_kv_heads, head_dim) and (tokens, num_kv_heads, head_dim_v) in q's
-    dtype; `sinks` (num_heads,) are one more key of value 0 for each head. The kernel must support every launch of the
-    schedule, as one that `choose` finds does. Raises ValueError for more head groups than kv heads.
+    The transport was made for this rank's schedule and for its keys and values, in q's dtype; `sinks` (num_heads,) are
+    one more key of value 0 for each head. The kernel must support every launch of the schedule, as one that `choose`
+    returns does. Raises ValueError for more head groups than kv heads.
     """
+    schedule, kv = transport.schedule, transport.kv
     q, options = _signed(q, options.softmax_scale), _unsigned(options)
     total, rng_states = out_total(schedule, kernel, q, kv.v.shape[2]), list[Tensor | None]()
 
@@ -70,17 +63,15 @@ def attend(
         total.add(launch, q_heads(schedule, step, q, kv), found[0])
         rng_states.append(found[1])
 
-    walk(schedule, q.device, transport.stream(schedule, kv), work, fold)
+    walk(transport, work, fold)
     return Result(*total.finish(q.dtype, sinks), rng_states)
 
 
 def attend_backward(
-    schedule: Schedule,
     transport: Transport,
     kernel: Kernel,
     dout: Tensor,
     q: Tensor,
-    kv: KV,
     result: Result,
     options: Options,
     sinks: Tensor | None = None,
@@ -88,8 +79,9 @@ def attend_backward(
 ) -> Gradients:
     """The gradients of `attend`, given those of its out and, if not None, of its lse.
 
-    `dout` is shaped as out, in q's dtype, and `dlse` (num_heads, tokens) in the accumulator's. The schedule may be
-    another than that of `attend`, over the same division, where no launch had a random state.
+    `dout` is shaped as out, in q's dtype, and `dlse` (num_heads, tokens) in the accumulator's. The transport is another
+    than that of `attend`; its schedule may be another one too, over the same sharding, where no launch had a random
+    state.
 
     Raises UnsupportedError for a gradient of lse and a kernel that derives delta itself, which leaves it no place.
     """
@@ -98,6 +90,7 @@ def attend_backward(
             f"A gradient of lse came in, and the kernel {kernel.name!r} has no place for it: choose one with "
             "accepts_delta, such as 'reference'."
         )
+    schedule, kv = transport.schedule, transport.kv
     delta = _delta(dout, result.out, dlse) if kernel.accepts_delta or sinks is not None else None
     scale, q, options = options.softmax_scale, _signed(q, options.softmax_scale), _unsigned(options)
     queries, dq = Queries(q, result.out, dout, finite_or_nan(result.lse), delta), row_total(schedule, kernel, q)
@@ -124,7 +117,7 @@ def attend_backward(
         for launch, part in zip(step.launches, rows.pop(step, []), strict=True):
             dq.add(launch, q_heads(schedule, step, q, kv), part)
 
-    walk(schedule, q.device, transport.stream(schedule, kv), work, fold, close)
+    walk(transport, work, fold, close)
     dsinks = None if sinks is None or delta is None else sink_gradient(sinks, result.lse, delta)
     return Gradients(_signed(dq.total, scale), *transport.finish(), dsinks)
 

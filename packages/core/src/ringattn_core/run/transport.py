@@ -27,16 +27,26 @@ class KV(NamedTuple):
 
 
 class Transport(Protocol):
-    """Moves keys, values and their gradients between the ranks of one group.
+    """One pass of a rank: it brings the keys of every step, and in a backward pass takes their gradients home.
 
-    Every rank of the group walks the same hops in the same order. `kv` is what this rank holds: k (tokens,
-    num_kv_heads, head_dim) and v (tokens, num_kv_heads, head_dim_v); others may hold another number of tokens, up to
-    `schedule.shard_size`. A pass takes `stream` to its end; a backward pass also gives for every step, and collects.
-    Then the next pass may begin, on this object or on another one. On a GPU all is in the order of the current stream.
+    It is made for a schedule and for what this rank holds, and used once. Every rank of the group makes the same passes
+    in the same order, and walks the same hops; others may hold another number of tokens, up to `schedule.shard_size`. A
+    forward pass iterates to the end; a backward pass also calls `send_grads` for every step, and then `finish`. On a
+    GPU everything is in the order of the current stream.
     """
 
-    def stream(self, schedule: Schedule, kv: KV) -> Iterator[tuple[Step, KV]]:
-        """Every step in order, those without a launch too, with its keys at hand.
+    @property
+    def schedule(self) -> Schedule:
+        """What this rank computes."""
+        ...
+
+    @property
+    def kv(self) -> KV:
+        """What this rank holds: k (tokens, num_kv_heads, head_dim) and v (tokens, num_kv_heads, head_dim_v)."""
+        ...
+
+    def __iter__(self) -> Iterator[tuple[Step, KV]]:
+        """Every step in order, those without a launch too, with its keys.
 
         Of one source they are its shard, of several the rows in `step.key_slices`, each at its offset; of the kv heads
         they are those of the step's head group (`kv_heads`). They stay as they are until the next step but one is asked
@@ -47,16 +57,16 @@ class Transport(Protocol):
     def send_grads(self, step: Step, grads: KV) -> None:
         """In a backward pass, for every step in order: the gradients of its keys, row for row as they were yielded.
 
-        They come in the accumulator's dtype or the keys' own, 0 where nothing was found, and are the transport's from
-        then on. On a CPU a step's come before the next step is asked for; on a GPU they may come after that, when the
-        next step has begun, and those of the last step after the stream has ended.
+        They come in the accumulator's dtype or that of the keys, 0 where nothing was computed, and belong to the
+        transport from then on. On a CPU the gradients of a step come before the next step is asked for; on a GPU they
+        may come when the next step has begun, and those of the last step after the iteration has ended.
         """
         ...
 
     def finish(self) -> KV:
-        """At the end of a backward pass: the gradients of this rank's own keys, added up over all ranks.
+        """At the end of a backward pass: the gradients of this rank's keys, added up over all ranks.
 
-        Shaped like `kv`, in the accumulator's dtype, or rounded to kv's own once they are complete.
+        Shaped like `kv`, in the accumulator's dtype, or rounded to that of kv once they are complete.
         """
         ...
 
@@ -64,10 +74,13 @@ class Transport(Protocol):
 class LocalTransport:
     """The transport of a group of one rank: nothing moves."""
 
-    def stream(self, schedule: Schedule, kv: KV) -> Iterator[tuple[Step, KV]]:
-        self._grads: list[KV] = []
-        for step in schedule.steps:
-            yield step, kv.heads(kv_heads(schedule, step, kv))
+    def __init__(self, schedule: Schedule, kv: KV) -> None:
+        self.schedule, self.kv = schedule, kv
+        self._grads = list[KV]()
+
+    def __iter__(self) -> Iterator[tuple[Step, KV]]:
+        for step in self.schedule.steps:
+            yield step, self.kv.heads(kv_heads(self.schedule, step, self.kv))
 
     def send_grads(self, step: Step, grads: KV) -> None:
         self._grads.append(grads)
