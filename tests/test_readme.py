@@ -91,5 +91,10 @@ def test_what_the_readme_names_exists() -> None:
     assert named and not [name for name in named if not (ROOT / name).exists()]
 
 
+def test_its_number_of_models_is_the_census() -> None:
+    (number,) = re.findall(r"\[(\d+) model types\]\(docs/supported-models\.md\)", README)
+    assert f" {number} exact," in (ROOT / "docs/supported-models.md").read_text(encoding="utf-8")
+
+
 def test_it_is_short() -> None:
     assert len(README.splitlines()) <= 120
