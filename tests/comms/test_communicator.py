@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from math import inf
 
 import pytest
 import torch
@@ -201,10 +202,8 @@ def test_a_rank_that_raises_ends_the_others() -> None:
             raise LookupError("lost")
         comm.all_gather(torch.zeros(1)).wait()
 
-    start = time.monotonic()
     with pytest.raises(LookupError, match="lost"):
-        threads.run(3, main, timeout=30)
-    assert time.monotonic() - start < 5
+        threads.run(3, main, timeout=inf)  # Nothing else ends them.
 
 
 def test_results_come_in_rank_order() -> None:
