@@ -22,7 +22,7 @@ PACKAGES = {"ringattn_core": "core", "ringattn_comms": "comms", "ringattn": "ada
 FOLDERS = {"plan": set(), "look": {"plan"}, "run": {"plan"}, "kernels": {"plan", "run"}}
 TORCHLESS = ["plan", "look"]
 # The proof compares numbers by the million, and imports these modules when it is asked for.
-WITH_TORCH = {f"ringattn_core.look.{name}" for name in ("coverage", "sound", "table")}
+WITH_TORCH = {f"ringattn_core.look.{name}" for name in ("bands", "coverage", "sound", "table")}
 OPTIONAL = ["cupy", "flash_attn", "transformers"]
 # They take as long to import as PyTorch itself.
 COMPILERS = ["torch._dynamo", "triton"]

@@ -1,12 +1,14 @@
-"""Touches, which the fused sums of a GPU go by, against counting row by row."""
+"""Row writes, by which the fused sums of a GPU accumulate, against counting row by row."""
 
 from __future__ import annotations
 
+import doctest
 from collections import Counter
 
 from hypothesis import given, settings
 
 from plans import Case, cases
+from ringattn_core.plan import row_writes as module
 from ringattn_core.plan.row_writes import RowWrites, column_writes, row_writes
 from ringattn_core.plan.schedule import Launch
 
@@ -33,3 +35,7 @@ def test_rows_and_columns_are_touched_in_turn(case: Case) -> None:
             length = schedule.buffer_length(step)
             columns = [(launch, [column for tile in launch.tiles for column in tile.k]) for launch in step.launches]
             check(column_writes(step, length), columns, length)
+
+
+def test_the_example_in_the_docstring() -> None:
+    assert doctest.testmod(module) == (0, 7)

@@ -65,10 +65,10 @@ def gathered_launch(launch: Launch, device: torch.device) -> GatheredLaunch:
     rows, columns = row_lengths(launch, device), column_lengths(launch, device)
     longest = columns.longest
     if launch.window not in (FULL, CAUSAL):
-        # FlashAttention-2 compares the right side of a window with the number of keys where it means that of queries:
-        # a side that reaches as far as there are keys it takes for open, and an open one beside a closed left one for
-        # as many keys. Both are wrong for tiles with more queries than keys, unless the longest key length, which is
-        # only a bound, is told to be as large as the number of queries.
+        # FlashAttention-2 compares the right side of a window with the number of keys instead of that of queries. It
+        # takes a side that reaches as far as there are keys for open, and an open side next to a closed left one for
+        # the number of keys. Both are wrong for tiles with more queries than keys, unless the longest key length,
+        # which is only a bound, is given as the number of queries.
         longest = max(longest, rows.longest)
     alone = len(launch.tiles) == 1 and longest == columns.longest
     lengths = None if alone else (rows.compact, columns.compact, rows.longest, longest)

@@ -67,10 +67,10 @@ class Reference(Kernel):
             dweights = (dout @ _columns(v, cells).mT).view_as(scores) * kept
             dscores = weights * (dweights - delta[:, rows].unsqueeze(-1)) * slope * options.softmax_scale
             at = slice(cells.q.start - launch.rows.start, cells.q.stop - launch.rows.start)
-            beside = slice(cells.k.start - launch.columns.start, cells.k.stop - launch.columns.start)
+            within = slice(cells.k.start - launch.columns.start, cells.k.stop - launch.columns.start)
             dq[at] = _ungrouped(_grouped(dscores, k) @ _columns(k, cells), len(cells.q))
-            dk[beside] += (_grouped(dscores, k).mT @ _rows(q[rows], k.shape[1])).transpose(0, 1)
-            dv[beside] += (_grouped(weights * kept, k).mT @ dout).transpose(0, 1)
+            dk[within] += (_grouped(dscores, k).mT @ _rows(q[rows], k.shape[1])).transpose(0, 1)
+            dv[within] += (_grouped(weights * kept, k).mT @ dout).transpose(0, 1)
         return Grads(dq, dk, dv)
 
 
@@ -141,7 +141,7 @@ def _kept(scores: Tensor, cells: Tile, options: Options) -> Tensor | float:
     q = options.positions.q[cells.q.start : cells.q.stop]
     k = options.positions.k[cells.k.start : cells.k.stop]
     heads = torch.arange(scores.shape[0], device=scores.device) + options.first_head
-    # A chain of mixes (splitmix64, Steele et al. 2014): every cell has its own number, wherever it is computed. The
+    # A chain of mixes (splitmix64, Steele et al. 2014): a cell has the same number, wherever it is computed. The
     # seed is mixed by itself, so that neighbouring seeds do not share masks between neighbouring heads.
     heads = _mix(_mix(torch.full_like(heads, options.seed)) + heads)
     number = _mix(_mix(heads[:, None] + q)[:, :, None] + k)

@@ -68,8 +68,8 @@ class TorchFlashCpu(Kernel):
         dq = queries.q.new_empty((len(launch.rows), *queries.q.shape[1:]), dtype=dtype)
         dk, dv = (x.new_empty((len(launch.columns), *x.shape[1:]), dtype=dtype) for x in kv)
         for tile in launch.tiles:
-            beside = _slice(tile.k, launch.columns.start)
-            dq[_slice(tile.q, launch.rows.start)], dk[beside], dv[beside] = _pull_back(queries, kv, tile, options)
+            within = _slice(tile.k, launch.columns.start)
+            dq[_slice(tile.q, launch.rows.start)], dk[within], dv[within] = _pull_back(queries, kv, tile, options)
         return Grads(dq, dk, dv)
 
 
@@ -119,8 +119,8 @@ def _pull_back(queries: Queries, kv: KV, tile: Tile, options: Options) -> Grads:
         keys, values = (_shared(x[_slice(part.k)], q) for x in kv)
         grads = _BACKWARD(dout, q, keys, values, out, lse, 0.0, part.causal, scale=options.softmax_scale)
         dq += _ungrouped(grads[0])
-        beside = _slice(part.k, tile.k.start)
-        dk[beside], dv[beside] = (x.sum(dim=1, dtype=dtype).transpose(0, 1) for x in grads[1:])
+        within = _slice(part.k, tile.k.start)
+        dk[within], dv[within] = (x.sum(dim=1, dtype=dtype).transpose(0, 1) for x in grads[1:])
     return Grads(dq, dk, dv)
 
 

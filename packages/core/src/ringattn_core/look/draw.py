@@ -63,7 +63,7 @@ def timeline(schedules: Sequence[Schedule], *, width: int = 96) -> str:
 
 
 def ownership(sharding: Sharding, *, width: int = 96) -> str:
-    """Who holds which tokens of the stream; where there are several sequences, each has its own sign."""
+    """Who holds which tokens of the stream; of several sequences each has another sign."""
     positions, several = samples(sharding.cu_seqlens[-1], width, sharding.cp_size), len(sharding.cu_seqlens) > 2
     signs = [symbol(sequence_at(sharding, p)) if several else "█" for p in positions]
     margin = len(str(sharding.cp_size - 1))

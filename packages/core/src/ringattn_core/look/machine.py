@@ -15,7 +15,7 @@ class Link:
     copy: float = 0.0  # seconds until one more part of a message is under way
 
     def time(self, size: float, parts: int = 1) -> float:
-        """Seconds for a message of `size` bytes in so many parts; nothing takes no time."""
+        """Seconds for a message of `size` bytes in `parts` parts; 0 for an empty message."""
         return self.latency + (parts - 1) * self.copy + size / self.bandwidth if size else 0.0
 
 
@@ -30,7 +30,7 @@ class Kernels:
     flops: float  # per second, of a launch without end
     ramp: float  # seconds that a launch loses while it fills the device and while it runs dry
     call: float  # seconds of the host's time for each launch
-    row: int = 0  # keys: what a row costs beside those that it sees
+    row: int = 0  # what a row costs, in keys, in addition to those that it sees
 
     def time(self, flop: float) -> float:
         """Seconds of the device's time for a launch."""
@@ -43,7 +43,7 @@ class Machine:
 
     forward: Kernels
     backward: Kernels
-    memory: float  # bytes per second that a fused merge reads and writes, as if none of it hid beside attention
+    memory: float  # bytes per second that a fused merge reads and writes, as if attention hid none of it
     two_sided: Link  # send and receive, between any number of ranks at once
     collective: Link  # all-gather and reduce-scatter
     one_sided: Link  # a copy out of another device's memory
@@ -59,7 +59,7 @@ class Machine:
         )
 
     def slower(self, times: int) -> Machine:
-        """One for a share of the work: so many times as long for the same work and bytes, in as much less memory.
+        """A machine for a share of the work: all work and bytes take `times` as long, with memory / `times`.
 
         To begin a launch or a message takes as long.
         """
@@ -90,7 +90,7 @@ SPEED = {"cudnn": (0.89, 0.89), "torch_flash": (0.49, 0.50), "flash_attn_2": (0.
 # run at a GPU's power limit, up to 9 % slower than these numbers say.
 # Two-sided links were timed on two H200s joined by NVLink (NV18): NCCL 2.28.9 send/recv takes 82, 98, 148 and 468 us
 # for 1, 8, 32 and 128 MiB, all_gather 29, 65, 159 and 550 us. `copy_` from a peer's symmetric memory takes 17, 27, 95
-# and 365 us by itself, 373 GB/s; several at a time beside attention are slower. Two H100s have the same links.
+# and 365 us by itself, 373 GB/s; several at a time during attention are slower. Two H100s have the same links.
 _LINKS = {
     "two_sided": Link(latency=70e-6, bandwidth=330e9),
     "collective": Link(latency=30e-6, bandwidth=258e9),

@@ -1,4 +1,4 @@
-"""What attention is computed on beside its lengths, and what follows for operations, traffic and memory."""
+"""The shape of q, k and v without their lengths, and what follows for operations, traffic and memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ACCUMULATOR = 4  # bytes of a number in float32, in which results add up
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What attention is computed on, beside its lengths."""
+    """Heads, head dims and dtypes of q, k and v: their shape without the lengths."""
 
     num_heads: int
     num_kv_heads: int
@@ -28,11 +28,11 @@ class Shape:
         return self.head_dim, self.head_dim if self.head_dim_v is None else self.head_dim_v
 
     def token(self, itemsize: int) -> int:
-        """Bytes of the key and the value of a token, at so many bytes a number."""
+        """Bytes of the key and the value of a token, at `itemsize` bytes a number."""
         return self.num_kv_heads * sum(self.dims) * itemsize
 
     def flop(self, area: int, *, backward: bool) -> int:
-        """Floating-point operations for so many live cells of all heads: two products forward, five backward."""
+        """Floating-point operations for `area` live cells in all heads: two products forward, five backward."""
         dim, dim_v = self.dims
         return 2 * area * self.num_heads * (3 * dim + 2 * dim_v if backward else dim + dim_v)
 
@@ -52,7 +52,7 @@ def total_bytes(schedule: Schedule, shape: Shape, *, backward: bool, one_sided: 
 
 
 def peak_bytes(schedule: Schedule, shape: Shape, *, backward: bool, one_sided: bool) -> int:
-    """Bytes beside q, k and v: results, the block or gradients of the largest launch, and the buffers of two steps.
+    """Bytes without q, k and v: results, the block or gradients of the largest launch, and the buffers of two steps.
 
     One-sided there is also the window, which is made once for all layers: room for a rank's own keys, and a slot for
     the gradients of each other rank, whatever the route.

@@ -29,7 +29,7 @@ class Forecast:
     waiting: float  # in which the device waits for keys, for gradients or for its host
     bytes_sent: int
     bytes_received: int
-    peak_bytes: int  # of memory beside q, k, v and their gradients' final place
+    peak_bytes: int  # of memory without q, k, v and their gradients' final place
     total_bytes: int  # of memory with them, and in a backward pass with the gradient of the result
 
     @property

@@ -82,7 +82,7 @@ def _check_head_groups(schedule: Schedule) -> None:
     expected = [(group, *_work(step)) for group in range(schedule.head_groups) for step in steps]
     if expected != [(step.head_group, *_work(step)) for step in schedule.steps]:
         raise ScheduleError(
-            f"Rank {schedule.cp_rank} does not repeat the steps of head group 0 for the others, of which there are "
+            f"Rank {schedule.cp_rank} does not repeat the steps of head group 0 for all others: there are "
             f"{schedule.head_groups - 1}."
         )
 
@@ -133,7 +133,7 @@ def _stride(shardings: Iterable[Sharding]) -> int:
 
 
 def _check_sources(schedules: Sequence[Schedule]) -> None:
-    """Whom a rank receives from sends to it; nobody's keys come twice, but one's own that were alone on hop 0."""
+    """Sources and destinations agree; no keys come twice, except local ones that were alone on hop 0."""
     ranks = range(len(schedules))
     for index, step in enumerate(schedules[0].steps):
         steps = [schedule.steps[index] for schedule in schedules]

@@ -37,7 +37,7 @@ def alive(queries: Sharding, keys: Sharding, window: Window, route: Route) -> se
 
 
 class _Hops(dict[int, dict[int, int]]):
-    """For every rank the hop on which it has each other one's keys at hand."""
+    """For every rank the hop on which the keys of each other rank are present."""
 
     def __init__(self, everyone: RouteTable) -> None:
         self._everyone = everyone

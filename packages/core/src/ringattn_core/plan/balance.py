@@ -1,9 +1,18 @@
-"""Which rank gets what of a packed stream: as many tokens and as much causal work each, and few documents cut.
+"""Which rank gets what of a packed stream: equal tokens and equal causal work for each, and few documents cut.
 
 The documents stand in a line, the longest first, each from its last row to its first: rows that see many keys come
-before rows that see few. A rank takes rows from either end, as in zigzag, which this is for one document, but for a few
-rows; how many from which decides how much work they are. Only documents at the ends of these pieces are cut, so of many
-most lie whole on a rank.
+before rows that see few. A rank takes rows from both ends of what is left; how many from which end decides how much
+work it gets. For one document this is zigzag, to a few rows. Only documents at the ends of these pieces are cut, so
+most of many documents lie whole on a rank.
+
+Three documents of 8, 4 and 4 tokens for two ranks; the work of a row is the number of keys that it sees:
+
+    position   7 6 5 4 3 2 1 0 | 15 14 13 12 | 11 10 9 8
+    work       8 7 6 5 4 3 2 1 |  4  3  2  1 |  4  3 2 1
+    rank       0 0 1 1 1 1 1 1 |  1  1  0  0 |  0  0 0 0    8 rows and 28 cells each
+
+>>> deal((0, 8, 12, 16), cp_size=2)
+[Share(runs=(range(6, 14),), work=28), Share(runs=(range(0, 6), range(14, 16)), work=28)]
 """
 
 from __future__ import annotations
@@ -15,7 +24,7 @@ from typing import NamedTuple
 
 from ringattn_core.plan.tile import chunk, joined_runs, triangle
 
-_EVEN = 1.01  # of the mean is as good as the mean
+_EVEN = 1.01  # times the mean counts as even
 _HALVINGS = 6
 
 
@@ -27,10 +36,10 @@ class Share(NamedTuple):
 
 
 def deal(cu_seqlens: Sequence[int], cp_size: int) -> list[Share]:
-    """Every rank's share; they differ by one token at most.
+    """Every rank's share; their lengths differ by one token at most.
 
-    Where a few documents make up the work, no two pieces of the line may be as much as a share: documents are then cut
-    into halves before they are lined up, or into halves of these.
+    Where a few documents are most of the work, no two pieces of the line may have the work of a share: then documents
+    are cut into halves before they are lined up, or into quarters, and so on.
     """
     longest, found = max((stop - start for start, stop in pairwise(cu_seqlens)), default=0), list[list[Share]]()
     for halvings in range(_HALVINGS + 1):
@@ -46,20 +55,20 @@ def _most(shares: Sequence[Share]) -> int:
 
 
 class _Line:
-    """Parts of documents, no longer than `longest`, those first whose rows see the most keys."""
+    """Parts of documents, of `longest` tokens at most, in the order of the keys that their rows see, most first."""
 
     def __init__(self, cu_seqlens: Sequence[int], longest: int) -> None:
         parts = list[tuple[int, range]]()
         for start, stop in pairwise(cu_seqlens):
             count = -((start - stop) // longest)
             parts += ((start, chunk(range(start, stop), index, count)) for index in range(count))
-        # By the keys that a row sees in the mean; of those alike, the last of the stream first.
+        # By the mean number of keys that a row sees; of equal ones, the last of the stream first.
         self._parts = sorted(parts, key=lambda part: (2 * part[0] - part[1].start - part[1].stop, -part[1].start))
         self._borders = [0, *accumulate(len(part) for _, part in self._parts)]
         self._work = [0, *accumulate(_cells(part, start) for start, part in self._parts)]
 
     def shares(self, cp_size: int) -> Iterator[Share]:
-        """One rank's after the other's, each of what the ones before have left."""
+        """The shares in rank order, each taken from what the ranks before have left."""
         first, last = 0, self._borders[-1]
         for ranks in range(cp_size, 0, -1):
             front, back = self._pieces(first, last, ranks)
@@ -68,7 +77,7 @@ class _Line:
             first, last = front[1], back[0]
 
     def _pieces(self, first: int, last: int, ranks: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """What one of so many ranks takes from either end of the rows from `first` to `last`."""
+        """What the next of `ranks` ranks takes from both ends of the rows from `first` to `last`."""
         tokens = (last - first) // ranks
 
         def work(ahead: int) -> int:
@@ -97,9 +106,9 @@ class _Line:
 
 
 def _nearest(work: Callable[[int], int], most: int, wanted: float) -> int:
-    """From 0 to `most`, where `work` is about as much as wanted; by halves, from more to less or from less to more.
+    """The number from 0 to `most` whose `work` is nearest to `wanted`, by bisection: `work` rises or falls throughout.
 
-    Within a document it may go the other way; what is found is then off by so much, and the next ranks share it.
+    Within a document it may go the other way; the result is then off by that, which the next ranks share.
     """
     sign = 1 if work(0) <= work(most) else -1
     above = bisect_left(range(most), sign * wanted, key=lambda rows: sign * work(rows))
@@ -107,5 +116,5 @@ def _nearest(work: Callable[[int], int], most: int, wanted: float) -> int:
 
 
 def _cells(rows: range, start: int) -> int:
-    """Of a causal mask, in consecutive rows of a document that starts at `start`."""
+    """Live cells of a causal mask in consecutive rows of a document that starts at `start`."""
     return triangle(rows.stop - start) - triangle(rows.start - start)

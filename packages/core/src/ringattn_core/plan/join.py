@@ -1,15 +1,44 @@
-"""The join rule: two neighbouring tiles are one if some band, laid over both, has exactly their live cells."""
+"""The join rule: two neighbouring tiles are one if some band, laid over both, has exactly their live cells.
+
+Rank 0 of two has the positions 0, 1, 6 and 7 of 8 tokens (zigzag). Under a causal mask its queries and its local keys
+meet in four blocks, each a band of column - row; one has no live cell, and one has no other:
+
+    keys      0 1   6 7
+    query 0   x .   . .
+          1   x x   . .
+          6   x x   x .
+          7   x x   x x
+
+Stored one after the other, as rows and columns 0 to 3, they are one causal tile: column - row <= 0 has exactly these
+cells.
+
+>>> from ringattn_core.plan.layout import Sharding, zigzag
+>>> from ringattn_core.plan.lines import mask
+>>> sharding = Sharding(zigzag, (0, 8), cp_size=2)
+>>> causal = mask(sharding, sharding, (-1, 0))
+>>> local = causal.keys.held(0)[0]  # first position, length, offset in the shard, rank
+>>> local
+[(0, 2, 0, 0), (6, 2, 2, 0)]
+>>> [(tile.q, tile.k, tile.window) for tile in joined_tiles(causal, 0, queries=local, keys=local)]
+[(range(0, 4), range(0, 4), (-1, 0))]
+
+The keys 2 to 5 of rank 1 are seen by the last two rows only, and by these whole:
+
+>>> remote = causal.keys.held(1)[0]
+>>> [(tile.q, tile.k, tile.window) for tile in joined_tiles(causal, 0, queries=local, keys=remote)]
+[(range(2, 4), range(0, 4), (-1, -1))]
+"""
 
 from __future__ import annotations
 
 from ringattn_core.plan.lines import Line, Mask
 from ringattn_core.plan.tile import FAR, Tile
 
-_Box = tuple[int, int, int, int, int, int]  # rows from, to; columns from, to; low, high: a tile in the making
+_Box = tuple[int, int, int, int, int, int]  # rows from, to; columns from, to; low, high: a tile before it is trimmed
 
 
 def joined_tiles(mask: Mask, sequence: int, queries: list[Line], keys: list[Line]) -> list[Tile]:
-    """One sequence's live cells in as few tiles as its layout allows: joined along the rows first, then across them."""
+    """The live cells of one sequence in few tiles: neighbours in a row are joined, then successive rows."""
     left, right, stride, shift = mask.left, mask.right, mask.stride, mask.shift[sequence]
     boxes: list[_Box] = []
     for q_start, q_length, top, _ in queries:
@@ -61,7 +90,7 @@ def _below(boxes: list[_Box], box: _Box) -> bool:
 
 
 def _keeps(low: int, high: int, box: _Box, first: int, last: int) -> bool:
-    """Has the band, on the rows of a box and columns `first` to `last`, exactly the live cells of the box?"""
+    """Has the band, on the rows of a box and the columns `first` to `last`, exactly the live cells of the box?"""
     top, bottom, start, stop, own_low, own_high = box
     return (
         (low == own_low or (low <= start - bottom + 1 >= own_low))

@@ -1,7 +1,7 @@
 """The quick ways of the planner, for many sequences that are all cut into equal chunks: see `Chunks`.
 
 They find what `joined_tiles` and `arranged` would, sequence by sequence and chunk by chunk: for every chunk of every
-other rank, of which there may be hundreds, only its index is looked at, and what is done for each sequence is done for
+other rank (there may be hundreds) only its index is looked at, and what is done for each sequence is done for
 a whole column at once.
 """
 
@@ -53,7 +53,7 @@ def _rows(chunks: Chunks, rank: int, first: int) -> tuple[Column, Column, Column
 
 
 class Reach(NamedTuple):
-    """Before which position of a sequence the keys are that a rank's queries see, its own rank's and the others'."""
+    """The position in a sequence before which a rank's queries see keys, of local keys and of remote ones."""
 
     own: int
     others: int
@@ -69,7 +69,7 @@ class Gathered:
         self._reach, self._offset = dict[int, Reach](), 0
 
     def lines(self, sequence: int, whole: list[Line], early_rows: list[Line]) -> list[Line]:
-        """The live keys of a sequence as they lie in the buffer, as `arranged` answers but for the cuts in them."""
+        """The live keys of a sequence as they lie in the buffer: as by `arranged`, with longer lines."""
         start, stop = self._mask.borders[sequence : sequence + 2]
         own, others = (
             max(0, min(stop, max((self._mask.reach(sequence, line)[1] + 1 for line in lines), default=start)) - start)

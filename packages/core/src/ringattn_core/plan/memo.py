@@ -31,7 +31,7 @@ def by_owner(make: Callable[[Owner, *Key], T]) -> Callable[[Owner, *Key], T]:
 
 
 class Recent(Generic[T]):
-    """A function that keeps its latest results, as many as fit into `budget` bytes by `size`, and at least `least`."""
+    """A function that keeps its latest results: those that fit into `budget` bytes by `size`, and at least `least`."""
 
     def __init__(self, make: Callable[..., T], budget: int, size: Callable[[T], int], least: int) -> None:
         update_wrapper(self, make)

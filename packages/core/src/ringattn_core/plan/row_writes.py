@@ -1,7 +1,24 @@
-"""How often each row is touched, in which order: what a fold has to read and where it has to write.
+"""How often each row is written, and in which order: what an accumulation has to read and where it has to write.
 
-The launches of a schedule touch a rank's rows one after the other. The first to touch a row only has to leave its own
-result there; the last one can round to the final dtype; only what lies between needs a wider place.
+The launches of a schedule write a rank's rows one after the other. The first to write a row only stores its result;
+the last one can round to the final dtype; only results in between need a wider dtype. Three launches over six rows,
+and for each row of a launch how many launches have written it before, with a star on the last:
+
+    row         0   1   2   3   4   5
+    launch a    0*  0*  0   0   .   .
+    launch b    .   .   1   1*  0   0*
+    launch c    .   .   2*  .   1*  .
+
+>>> from ringattn_core.plan.tile import Tile
+>>> rows = [range(4)], [range(2, 6)], [range(2, 3), range(4, 5)]
+>>> a, b, c = (Launch(tuple(Tile(part, part) for part in parts)) for parts in rows)
+>>> writes = _writes([(each, [tile.q for tile in each.tiles]) for each in (a, b, c)], length=6)
+>>> [tuple(write) for write in writes.of[a]]  # rows, write_index, last
+[(range(0, 2), 0, True), (range(2, 4), 0, False)]
+>>> [tuple(write) for write in writes.of[b]]
+[(range(2, 3), 1, False), (range(3, 4), 1, True), (range(4, 5), 0, False), (range(5, 6), 0, True)]
+>>> [tuple(write) for write in writes.of[c]], writes.unwritten, writes.most
+([(range(2, 3), 2, True), (range(4, 5), 1, True)], [], 3)
 """
 
 from __future__ import annotations
@@ -15,7 +32,7 @@ from ringattn_core.plan.schedule import Launch, Schedule, Step
 
 
 class RowWrite(NamedTuple):
-    """A run of rows that a launch touches for the `write_index`-th time, counted from 0, and perhaps for the last."""
+    """A run of rows that a launch writes after `write_index` other launches, and whether no other follows."""
 
     rows: range
     write_index: int
@@ -23,11 +40,11 @@ class RowWrite(NamedTuple):
 
 
 class RowWrites(NamedTuple):
-    """What all launches touch."""
+    """What all launches write."""
 
     of: dict[Launch, list[RowWrite]]
     unwritten: list[range]  # runs of rows
-    most: int  # how often the most touched row is
+    most: int  # how many launches write the row that is written most
 
 
 @by_owner
@@ -46,7 +63,7 @@ def column_writes(step: Step, length: int) -> RowWrites:
 
 def _writes(parts: Sequence[tuple[Launch, list[range]]], length: int) -> RowWrites:
     borders = sorted({0, length, *(end for _, runs in parts for run in runs for end in (run.start, run.stop))})
-    count = [0] * (len(borders) - 1)  # how often the rows between two borders have been touched
+    count = [0] * (len(borders) - 1)  # how many launches have written the rows between two borders
     spans = [
         [range(bisect_left(borders, run.start), bisect_left(borders, run.stop)) for run in runs] for _, runs in parts
     ]
@@ -67,7 +84,7 @@ def _writes(parts: Sequence[tuple[Launch, list[range]]], length: int) -> RowWrit
 
 
 def _extend(writes: list[RowWrite], write: RowWrite) -> None:
-    """Add a touch; one that continues the last in the same way makes it longer."""
+    """Add a write; one that continues the last with the same numbers makes it longer."""
     if writes and writes[-1].rows.stop == write.rows.start and writes[-1][1:] == write[1:]:
         write = write._replace(rows=range(writes.pop().rows.start, write.rows.stop))
     writes.append(write)
