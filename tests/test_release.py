@@ -135,6 +135,18 @@ def test_weights_that_commands_download_come_with_their_licence() -> None:
     assert re.search(r"SmolLM2-135M-Instruct.*\sis\s+under Apache-2\.0", text) and "Gemma Terms of Use" in text
 
 
+def test_what_is_unpickled_is_in_the_page_on_security() -> None:
+    unpickling = re.compile(r"\bpickle\b|gather_objects|_object\(|_object_list\(")
+    evaluated = re.compile(r"(?<![\w.])(eval|exec)\(|urlopen|trust_remote_code=True|weights_only=False")
+    sources = {path: path.read_text(encoding="utf-8") for path in ROOT.glob("packages/*/src/**/*.py")}
+    found = {path.stem for path, text in sources.items() if unpickling.search(text)}
+    # Whoever adds one says in SECURITY.md what is exchanged.
+    assert found == {"communicator", "data_parallel", "objects", "same_batch", "symmetric", "torch_dist"}
+    assert not [path for path, text in sources.items() if evaluated.search(text)]
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    assert "`gather_objects`" in text and "`Communicator.all_gather_object`" in text and "`ringattn.hf`" in text
+
+
 def test_pages_for_agents_and_releases_are_short() -> None:
     assert len((ROOT / "AGENTS.md").read_text(encoding="utf-8").splitlines()) <= 70
     steps = re.findall(r"(?m)^\d+\. ", (ROOT / "dev/RELEASE.md").read_text(encoding="utf-8"))
