@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import sys
 from functools import partial
 from itertools import product
@@ -37,9 +36,6 @@ from ringattn.context_parallel import ContextParallel
 from ringattn_comms.connect import Group, communicator
 
 Check = dict[str, float]
-
-# The server that `processes` forks ranks from imports this once, rather than every rank.
-multiprocessing.get_context("forkserver").set_forkserver_preload(["torch", "ringattn"])
 
 
 @pytest.mark.parametrize("size", [2, 3])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Sequence
 
 import torch
@@ -15,9 +14,6 @@ from ringattn.compat import ring_flash_attn
 from ringattn.lengths import sequence_positions
 
 BORDERS = 0, 8, 24, 40
-
-# The server that `processes` forks ranks from imports this once, rather than every rank.
-multiprocessing.get_context("forkserver").set_forkserver_preload(["torch", "adapters.hf.models", "ringattn.hf"])
 
 
 def mine(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:

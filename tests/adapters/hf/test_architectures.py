@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
-
 import pytest
 
 import processes
 from adapters.hf import compare
 from adapters.hf.models import ARCHITECTURES, build
-
-multiprocessing.get_context("forkserver").set_forkserver_preload(["torch", "adapters.hf.models", "ringattn.hf"])
 
 
 @pytest.mark.parametrize("size", [2, 4])

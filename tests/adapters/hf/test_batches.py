@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
 from inspect import signature
 from itertools import product
 from typing import Any
@@ -19,8 +18,6 @@ from adapters.comms import Mute
 from adapters.hf import compare
 from adapters.hf.models import ARCHITECTURES, build
 from ringattn.hf.batch import divide
-
-multiprocessing.get_context("forkserver").set_forkserver_preload(["torch", "adapters.hf.models", "ringattn.hf"])
 
 Found = dict[str, compare.Errors]
 

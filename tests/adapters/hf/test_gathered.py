@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
@@ -17,8 +16,6 @@ import processes
 import ringattn.hf
 from adapters.hf.models import VOCABULARY, build
 from adapters.hf.test_trainer import as_launched, padded, rows, settings
-
-multiprocessing.get_context("forkserver").set_forkserver_preload(["torch", "adapters.hf.models", "ringattn.hf"])
 
 LENGTHS = (9, 4, 7, 12, 3, 5, 8)  # neither of the processes nor of batches a multiple
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
 from typing import Any
 
 import pytest
@@ -19,8 +18,6 @@ from adapters.hf import compare
 from adapters.hf.models import ARCHITECTURES, COMMON, VOCABULARY, WINDOW, build, build_from
 from ringattn.hf.cache import ARGUMENT
 from ringattn_comms.communicator import SingleRank
-
-multiprocessing.get_context("forkserver").set_forkserver_preload(["torch", "adapters.hf.models", "ringattn.hf"])
 
 OLD = transformers.__version__.startswith("4.")
 NEW = 9  # beyond the window, so that layers have to forget

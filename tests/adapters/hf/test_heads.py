@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
 from importlib.metadata import version
 from typing import Any
 
@@ -23,8 +22,6 @@ from adapters.hf.test_trl import shared_out, tokenizer
 from ringattn import UnsupportedError
 from ringattn_comms.backends.threads import run
 from ringattn_comms.communicator import SingleRank
-
-multiprocessing.get_context("forkserver").set_forkserver_preload(["torch", "adapters.hf.models", "ringattn.hf"])
 
 SINCE_5 = pytest.mark.skipif(version("transformers") < "5", reason="before, its attention was code of its own")
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "summary_first_dropout": 0.0}

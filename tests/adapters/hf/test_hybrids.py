@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
 from importlib.metadata import version
 from typing import Any
 
@@ -24,8 +23,6 @@ from adapters.hf.hybrid_models import HYBRIDS
 from adapters.hf.models import build
 from ringattn.hf.cache import argument_of
 from ringattn_comms.communicator import SingleRank
-
-multiprocessing.get_context("forkserver").set_forkserver_preload(["torch", "adapters.hf.models", "ringattn.hf"])
 
 Found = dict[str, compare.Errors]
 LENGTHS = (9, 16, 5, 1, 3)  # longer than all windows and chunks, and of three kinds of length

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
 from typing import Any
 
 import pytest
@@ -18,8 +17,6 @@ from adapters.hf import compare
 from adapters.hf.models import build
 from adapters.hf.test_trainer import as_launched, padded, rows, settings, whole
 from ringattn.hf import logprobs
-
-multiprocessing.get_context("forkserver").set_forkserver_preload(["torch", "adapters.hf.models", "ringattn.hf"])
 
 LENGTHS = (7, 12, 3, 18)
 Run = tuple[list[float], dict[str, Tensor]]

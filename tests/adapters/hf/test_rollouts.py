@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from typing import Any
 
 import pytest
@@ -18,8 +17,6 @@ from adapters.hf.test_trainer import as_launched, settings
 from adapters.hf.test_trl import tokenizer
 
 pytest.importorskip("trl")
-multiprocessing.get_context("forkserver").set_forkserver_preload(["torch", "adapters.hf.models", "ringattn.hf"])
-
 KEPT = ("reward", "reward_std", "frac_reward_zero_std", "num_tokens", "completions/mean_length", "entropy", "loss")
 Run = tuple[dict[str, list[float]], dict[str, Tensor], list[Any]]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
 from typing import Any
 
 import pytest
@@ -15,8 +14,6 @@ import processes
 import ringattn.hf
 from adapters.hf import compare
 from adapters.hf.models import build
-
-multiprocessing.get_context("forkserver").set_forkserver_preload(["torch", "adapters.hf.models", "ringattn.hf"])
 
 SETTINGS = {"output_router_logits": True, "router_aux_loss_coef": 2.0}  # large enough to be seen in every gradient
 IDS = compare.tokens(2, 21)

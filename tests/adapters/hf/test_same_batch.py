@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from typing import Any
 
 import pytest
@@ -18,8 +17,6 @@ from ringattn.hf import same_batch
 from ringattn.hf.same_batch import CALLS, FirstCalls
 from ringattn_comms.backends.threads import run
 from ringattn_comms.communicator import Communicator, SingleRank
-
-multiprocessing.get_context("forkserver").set_forkserver_preload(["torch", "adapters.hf.models", "ringattn.hf"])
 
 IDS = compare.tokens(2, 40)
 EMBEDDED = torch.randn(2, 40, 8, generator=torch.Generator().manual_seed(0))

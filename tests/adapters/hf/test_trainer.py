@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import tempfile
 from collections.abc import Sequence
@@ -19,8 +18,6 @@ import processes
 import ringattn.hf
 from adapters.hf import compare
 from adapters.hf.models import build
-
-multiprocessing.get_context("forkserver").set_forkserver_preload(["torch", "adapters.hf.models", "ringattn.hf"])
 
 LENGTHS = (7, 12, 3, 18, 9, 5, 14, 11)
 STEPS, RATE = 3, 0.05

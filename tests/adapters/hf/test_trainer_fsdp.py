@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import tempfile
 from importlib.metadata import version
 
@@ -18,8 +17,6 @@ import ringattn.hf
 from adapters.hf import compare
 from adapters.hf.models import build
 from adapters.hf.test_trainer import as_launched, by_hand, difference, evaluation, padded, rows, settings
-
-multiprocessing.get_context("forkserver").set_forkserver_preload(["torch", "adapters.hf.models", "ringattn.hf"])
 
 
 class WithFsdp(Trainer):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
 import warnings
 from typing import Any
 
@@ -20,8 +19,6 @@ import processes
 import ringattn.hf
 from adapters.hf import compare
 from adapters.hf.models import build
-
-multiprocessing.get_context("forkserver").set_forkserver_preload(["torch", "adapters.hf.models", "ringattn.hf"])
 
 IDS = compare.tokens(2, 19)
 BATCH = {"input_ids": IDS, "labels": IDS}

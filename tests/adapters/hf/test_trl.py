@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from typing import Any
 
 import pytest
@@ -16,7 +15,6 @@ from adapters.hf.models import VOCABULARY, build
 from adapters.hf.test_trainer import STEPS, as_launched, settings
 
 pytest.importorskip("trl")
-multiprocessing.get_context("forkserver").set_forkserver_preload(["torch", "adapters.hf.models", "ringattn.hf"])
 
 LENGTHS = (18, 14, 12, 11, 9, 7, 6, 5)
 KEPT = ("loss", "eval_loss", "aux_loss", "num_tokens", "entropy", "mean_token_accuracy", "rewards/margins")

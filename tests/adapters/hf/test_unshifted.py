@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
 from importlib.metadata import version
 
 import pytest
@@ -16,8 +15,6 @@ from adapters.hf import compare
 from adapters.hf.models import build
 
 pytestmark = pytest.mark.skipif(version("transformers") < "5", reason="before, its layers take no **kwargs")
-multiprocessing.get_context("forkserver").set_forkserver_preload(["torch", "adapters.hf.models", "ringattn.hf"])
-
 DOCUMENTS = ((4, 9, 8), (13, 8))  # lengths, of each of two packed rows
 
 

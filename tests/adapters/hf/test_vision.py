@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
 from importlib.metadata import version
 from typing import Any
 
@@ -22,8 +21,6 @@ from ringattn.hf import towers
 from ringattn.hf.batch import KEYWORD, divide
 from ringattn.hf.cache import ARGUMENT
 from ringattn_comms.communicator import SingleRank
-
-multiprocessing.get_context("forkserver").set_forkserver_preload(["torch", "adapters.hf.models", "ringattn.hf"])
 
 IMAGE, START, END = 60, 61, 62
 _TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}

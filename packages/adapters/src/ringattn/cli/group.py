@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import queue
+import sys
 from collections.abc import Iterator
 from multiprocessing import get_context
+from multiprocessing.context import BaseContext
 
 import torch.distributed as dist
 
@@ -15,10 +17,21 @@ class FailedError(RuntimeError):
     """A process of the group has failed; the message is that of the process."""
 
 
+def _context() -> BaseContext:
+    """How processes are started: not forked from this one, which has computed with threads.
+
+    On Linux they are forked from a server that has imported transformers once for all of them.
+    """
+    if sys.platform != "linux":  # where processes that are forked after such imports may crash
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["ringattn.cli.worker", "ringattn.hf", "transformers.models.llama.modeling_llama"])
+    return context
+
+
 def run(job: Job) -> Iterator[Event]:
     """Run the job on `job.cp` processes and yield their events until all are done. Raises FailedError."""
-    # Spawned, because a process that has computed with threads cannot be forked safely.
-    context = get_context("spawn")
+    context = _context()
     events = context.Queue()
     # Where the processes find each other, on a free port of this machine.
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
