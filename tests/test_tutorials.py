@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -77,42 +78,39 @@ needs: re no_such_module
 """
 
 
-def run(page: str, folder: Path) -> tuple[int, str]:
-    """The exit status and the report of pytest for a folder with one page."""
+def run(pages: dict[str, str], folder: Path) -> tuple[int, str]:
+    """The exit status and the report of pytest for a folder with these pages."""
     shutil.copy(COLLECTOR, folder)
-    (folder / "page.md").write_text(page)
+    for name, page in pages.items():
+        (folder / f"{name}.md").write_text(page)
     (folder / "pytest.ini").write_text("[pytest]\n")
     # Options meant for the run that this test is part of are not meant for the run that it starts.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-rs", str(folder)]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-rA", str(folder)]
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     return result.returncode, result.stdout
 
 
-def test_a_page_passes_if_it_prints_what_it_shows(tmp_path: Path) -> None:
-    status, report = run(GOOD, tmp_path)
-    assert status == pytest.ExitCode.OK, report
-
-
-def test_a_page_with_wrong_output_fails(tmp_path: Path) -> None:
-    status, report = run(WRONG_OUTPUT, tmp_path)
+def test_a_page_passes_only_if_it_runs_and_prints_what_it_shows(tmp_path: Path) -> None:
+    """All in one run of pytest, so that the server that processes are forked from is started once."""
+    pages = {"good": GOOD, "wrong": WRONG_OUTPUT, "unshown": UNSHOWN_OUTPUT, "raises": RAISES}
+    status, report = run(pages | {"needs": NEEDS_WHAT_IS_NOT_THERE}, tmp_path)
     assert status == pytest.ExitCode.TESTS_FAILED, report
+    for outcome, names in {"PASSED": ["good"], "FAILED": ["wrong", "unshown", "raises"]}.items():
+        assert sorted(re.findall(rf"(?m)^{outcome} (\w+)\.md", report)) == sorted(names), report
     assert "the page shows\nthree\n\nbut rank 0 printed\ntwo\n" in report
-
-
-def test_a_page_that_does_not_show_its_output_fails(tmp_path: Path) -> None:
-    status, report = run(UNSHOWN_OUTPUT, tmp_path)
-    assert status == pytest.ExitCode.TESTS_FAILED, report
-
-
-def test_a_page_with_raising_code_fails_at_the_line_of_the_page(tmp_path: Path) -> None:
-    status, report = run(RAISES, tmp_path)
-    assert status == pytest.ExitCode.TESTS_FAILED, report
-    assert 'page.py", line 7, in <module>\n    1 / 0' in report
-    assert "ZeroDivisionError" in report
-
-
-def test_a_page_is_skipped_where_what_it_needs_is_missing(tmp_path: Path) -> None:
-    status, report = run(NEEDS_WHAT_IS_NOT_THERE, tmp_path)
-    assert status == pytest.ExitCode.OK, report
+    assert "the page shows\n\nbut rank 0 printed\ntwo\n" in report
+    # The line of the page, and what was wrong with it.
+    assert 'raises.py", line 7, in <module>\n    1 / 0' in report and "ZeroDivisionError" in report
     assert "1 skipped" in report and "the page needs no_such_module, which is not installed" in report
+
+
+def test_a_reader_runs_a_page_under_torchrun(tmp_path: Path) -> None:
+    folder = tmp_path / "docs/tutorials"
+    folder.mkdir(parents=True)
+    shutil.copy(COLLECTOR, folder)
+    (folder / "good.md").write_text(GOOD)
+    command = [sys.executable, str(folder / COLLECTOR.name), "docs/tutorials/good.md"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "torchrun --nproc-per-node=2 .tutorials/good.py\ntotal 1\n"

@@ -1,22 +1,29 @@
 """Makes a test of every tutorial: a page is one program, and what it prints is what the page shows.
 
-The ```` ```python ```` fences of a page, in order, are the program. It runs under `torchrun` on the CPU, on as many
-processes as `nproc` in the front matter says, 4 by default, and is skipped where a module is missing that `needs` names
-there. Each ```` ```text output ```` fence is what rank 0 has printed since the one before; a page shows all that its
-program prints. `python docs/tutorials/conftest.py PAGE` runs one page for a reader, without the comparison.
+The ```` ```python ```` fences of a page, in order, are the program. It runs on the CPU, on as many processes as `nproc`
+in the front matter says, 4 by default, and is skipped where a module is missing that `needs` names there. The processes
+have the environment that `torchrun` gives them, but are forked from a server that has imported once what the pages
+import. Each ```` ```text output ```` fence is what rank 0 has printed since the one before; a page shows all that its
+program prints. `python docs/tutorials/conftest.py PAGE` runs one page for a reader, under `torchrun` and without the
+comparison.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
+import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from itertools import zip_longest
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from time import monotonic
 
 import pytest
 
@@ -26,6 +33,9 @@ OUTPUT_ENDS = "@@ the output of a page ends here @@"
 # What comes after the last line of a page is not the page's: gloo now and then aborts a process that ends in order
 # while something, such as a mesh, still holds one of its groups.
 END = "import os, sys; sys.stdout.flush(); sys.stderr.flush(); os._exit(0)\n"
+
+CONTEXT = multiprocessing.get_context("forkserver")
+IMPORTED: set[str] = set()  # by any page
 
 
 class PageError(Exception):
@@ -38,6 +48,9 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
 
 class Page(pytest.File):
     def collect(self) -> Iterator[pytest.Item]:
+        program, _ = read(self.path.read_text(encoding="utf-8"))
+        IMPORTED.update(re.findall(r"(?m)^(?:import|from) ([\w.]+)", program))
+        CONTEXT.set_forkserver_preload(sorted(IMPORTED))
         yield Program.from_parent(self, name=self.path.stem)
 
 
@@ -48,7 +61,7 @@ class Program(pytest.Item):
             pytest.importorskip(module, reason=f"the page needs {module}, which is not installed")
         program, shown = read(page)
         script = written(program, self.config.rootpath / ".tutorials" / f"{self.path.stem}.py")
-        printed = torchrun(script, number_of_processes(page)).split(f"{OUTPUT_ENDS}\n")
+        printed = run(script, number_of_processes(page)).split(f"{OUTPUT_ENDS}\n")
         for number, (want, got) in enumerate(zip_longest([*shown, ""], printed, fillvalue=""), 1):
             if tidy(want) != tidy(got):
                 raise PageError(f"output {number} differs; the page shows\n{want}\nbut rank 0 printed\n{got}")
@@ -110,31 +123,65 @@ def launch(processes: int) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
 
 
-def torchrun(script: Path, processes: int) -> str:
+def run(script: Path, processes: int) -> str:
     """Run the script on several processes of this machine and return what rank 0 printed."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    from torch.distributed import TCPStore
+
+    # Where the processes find each other, on a free port of this machine.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     with TemporaryDirectory() as logs:
-        # Every process writes to files of its own. A shared pipe would mix them with each other and with the launcher.
-        command = [*launch(processes), "--redirects=3", f"--log-dir={logs}", str(script)]
-        launcher = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        # The path of this file stands for its functions, since it is no module that a process could import.
+        ranks = [
+            CONTEXT.Process(
+                target=runpy.run_path,
+                args=(__file__, {"given": (script, rank, processes, store.port, Path(logs))}, "__rank__"),
+            )
+            for rank in range(processes)
+        ]
         try:
-            summary, _ = launcher.communicate(timeout=TIME_LIMIT)
-        except subprocess.TimeoutExpired as error:
-            raise PageError(f"the program did not end within {TIME_LIMIT} s") from error
+            for process in ranks:
+                process.start()
+            failed = first_to_fail(ranks)
         finally:
-            # Asked to terminate, the launcher ends its processes first; killed, it would leave them behind.
-            if launcher.poll() is None:
-                launcher.terminate()
-                launcher.wait()
-        if launcher.returncode:
-            tracebacks = {file.read_text(encoding="utf-8") for file in Path(logs).glob("*/attempt_0/*/stderr.log")}
-            # A process that a signal ended leaves no traceback, but then the launcher says which one and how.
-            verdict = "".join(summary.rpartition("Root Cause")[1:])
+            for process in ranks:
+                process.kill()
+                process.join()
+        if failed is not None:
+            tracebacks = {file.read_text(encoding="utf-8") for file in Path(logs).glob("*.stderr")}
+            # A process that a signal ended leaves no traceback, but then its exit code says which one it was.
+            verdict = f"rank {failed} ended with exit code {ranks[failed].exitcode}"
             raise PageError("\n".join(["the program failed", *sorted(tracebacks), verdict]))
-        (printed,) = Path(logs).glob("*/attempt_0/0/stdout.log")
-        return printed.read_text(encoding="utf-8")
+        return (Path(logs) / "0.stdout").read_text(encoding="utf-8")
+
+
+def first_to_fail(ranks: Sequence[BaseProcess]) -> int | None:
+    """The rank that ends first with an exit code other than 0, or None when all have ended well."""
+    deadline, running = monotonic() + TIME_LIMIT, {process.sentinel: rank for rank, process in enumerate(ranks)}
+    while running:
+        ended = wait(list(running), timeout=max(0.0, deadline - monotonic()))
+        if not ended:
+            raise PageError(f"the program did not end within {TIME_LIMIT} s")
+        for sentinel in ended:
+            rank = running.pop(sentinel)
+            ranks[rank].join()
+            if ranks[rank].exitcode:
+                return rank
+    return None
+
+
+def as_rank(script: Path, rank: int, size: int, port: int, logs: Path) -> None:
+    """The life of one process: the environment is torchrun's, and what it prints goes to files of its own."""
+    import torch
+
+    torch.set_num_threads(1)
+    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in places.items()})
+    # The store is there already: rank 0 does not have to make one.
+    store = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+    os.environ.update(store | {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
+    for stream, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(logs / f"{rank}.{name}", os.O_WRONLY | os.O_CREAT), stream)
+    runpy.run_path(str(script), run_name="__main__")
 
 
 def tidy(text: str) -> str:
@@ -160,6 +207,9 @@ def main(arguments: list[str]) -> str | int:
     command = [*launch(processes), str(script)]
     return subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False).returncode
 
+
+if __name__ == "__rank__":
+    as_rank(*globals()["given"])
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

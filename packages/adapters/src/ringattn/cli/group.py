@@ -6,7 +6,7 @@ import queue
 import sys
 from collections.abc import Iterator
 from multiprocessing import get_context
-from multiprocessing.context import BaseContext
+from multiprocessing.context import ForkServerContext, SpawnContext
 
 import torch.distributed as dist
 
@@ -17,7 +17,7 @@ class FailedError(RuntimeError):
     """A process of the group has failed; the message is that of the process."""
 
 
-def _context() -> BaseContext:
+def _context() -> ForkServerContext | SpawnContext:
     """How processes are started: not forked from this one, which has computed with threads.
 
     On Linux they are forked from a server that has imported transformers once for all of them.
