@@ -18,6 +18,7 @@ import torch.distributed as dist
 from peers import Problem, Row, one_gpu, ours, parts, taken
 from timing import interleaved_ranks
 
+from ringattn_core.kernels.choose import kernel_named
 from ringattn_core.look.auto import CANDIDATES, Routes
 from ringattn_core.look.machine import machine_of
 from ringattn_core.look.shape import Shape
@@ -39,7 +40,7 @@ def rows(tokens: int, kernel: str, heads: list[int], repeats: int) -> tuple[list
     times = interleaved_ranks(
         {f"{name} {kind}": getattr(case, kind) for name, case in cases.items() for kind in kinds}, repeats
     )
-    machine = machine_of(torch.cuda.get_device_name()).running(kernel)
+    machine = machine_of(torch.cuda.get_device_name()).running(kernel_named(kernel).speed or (1.0, 1.0))
     shape = Shape(*heads, 128, grad_itemsize=2)
     (auto,) = taken(problem)
     lines, good = [], True

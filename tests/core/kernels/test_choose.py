@@ -104,6 +104,7 @@ from ringattn_core.kernels.reference import Reference
 
 class Newest(Reference):
     name = "newest"
+    speed = 0.9, 0.8
 
     def supports(self, launch, q, kv, options):
         return Limits(generation=None, dtypes=(torch.float32, torch.float64)).why_unsupported(q, kv.v, options)
@@ -116,7 +117,8 @@ def test_a_new_kernel_is_one_file_and_one_line(tmp_path: Path, monkeypatch: pyte
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(module, "KERNELS", {"newest": "newest_kernel:Newest"} | module.KERNELS)
     kernel = choose(Q, K, V, schedule((1, 0)), PLAIN)
-    assert kernel.name == "newest"
+    assert kernel.name == "newest" and kernel.speed == (0.9, 0.8)
+    assert module.kernel_named("newest") is kernel
     with pytest.raises(UnsupportedError, match="'newest' cannot compute this: it takes float32 and float64, not"):
         choose(Q.bfloat16(), K.bfloat16(), V.bfloat16(), schedule((1, 0)), PLAIN, "newest")
     assert module.installed.__wrapped__()[0] == "newest"

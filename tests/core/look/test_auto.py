@@ -162,21 +162,21 @@ def test_slow_links_make_another_choice() -> None:
 def test_a_route_is_as_fast_as_the_kernel_that_can_compute_it() -> None:
     """Rows of a gather see more keys than there are rows, which is not for every kernel."""
 
-    def square(schedule: Schedule) -> str:
+    def square(schedule: Schedule) -> tuple[float, float]:
         launches = [launch for step in schedule.steps for launch in step.launches]
         able = all(launch.window == FULL or len(launch.rows) == len(launch.columns) for launch in launches)
-        return "flash_attn_4" if able else "torch_flash"
+        return (1.0, 1.0) if able else (0.49, 0.5)
 
-    assert choice(1 << 13, 2) == choice(1 << 13, 2, kernel=lambda schedule: "flash_attn_4") != WAVES
-    assert choice(1 << 13, 2, kernel=square) == WAVES
+    assert choice(1 << 13, 2) == choice(1 << 13, 2, speed=lambda schedule: (1.0, 1.0)) != WAVES
+    assert choice(1 << 13, 2, speed=square) == WAVES
 
 
 def test_a_route_that_no_kernel_can_compute_is_not_taken() -> None:
-    def waves_only(schedule: Schedule) -> str | None:
-        return "flash_attn_4" if schedule.route is CANDIDATES["waves"] else None
+    def waves_only(schedule: Schedule) -> tuple[float, float] | None:
+        return (1.0, 1.0) if schedule.route is CANDIDATES["waves"] else None
 
-    assert choice(1 << 12, 4, kernel=waves_only) == WAVES
-    assert choice(1 << 12, 4, kernel=lambda schedule: None) == WAVES
+    assert choice(1 << 12, 4, speed=waves_only) == WAVES
+    assert choice(1 << 12, 4, speed=lambda schedule: None) == WAVES
 
 
 @pytest.mark.parametrize("cp_size", [4, 32])

@@ -34,13 +34,12 @@ class Kernels(NamedTuple):
         """The kernel for a schedule. Raises what `choose` of ringattn_core does."""
         return choose(self.q, self.k, self.v, schedule, self.options, self.name, lse_gradient=self.lse_gradient)
 
-    def able(self, schedule: Schedule) -> str | None:
-        """The name of the kernel that `choose` takes; None where that is the slow one, or where there is none."""
+    def speed(self, schedule: Schedule) -> tuple[float, float] | None:
+        """The speed of the kernel that `choose` takes; None where that is the slow one, or where there is none."""
         try:
-            chosen = self.choose(schedule).name
+            return self.choose(schedule).speed
         except UnsupportedError:
             return None
-        return None if chosen == "reference" else chosen
 
 
 def auto(sharding: Sharding, window: Window, kernels: Kernels, peers: Peers) -> Routes:
@@ -62,7 +61,7 @@ def auto(sharding: Sharding, window: Window, kernels: Kernels, peers: Peers) -> 
             grad_itemsize=itemsize if peers.one_sided else ACCUMULATOR,
         )
         machine = machine_of(torch.cuda.get_device_name(q.device))
-        _ROUTES[asked] = auto_routes(like, window, shape, machine, one_sided=peers.one_sided, kernel=kernels.able)
+        _ROUTES[asked] = auto_routes(like, window, shape, machine, one_sided=peers.one_sided, speed=kernels.speed)
     return _ROUTES[asked]
 
 

@@ -72,15 +72,19 @@ def refusal(
     name: str, q: Tensor, k: Tensor, v: Tensor, schedule: Schedule, options: Options, *, lse_gradient: bool = False
 ) -> str | None:
     """Why the kernel of that name cannot compute a schedule on such tensors; None if it can. The rest as `choose`."""
-    path = lookup(name, KERNELS, "kernel")
     try:
-        kernel = _kernel(path)
+        kernel = kernel_named(name)
     except ImportError as error:
         return f"it cannot be imported: {error}"
     if lse_gradient and not kernel.accepts_delta:
         return "it has no gradient of lse"
     kv, launches = KV(k, v), (launch for step in schedule.steps for launch in step.launches)
     return next((why for launch in launches if (why := kernel.supports(launch, q, kv, options))), None)
+
+
+def kernel_named(name: str) -> Kernel:
+    """The kernel of that name. Raises ValueError if there is none, and ImportError if its library is missing."""
+    return _kernel(lookup(name, KERNELS, "kernel"))
 
 
 @cache

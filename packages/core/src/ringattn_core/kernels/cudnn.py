@@ -28,6 +28,7 @@ class CuDnn(Kernel):
 
     name = "cudnn"
     returns_input_dtype = True
+    speed = (0.89, 0.89)  # 16,384 tokens, causal, on an H100 in November 2026
 
     def supports(self, launch: Launch, q: Tensor, kv: KV, options: Options) -> str | None:
         if (why := _LIMITS.why_unsupported(q, kv.v, options)) is not None:

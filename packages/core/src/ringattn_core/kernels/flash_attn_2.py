@@ -26,6 +26,7 @@ class FlashAttn2(Kernel):
 
     name = "flash_attn_2"
     returns_input_dtype = True
+    speed = (0.49, 0.50)  # 16,384 tokens, causal, on an H100 in November 2026
 
     def __init__(self) -> None:
         self._package = _package()

@@ -27,6 +27,7 @@ class Reference(Kernel):
 
     name = "reference"
     accepts_delta = True
+    speed = None
 
     def supports(self, launch: Launch, q: Tensor, kv: KV, options: Options) -> str | None:
         return None

@@ -16,6 +16,7 @@ class TorchFlash(Kernel):
 
     name = "torch_flash"
     returns_input_dtype = True
+    speed = (0.49, 0.50)  # 16,384 tokens, causal, on an H100 in November 2026
 
     def __init__(self) -> None:
         self._halves: dict[str, Kernel] = {"cpu": TorchFlashCpu(), "cuda": TorchFlashCuda()}

@@ -46,13 +46,13 @@ def auto_routes(
     machine: Machine,
     *,
     one_sided: bool,
-    kernel: Callable[[Schedule], str | None] = lambda schedule: "flash_attn_4",
+    speed: Callable[[Schedule], tuple[float, float] | None] = lambda schedule: (1.0, 1.0),
 ) -> Routes:
     """The names of the routes for sequences that are divided so, among those that fit into the machine's memory.
 
     Where none fits it is the one that needs the least. For very many ranks nothing is predicted: it is the first of
-    "waves", "waves(3)" and "ring" that fits. `kernel` names the kernel that computes a schedule, or None where there is
-    none that should: not every kernel can do what every route asks of it. All else is as of `plan` and `predict`.
+    "waves", "waves(3)" and "ring" that fits. `speed` is that of the kernel that computes a schedule (`Kernel.speed`),
+    or None where no fast one can: not every kernel supports every route. All else is as of `plan` and `predict`.
     """
     if sharding.cu_seqlens[-1] == 0:
         return Routes("waves", "waves")
@@ -64,9 +64,9 @@ def auto_routes(
         """By the schedules of a forward pass and, if there are any, of a backward pass, in order of preference."""
         forecasts = {}
         for name, (forward, backward) in passes.items():
-            kernels = {kernel(schedule) for schedule in (*forward, *backward)}
-            if None not in kernels:
-                machines = [machine.running(each) for each in kernels if each]
+            speeds = {speed(schedule) for schedule in (*forward, *backward)}
+            if None not in speeds:
+                machines = [machine.running(each) for each in speeds if each]
                 found = [predict(forward, shape, each, backward=backward, one_sided=one_sided) for each in machines]
                 forecasts[name] = max(found, key=lambda forecast: forecast.time)
         fitting = {name: each for name, each in forecasts.items() if each.total_bytes <= machine.capacity}

@@ -49,9 +49,9 @@ class Machine:
     one_sided: Link  # a copy out of another device's memory
     capacity: float = inf  # bytes of memory of a device
 
-    def running(self, kernel: str) -> Machine:
-        """The machine with another kernel than FlashAttention 4; of one that is not in `SPEED` nothing is known."""
-        forward, backward = SPEED.get(kernel, (1.0, 1.0))
+    def running(self, speed: tuple[float, float]) -> Machine:
+        """The machine with a kernel of this speed, forward and backward, as a share of FlashAttention 4's."""
+        forward, backward = speed
         return replace(
             self,
             forward=replace(self.forward, flops=self.forward.flops * forward),
@@ -80,9 +80,6 @@ class Machine:
             capacity=self.capacity / times,
         )
 
-
-SPEED = {"cudnn": (0.89, 0.89), "torch_flash": (0.49, 0.50), "flash_attn_2": (0.49, 0.50)}
-"""Forward and backward, as a share of FlashAttention 4's: 16,384 tokens, causal, on an H100 in November 2026."""
 
 # Kernels, memory and one-sided copies are fitted to what `benchmarks/against_peers.py` and `predicted_vs_measured.py`
 # measured in November 2026 on two and four GPUs of a kind: flash-attn-4 4.0.0b36 in bf16, 32 query heads, 8 kv heads,

@@ -131,6 +131,12 @@ class Kernel(Protocol):
     It leaves the rows between the tiles of a launch alone: other launches may be writing there.
     """
 
+    speed: tuple[float, float] | None = (1.0, 1.0)
+    """Forward and backward, as a share of FlashAttention 4's on the same GPU; 1 where it has not been measured.
+
+    "auto" predicts routes with it. None: so slow that "auto" takes no route on which it has to compute.
+    """
+
     def supports(self, launch: Launch, q: Tensor, kv: KV, options: Options) -> str | None:
         """Why it cannot compute this launch on such tensors; None if it can.
 
