@@ -5,26 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from noted_streams import Stream
 from ringattn_comms import copy_stream
 from ringattn_comms.copy_stream import CopyStream, new_copy_stream
 
 CPU = torch.device("cpu")
-
-
-class Stream:
-    """A stream of a GPU that notes what it is asked for."""
-
-    def __init__(self, name: str, notes: list[str]) -> None:
-        self.name, self.notes = name, notes
-
-    def wait_stream(self, other: Stream) -> None:
-        self.notes.append(f"{self.name} waits for {other.name}")
-
-    def record_event(self) -> str:
-        return f"all of {self.name} up to note {len(self.notes)}"
-
-    def wait_event(self, event: str) -> None:
-        self.notes.append(f"{self.name} waits for {event}")
 
 
 class Kept(torch.Tensor):
@@ -51,7 +36,7 @@ def test_what_is_asked_for_inside_runs_on_the_side_and_then_main_is_current_agai
     arrived()
     assert notes == [
         *("side waits for main", "now side", "copy", "now main", "attention"),
-        "main waits for all of side up to note 3",
+        "main waits for copy",
     ]
 
 

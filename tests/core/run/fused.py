@@ -14,8 +14,9 @@ from torch import Tensor
 from ringattn_core.plan.layout import contiguous, striped, zigzag
 from ringattn_core.plan.planner import plan
 from ringattn_core.plan.route import gather, ring, waves
+from ringattn_core.plan.row_writes import RowWrite
 from ringattn_core.plan.schedule import Launch, Schedule
-from ringattn_core.run.fused import FusedDkvAccumulator, FusedDqAccumulator, FusedOutAccumulator, fused_parts
+from ringattn_core.run.fused import FusedDkvAccumulator, FusedDqAccumulator, FusedOutAccumulator, _flags, fused_parts
 from ringattn_core.run.fused_merge import merge_gathered as fused_merge_gathered
 from ringattn_core.run.gradient import DkvAccumulator, DqAccumulator, Part, part_sum
 from ringattn_core.run.index import places
@@ -68,6 +69,13 @@ def add(schedule: Schedule, fault: tuple[float, float] | None, sinks: Tensor | N
         eager.add(launch, ALL, Block(out.clone(), lse.clone()))
         fused.add(launch, ALL, Block(out, lse))
     return [*eager.finish(torch.float32, sinks), *fused.finish(DTYPE, sinks)], bad
+
+
+def check_row_flags() -> None:
+    """The example in the docstring."""
+    writes = [(2, 0, True), (3, 0, False), (4, 1, True), (5, 1, False), (6, 2, True)]
+    found = [RowWrite(range(row, row + 1), before, last) for row, before, last in writes]
+    assert _flags(found, range(2, 8), torch.device("cpu")).tolist() == [1, 1, 3, 11, 5, 0]
 
 
 def check_partial() -> None:
@@ -165,6 +173,7 @@ if __name__ == "__main__":
     warnings.filterwarnings("ignore", "invalid value", RuntimeWarning)  # numpy's, of the interpreter
     torch.manual_seed(0)
     for check in (
+        check_row_flags,
         check_partial,
         check_what_is_not_finite,
         check_values_that_are_not_finite,

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
+from noted_streams import Stream
 from plans import Case
 from ringattn_core.plan.layout import contiguous, zigzag
 from ringattn_core.plan.route import gather, ring
@@ -22,22 +23,6 @@ from ringattn_core.run import concurrent_launches
 from ringattn_core.run.transport import KV, LocalTransport
 
 NOTHING = KV(torch.empty(0), torch.empty(0))
-
-
-class Stream:
-    """A stream that notes whom it waits for."""
-
-    def __init__(self, name: str, notes: list[str]) -> None:
-        self.name, self.notes = name, notes
-
-    def wait_stream(self, other: Stream) -> None:
-        self.notes.append(f"{self.name} waits for {other.name}")
-
-    def record_event(self) -> str:
-        return self.notes[-1]
-
-    def wait_event(self, event: str) -> None:
-        self.notes.append(f"{self.name} waits for {event}")
 
 
 def asked(schedule: Schedule, monkeypatch: pytest.MonkeyPatch, *, several: bool = True) -> list[str]:

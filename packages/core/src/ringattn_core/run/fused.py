@@ -180,7 +180,8 @@ class _Fold:
         )  # fmt: skip
 
 
-_WRITTEN, _NARROW, _WIDE, _WIDEN = 1, 2, 4, 8  # a row's code: is it touched, read from where, written to where
+# A row is written; its old value is read from the final dtype, or from float32; its new value goes to float32.
+_WRITTEN, _NARROW, _WIDE, _WIDEN = 1, 2, 4, 8
 
 
 @kept
@@ -194,6 +195,17 @@ def _column_flags(step: Step, length: int, launch: Launch, device: torch.device)
 
 
 def _flags(writes: list[RowWrite], box: range, device: torch.device) -> Tensor:
+    """A flag for each row of a launch's box; see `row_writes` for what is counted.
+
+    row of the box    2       3       4       5       6       7
+    launches before   0       0       1       1       2       -
+    others follow     no      yes     no      yes     no      -
+    old value from    -       -       narrow  narrow  wide    -
+    new value to      narrow  narrow  narrow  wide    narrow  -
+    flag              1       1       3       11      5       0
+
+    Row 7 lies between the tiles of the launch. `narrow` is the result in the final dtype, `wide` a copy in float32.
+    """
     row_flags = torch.zeros(len(box), dtype=torch.uint8)
     for write in writes:
         row_flags[write.rows.start - box.start : write.rows.stop - box.start] = _code(write)
