@@ -155,6 +155,22 @@ def test_importing_ringattn_imports_no_optional_library() -> None:
     assert printed.strip() == "[]"
 
 
+ATTENTION = """
+import sys, torch, torch.distributed as dist, ringattn
+from ringattn_comms.backends.threads import run
+x = torch.ones(1, 8, 2, 4, requires_grad=True)
+run(2, lambda comm: ringattn.attention(x, x, x, cp=ringattn.ContextParallel(comm), causal=True).sum().backward())
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+ringattn.attention(x, x, x, causal=True).sum().backward()
+"""
+
+
+def test_attention_on_cpus_imports_no_optional_library() -> None:
+    program = f"{ATTENTION}\nprint([name for name in {OPTIONAL} if name in sys.modules])"
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "[]"
+
+
 def test_public_names_are_what_type_checkers_see() -> None:
     """`ringattn` imports its names when they are used; its stub states them."""
     tree = ast.parse(sources("ringattn")["ringattn"].with_suffix(".pyi").read_text(encoding="utf-8"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 from itertools import product
 from typing import Any
@@ -49,8 +48,6 @@ def all_families() -> Check:
     found = {}
     for family, causal in product(FAMILIES, (False, True)):
         found |= compare(family, None, causal=causal, window_size=(-1, -1) if causal else (4, 1))
-    # This process has imported nothing but what it needs (33): the server that it was forked from had torch and core.
-    assert not {"flash_attn", "transformers", "cupy"} & set(sys.modules)
     return found
 
 
