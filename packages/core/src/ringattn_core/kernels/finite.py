@@ -1,4 +1,4 @@
-"""Are the tensors of a launch finite, and their products too? If not, a cell that is masked may still spread NaN.
+"""Whether the tensors of a launch and their products are finite: if not, a masked cell may still spread NaN.
 
 In a product of matrices a masked cell has the weight 0, and 0 * NaN and 0 * inf are NaN.
 """
@@ -16,8 +16,8 @@ from ringattn_core.run.kernel import accumulator_dtype
 def finite(rows: Sequence[Tensor], columns: Sequence[Tensor], scale: float) -> bool:
     """No NaN and no inf, and no product of a row with a column, scaled, that leaves the accumulator's range.
 
-    Norms bound the products (Cauchy-Schwarz), and are the fastest way to look at every number once. On a GPU the host
-    would wait for them, so there it is taken for granted.
+    Norms bound the products (Cauchy-Schwarz), and are the fastest way to read every number once. On a GPU the host
+    would have to wait for them, so there the answer is always True.
     """
     if rows[0].device.type != "cpu":
         return True

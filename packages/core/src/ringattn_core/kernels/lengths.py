@@ -41,13 +41,13 @@ def varlen(launch: Launch, device: torch.device) -> Varlen:
 
 @kept
 def row_lengths(launch: Launch, device: torch.device) -> Lengths:
-    """Of the launch's rows."""
+    """The lengths of the rows of the launch's tiles."""
     return _lengths([tile.q for tile in launch.tiles], launch.rows, device)
 
 
 @kept
 def column_lengths(launch: Launch, device: torch.device) -> Lengths:
-    """Of the launch's columns."""
+    """The lengths of the columns of the launch's tiles."""
     return _lengths([tile.k for tile in launch.tiles], launch.columns, device)
 
 
@@ -60,6 +60,6 @@ def _lengths(parts: list[range], box: range, device: torch.device) -> Lengths:
 
 
 def same_shape(launch: Launch) -> bool:
-    """Are the tiles all of one shape and without gaps, so that they are a batch?"""
+    """Whether all tiles have one shape and no gaps between them, so that they are a batch."""
     shapes = {(len(tile.q), len(tile.k)) for tile in launch.tiles}
     return launch.dense_rows and launch.dense_columns and len(shapes) == 1

@@ -1,11 +1,12 @@
 """PyTorch's own flash attention, as its CPU build has it: causal and full tiles, without options.
 
-`aten::_scaled_dot_product_flash_attention_for_cpu` returns the log-sum-exp, and its backward takes the out and lse it
-is given for those of all keys, which makes the gradients of one block those of the whole. Its causal mask is aligned to
-the top left, so a tile with more keys than queries goes in two parts: the keys that all queries see, and a square.
+`aten::_scaled_dot_product_flash_attention_for_cpu` returns the log-sum-exp. Its backward uses the out and lse that it
+is given, those over all keys, so that the gradients of the blocks add up to those of the whole. Its causal mask is
+aligned to the top left, so a tile with more keys than queries goes in two parts: the keys that all queries see, and a
+square.
 
-Of numbers that are not finite it makes finite ones where a row has fewer keys than a vector register has lanes (0 for
-a query of NaN), and its causal mask multiplies them by 0. The reference kernel computes the tiles that hold any.
+Where a row has fewer keys than a vector register has lanes, numbers that are not finite become finite (0 for a query
+of NaN), and its causal mask multiplies them by 0. The reference kernel computes the tiles that hold such numbers.
 """
 
 from __future__ import annotations

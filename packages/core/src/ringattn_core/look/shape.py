@@ -46,7 +46,7 @@ def input_bytes(schedule: Schedule, shape: Shape, *, backward: bool) -> int:
 
 
 def total_bytes(schedule: Schedule, shape: Shape, *, backward: bool, one_sided: bool) -> int:
-    """Bytes of all that a pass has in memory on a rank."""
+    """Bytes of everything that a pass holds on a rank."""
     peak = peak_bytes(schedule, shape, backward=backward, one_sided=one_sided)
     return peak + input_bytes(schedule, shape, backward=backward)
 
@@ -54,8 +54,8 @@ def total_bytes(schedule: Schedule, shape: Shape, *, backward: bool, one_sided: 
 def peak_bytes(schedule: Schedule, shape: Shape, *, backward: bool, one_sided: bool) -> int:
     """Bytes without q, k and v: results, the block or gradients of the largest launch, and the buffers of two steps.
 
-    One-sided there is also the window, which is made once for all layers: room for a rank's own keys, and a slot for
-    the gradients of each other rank, whatever the route.
+    One-sided there is also the shared buffer, one for all layers: room for a rank's local keys, and a slot for the
+    gradients from each other rank, on every route.
     """
     (dim, dim_v), rows, heads = shape.dims, schedule.query_length, shape.num_heads
     largest = max((len(launch.rows) for step in schedule.steps for launch in step.launches), default=0)
@@ -67,13 +67,13 @@ def peak_bytes(schedule: Schedule, shape: Shape, *, backward: bool, one_sided: b
         buffers += schedule.cp_size * schedule.shard_size * shape.token(shape.itemsize)
     if not backward:
         return out + lse + heads * dim_v * (rows * ACCUMULATOR + largest * shape.itemsize) + buffers
-    # Of the gradients of keys, a step's own and those of the step before, on their way, are there at once.
+    # Gradients of keys: those of a step, and those of the step before, which are being sent.
     buffers += keys * shape.token(shape.grad_itemsize) // schedule.head_groups
     return out + 2 * lse + heads * dim * (rows * ACCUMULATOR + largest * shape.itemsize) + buffers
 
 
 def _buffer(schedule: Schedule, step: Step, one_sided: bool) -> int:
-    """Tokens in memory for a step: its buffer, and the whole shards from which it is filled or which are the buffer."""
+    """Tokens in memory for a step: its key buffer, and the whole shards from which it is filled, if any."""
     foreign = sum(source != schedule.cp_rank for source in step.sources)
     if one_sided or not foreign:
         return schedule.buffer_length(step)
@@ -81,5 +81,5 @@ def _buffer(schedule: Schedule, step: Step, one_sided: bool) -> int:
 
 
 def _most_at_once(buffers: Sequence[int]) -> int:
-    """While one step is computed, the next one's keys arrive."""
+    """The most of two successive steps: while one is computed, the keys of the next arrive."""
     return max(map(sum, pairwise([*buffers, 0])))

@@ -1,7 +1,7 @@
-"""Predict what schedules cost on a machine, from the same steps that the executor walks.
+"""Predict what schedules cost on a machine, from the same steps that the executor runs.
 
-Every rank has three clocks: of its device, of its host, which has to ask for each launch, and of its link, on which one
-transfer follows the other. Keys for the next step travel while one is computed, and so do the gradients of the last.
+Every rank has three clocks: of its device, of its host, which issues each launch, and of its link, on which transfers
+follow each other. Keys for the next step travel while one is computed, and so do the gradients of the step before.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def predict(
 
 
 def fastest(forecasts: Mapping[str, Forecast], *, alike: float = 0.0) -> str:
-    """The name of the first that is as fast as any, give or take this share of its time."""
+    """The name of the first whose time is at most `1 + alike` times the least."""
     least = min(each.time for each in forecasts.values())
     return next(name for name, each in forecasts.items() if each.time <= (1 + alike) * least)
 
@@ -110,7 +110,7 @@ class _Message(NamedTuple):
 
 
 class _Pass:
-    """All ranks on their way through their schedules, once."""
+    """All ranks going through their schedules once."""
 
     def __init__(
         self,
@@ -147,7 +147,7 @@ class _Pass:
 
     def _compute(self, rank: _Rank, schedule: Schedule, step: Step) -> None:
         kernels = self.machine.backward if self.backward else self.machine.forward
-        # Put in order, and their gradients back.
+        # Rows are copied into order, and their gradients back.
         if self.one_sided and (packed := coalesced_copies(step, schedule.cp_rank)):
             size = packed[-1].columns.stop * self.shape.token(self.shape.itemsize) / schedule.head_groups
             rank.fold((2 + 2 * self.backward) * size / self.machine.memory)
@@ -160,7 +160,7 @@ class _Pass:
             rank.fold(self._folded(schedule, step, launch) / self.machine.memory)
 
     def _folded(self, schedule: Schedule, step: Step, launch: Launch) -> float:
-        """Bytes moved to add a launch's result to what is there: nothing for rows that no launch has touched before."""
+        """Bytes moved to add a launch's result to the running one: none for rows that no launch has written before."""
         (dim, dim_v), width = self.shape.dims, self.shape.itemsize + 2 * ACCUMULATOR
         rows = sum(len(write.rows) for write in row_writes(schedule).of[launch] if write.write_index > 0)
         moved = rows * self.shape.num_heads * (dim if self.backward else dim_v) * width
@@ -170,7 +170,7 @@ class _Pass:
         return moved / schedule.head_groups
 
     def _keys(self, index: int) -> list[_Message]:
-        """What brings the keys of a step: from the neighbours who have them, or from their owners."""
+        """The messages that bring the keys of a step: from neighbours, or from the owners."""
         if self.shifts:
             return self._shift(self.hops[index] - self.hops[index - 1] if self.hops[index] else 0)
         steps = [schedule.steps[index] for schedule in self.schedules]
@@ -186,9 +186,9 @@ class _Pass:
         return [_Message(source, rank, tokens) for rank, source, tokens in parts if source != rank]
 
     def _gradients(self, index: int) -> list[_Message]:
-        """What takes the gradients of a step's keys home: by the same way as the keys, or straight back.
+        """The messages that bring the gradients of a step's keys to their owners, by neighbours or directly.
 
-        Those of a rank's own keys are there; where the keys came again, they are added to what hop 0 found.
+        Those of local keys need none; where local keys came again, they are added to those of hop 0.
         """
         if self.shifts:
             return self._shift((*self.hops, 0)[index + 1] - self.hops[index])

@@ -1,4 +1,4 @@
-"""Which hops of a route have work for any rank: the others are left out of all ranks' plans."""
+"""Which hops of a route have work for any rank: all other hops are left out of every rank's plan."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def alive(queries: Sharding, keys: Sharding, window: Window, route: Route) -> se
     for sequence in range(len(whole.shift)):
         lines = whole.keys.of_sequence(sequence)
         longest = max((length for _, length, *_ in lines), default=0)
-        # The last ranks first: under a causal mask they see the most others, and may settle the question.
+        # The last ranks first: under a causal mask they see the keys of most others, so few ranks have to be asked.
         for rank, query in reversed(_waiting(whole, sequence, lines, everyone)):
             first, last = whole.reach(sequence, query)
-            # A run of keys that begins before the first key seen may yet reach it.
+            # A run of keys that begins before the first visible key may still reach it.
             near = (first - longest * whole.stride,), (last + 1,)
             hops = hop_of[rank]
             for line in lines[slice(*(bisect_left(lines, border) for border in near))]:
@@ -49,7 +49,7 @@ class _Hops(dict[int, dict[int, int]]):
 
 
 def _waiting(mask: Mask, sequence: int, keys: list[Line], everyone: RouteTable) -> list[tuple[int, Line]]:
-    """With their ranks, the queries of a sequence that are computed on later hops, too or only."""
+    """The queries of a sequence that later hops compute, with their ranks."""
     queries = keys if mask.queries is mask.keys else mask.queries.of_sequence(sequence)
     if not any(everyone.again):
         return [(line[3], line) for line in queries]

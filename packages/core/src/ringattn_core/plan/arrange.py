@@ -1,4 +1,4 @@
-"""How keys of several sources lie in the common buffer of a step: side by side, in the order of their positions."""
+"""How keys of several sources lie in the key buffer of a step: one after the other, in the order of their positions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def arranged(
     keys: list[Line],
     key_slices: list[KeySlice],
 ) -> list[Line]:
-    """The keys of several sources as they lie in a common buffer: the live ones, in the order of their positions."""
+    """The live keys of several sources as they lie in the key buffer, in the order of their positions."""
     everyone = whole + early_rows
     placed: list[Line] = []
     left, right, stride, shift = mask.left, mask.right, mask.stride, mask.shift[sequence]
@@ -28,7 +28,7 @@ def arranged(
             if low < k_length and high > -q_length and low <= high:
                 begin, end = min(begin, max(low, 0)), max(end, min(q_length + high, k_length))
                 if begin == 0 and end == k_length:
-                    break  # no query can need more of it
+                    break  # no other query can need more of it
         if begin < end:
             _put(key_slices, KeySlice(source, range(k_offset + begin, k_offset + end), offset))
             placed.append((k_start + begin * stride, end - begin, offset, source))
@@ -37,7 +37,7 @@ def arranged(
 
 
 def _put(key_slices: list[KeySlice], key_slice: KeySlice) -> None:
-    """Add a piece; one that continues the last where it comes from makes it longer."""
+    """Add a key slice; one that continues the rows of the last makes that longer."""
     if key_slices and (last := key_slices[-1]).source == key_slice.source and last.rows.stop == key_slice.rows.start:
         key_slice = KeySlice(last.source, range(last.rows.start, key_slice.rows.stop), last.offset)
         key_slices.pop()
@@ -45,7 +45,7 @@ def _put(key_slices: list[KeySlice], key_slice: KeySlice) -> None:
 
 
 def merged(mask: Mask, lines: list[Line]) -> list[Line]:
-    """The same with those in one that follow each other both in their positions and where they lie."""
+    """The same lines, with neighbours joined that continue each other in their positions and in the buffer."""
     found = lines[:1]
     for start, length, offset, source in lines[1:]:
         first, before, place, other = found[-1]

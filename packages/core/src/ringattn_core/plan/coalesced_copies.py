@@ -1,7 +1,7 @@
-"""What a one-sided transport copies for a step: its pieces, or, where they are many, a box around those of each source.
+"""What a one-sided transport copies for a step: its key slices, or, of many, one range of rows around each source's.
 
-A copy engine takes as long to begin a copy as it takes for a megabyte, and its host takes longer than that to ask for
-it: of packed documents, cut into pieces for every rank, it is faster to copy the rows between them as well.
+To begin a copy takes a copy engine as long as a megabyte, and its host longer than that. Packed documents are cut into
+many slices for every rank, and it is faster to copy the rows between them as well.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 from ringattn_core.plan.memo import by_owner
 from ringattn_core.plan.schedule import KeySlice, Step
 
-_PIECES = 8  # of each source, on average: fewer travel one by one
-_ROWS = 512  # that are copied while one more copy begins: 4 KiB each, as of 8 kv heads of 128
+_PIECES = 8  # key slices of each source, on average: up to here they are copied one by one
+_ROWS = 512  # copied in the time that one more copy takes to begin: 4 KiB each, with 8 kv heads of 128
 
 
 @by_owner
 def coalesced_copies(step: Step, own: int) -> tuple[KeySlice, ...] | None:
-    """A box for each source, that of rank `own` last, side by side; None where the pieces are few or far apart."""
+    """One range for each source, in a row, that of rank `own` last; None where slices are few or far apart."""
     if len(step.key_slices) <= _PIECES * len(step.sources):
         return None
     found, offset = list[KeySlice](), 0

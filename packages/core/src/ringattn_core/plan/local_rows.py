@@ -9,14 +9,14 @@ from ringattn_core.plan.tile import FAR
 
 
 def split(mask: Mask, sequence: int, queries: list[Line], own: list[Line]) -> tuple[list[Line], list[Line]]:
-    """The rows that see keys of their own rank only, and those that see others' too.
+    """The rows that see local keys only, and those that see remote keys too.
 
-    Where a rank's tokens are some way apart, all rows count as the latter, unless it holds all keys of the sequence.
+    In a layout with a stride, all rows count as the latter, unless the rank holds all keys of the sequence.
     """
     first, stop = mask.borders[sequence : sequence + 2]
     local_rows, others, borders = list[Line](), list[Line](), [-FAR]
     for start, end in _stretches(mask.stride, own, first, stop):
-        # No key is missed before the first of the sequence, nor after the last.
+        # There are no keys before the first of the sequence, nor after the last.
         low, high = start + mask.left if start > first else -FAR, end - mask.right if end < stop else FAR
         if low < high:
             borders += [low, high]
@@ -30,7 +30,7 @@ def split(mask: Mask, sequence: int, queries: list[Line], own: list[Line]) -> tu
 
 
 def _stretches(stride: int, lines: list[Line], first: int, stop: int) -> list[tuple[int, int]]:
-    """The stretches without a gap, from where to where, that lines of the keys of a sequence fill together."""
+    """The (start, stop) of the runs without a gap that lines of keys of a sequence form together."""
     if len(lines) == 1 and stride == 1:
         return [(lines[0][0], lines[0][0] + lines[0][1])]
     if stride > 1:
@@ -43,7 +43,7 @@ def _stretches(stride: int, lines: list[Line], first: int, stop: int) -> list[tu
 
 
 def _cut(mask: Mask, sequence: int, line: Line, begin: int, end: int) -> list[Line]:
-    """The part of a line of queries that stands at the keys from `begin` to before `end`."""
+    """The part of a line of queries whose diagonal keys are from `begin` to before `end`."""
     start, length, offset, rank = line
     stands, stride = start + mask.shift[sequence], mask.stride
     low, high = max(0, -((stands - begin) // stride)), min(length, -((stands - end) // stride))
@@ -53,19 +53,19 @@ def _cut(mask: Mask, sequence: int, line: Line, begin: int, end: int) -> list[Li
 
 
 def default_early_rows(rows: int) -> int:
-    """How many of a rank's rows to begin with before others' keys have come, so that a forward pass has work meanwhile.
+    """How many of a rank's rows start before remote keys arrive, so that a forward pass has work meanwhile.
 
     An eighth, in whole blocks of a GPU's kernels: measured on two H200s (dev/LOG.md, 2026-11-26). Fewer than 256 take
-    longer to launch and to add up than the keys take to come.
+    longer to launch and to merge than the keys take to arrive.
     """
     return rows // 8 // 256 * 256
 
 
 def with_early_rows(stride: int, local_rows: Shard, others: Shard, rows: int) -> tuple[Shard, Shard]:
-    """The rows that wait for others' keys: most of them, and those that see their own rank's before.
+    """The rows that wait for remote keys, and the early rows among them, which start on local keys.
 
-    The latter make the local ones up to `rows`. They are those that are stored last of the rank's longest sequence,
-    which see the most keys in the layouts here; where that has too few there are none.
+    With the early rows the local rows are `rows` in all. They are the last stored rows of the rank's longest sequence,
+    which see the most keys in the built-in layouts; if that sequence has too few there are none.
     """
     lengths = {sequence: sum(length for _, length, *_ in lines) for sequence, lines in others.items()}
     longest = max(lengths, key=lambda sequence: lengths[sequence], default=0)

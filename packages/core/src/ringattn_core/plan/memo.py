@@ -1,4 +1,4 @@
-"""What is worked out once and kept: for as long as what it is about lives, or until newer results need the room."""
+"""Caches: results are kept while the object that they belong to lives, or until newer ones need the memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Key = TypeVarTuple("Key")
 
 
 def by_owner(make: Callable[[Owner, *Key], T]) -> Callable[[Owner, *Key], T]:
-    """Keep a result for as long as the first argument lives, which the result must not refer to."""
+    """Keep a result while the first argument lives; the result must not refer to it."""
     made: WeakKeyDictionary[Owner, dict[tuple[*Key], T]] = WeakKeyDictionary()
 
     @wraps(make)
@@ -37,7 +37,7 @@ class Recent(Generic[T]):
         update_wrapper(self, make)
         self.__wrapped__ = make
         self._budget, self._size, self._least = budget, size, least
-        self._made = OrderedDict[Hashable, tuple[T, int]]()  # with its bytes, the latest use last
+        self._made = OrderedDict[Hashable, tuple[T, int]]()  # with its size in bytes; the latest use comes last
         self._bytes, self._lock = 0, Lock()  # Ranks may be threads of one process.
 
     def __call__(self, *args: Hashable, **kwargs: Hashable) -> T:
@@ -72,7 +72,7 @@ def recent(budget: int, size: Callable[[Any], int], *, least: int = 1) -> Callab
 
 
 class Shared(Generic[T]):
-    """A function that gives equal arguments one and the same result, for as long as anyone else holds it."""
+    """A function that returns the same object for equal arguments, while anything else holds it."""
 
     def __init__(self, make: Callable[..., T]) -> None:
         update_wrapper(self, make)

@@ -45,13 +45,13 @@ class Tile:
         return self._below(self.high) - self._below(self.low - 1)
 
     def _below(self, high: int) -> int:
-        """How many cells have column - row <= high: a triangle less what sticks out of the rectangle."""
+        """How many cells have column - row <= high: a triangle without its parts outside the rectangle."""
         rows, columns = len(self.q), len(self.k)
         d = high + self.q.start - self.k.start
         return triangle(rows + d) - triangle(d) - triangle(rows + d - columns) + triangle(d - columns)
 
     def trim(self) -> Tile | None:
-        """Drop the rows and columns without a live cell around the others; None if no cell lives.
+        """Drop the outer rows and columns without a live cell; None if no cell is live.
 
         What remains has a `window` whose sides are 0 or more, or open: any kernel that takes a window takes the tile.
         """
@@ -78,7 +78,7 @@ def chunk(extent: range, index: int, count: int) -> range:
 
 
 def joined_runs(parts: Iterable[range]) -> list[range]:
-    """Ranges in order of their starts, those in one that follow each other; empty ones are left out."""
+    """Ranges sorted by their starts, with neighbours joined and empty ones left out."""
     found = list[range]()
     for part in sorted(filter(len, parts), key=lambda part: part.start):
         start = found.pop().start if found and found[-1].stop == part.start else part.start
