@@ -27,7 +27,7 @@ TESTED_BY = {
         "tests/core/plan/test_many.py": ["plan/chunks.py", "plan/columns.py"],
         "tests/core/plan/test_planner.py": ["plan/alive.py", "plan/arrange.py", "plan/lines.py", "plan/local_rows.py"],
         "tests/core/run/test_execute.py": ["run/gradient.py"],
-        "tests/core/run/test_fused.py": ["run/fused_merge.py"],
+        "tests/core/run/test_fused.py": ["run/fused_merge.py", "run/fused_parts.py", "run/row_flags.py"],
         "tests/gpu/test_kernels.py": ["kernels/cudnn.py", "kernels/flash_attn_4.py", "kernels/torch_flash_cuda.py"],
     },
     "comms": {

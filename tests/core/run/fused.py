@@ -16,12 +16,14 @@ from ringattn_core.plan.planner import plan
 from ringattn_core.plan.route import gather, ring, waves
 from ringattn_core.plan.row_writes import RowWrite
 from ringattn_core.plan.schedule import Launch, Schedule
-from ringattn_core.run.fused import FusedDkvAccumulator, FusedDqAccumulator, FusedOutAccumulator, _flags, fused_parts
+from ringattn_core.run.fused import FusedDkvAccumulator, FusedDqAccumulator, FusedOutAccumulator
 from ringattn_core.run.fused_merge import merge_gathered as fused_merge_gathered
+from ringattn_core.run.fused_parts import fused_parts
 from ringattn_core.run.gradient import DkvAccumulator, DqAccumulator, Part, part_sum
 from ringattn_core.run.index import places
 from ringattn_core.run.kernel import Block
 from ringattn_core.run.merge import OutAccumulator, merge_gathered
+from ringattn_core.run.row_flags import flags
 
 HEADS, DIM, DTYPE = 2, 12, torch.bfloat16
 ALL = slice(0, HEADS)
@@ -75,7 +77,7 @@ def check_row_flags() -> None:
     """The example in the docstring."""
     writes = [(2, 0, True), (3, 0, False), (4, 1, True), (5, 1, False), (6, 2, True)]
     found = [RowWrite(range(row, row + 1), before, last) for row, before, last in writes]
-    assert _flags(found, range(2, 8), torch.device("cpu")).tolist() == [1, 1, 3, 11, 5, 0]
+    assert flags(found, range(2, 8), torch.device("cpu")).tolist() == [1, 1, 3, 11, 5, 0]
 
 
 def check_partial() -> None:

@@ -84,7 +84,7 @@ def add_parts(like: Tensor, parts: Sequence[Part]) -> Tensor:
     It is added in the accumulator's dtype and comes in it too, or, fused, where all is in 16 bits on a GPU, in like's.
     """
     if all(_is_narrow(x) for x in (like, *(part.found for part in parts))) and has_triton():
-        from ringattn_core.run.fused import fused_parts
+        from ringattn_core.run.fused_parts import fused_parts
 
         return fused_parts(like, parts)
     return part_sum(like, parts)

@@ -10,19 +10,16 @@ return lse inf for all, some -inf, and out may even be 0. So here such a row of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ringattn_core.plan.row_writes import RowWrite, RowWrites, column_writes, row_writes
+from ringattn_core.plan.row_writes import RowWrites, column_writes, row_writes
 from ringattn_core.plan.schedule import Launch, Schedule, Step
-from ringattn_core.run.gradient import Part
-from ringattn_core.run.index import kept
 from ringattn_core.run.kernel import Block
 from ringattn_core.run.merge import with_sinks
+from ringattn_core.run.row_flags import column_flags_of, row_flags_of
 
 ROWS = 32
 
@@ -46,7 +43,7 @@ class FusedOutAccumulator:
         if self._fold.adopt(launch, block.out):
             self._lse = block.lse
             return
-        row_flags = _row_flags(self._schedule, launch, block.out.device)
+        row_flags = row_flags_of(self._schedule, launch, block.out.device)
         self._fold.add(row_flags, launch.rows, heads, block.out, self._running_lse[heads], block.lse)
 
     def finish(self, dtype: torch.dtype, sinks: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -84,7 +81,7 @@ class FusedDqAccumulator:
     def add(self, launch: Launch, heads: slice, part: Tensor) -> None:
         """Add what a launch found for some of the heads."""
         if not (self._fold.has(launch, heads, part) or self._fold.adopt(launch, part)):
-            self._fold.add(_row_flags(self._schedule, launch, part.device), launch.rows, heads, part)
+            self._fold.add(row_flags_of(self._schedule, launch, part.device), launch.rows, heads, part)
 
     @property
     def total(self) -> Tensor:
@@ -104,7 +101,7 @@ class FusedDkvAccumulator:
     def add(self, launch: Launch, part: Tensor) -> None:
         """Add what a launch found."""
         if not (self._fold.has(launch, self._heads, part) or self._fold.adopt(launch, part)):
-            row_flags = _column_flags(self._step, self._fold.shape[0], launch, part.device)
+            row_flags = column_flags_of(self._step, self._fold.shape[0], launch, part.device)
             self._fold.add(row_flags, launch.columns, self._heads, part)
 
     @property
@@ -180,43 +177,6 @@ class _Fold:
         )  # fmt: skip
 
 
-# A row is written; its old value is read from the final dtype, or from float32; its new value goes to float32.
-_WRITTEN, _NARROW, _WIDE, _WIDEN = 1, 2, 4, 8
-
-
-@kept
-def _row_flags(schedule: Schedule, launch: Launch, device: torch.device) -> Tensor:
-    return _flags(row_writes(schedule).of[launch], launch.rows, device)
-
-
-@kept
-def _column_flags(step: Step, length: int, launch: Launch, device: torch.device) -> Tensor:
-    return _flags(column_writes(step, length).of[launch], launch.columns, device)
-
-
-def _flags(writes: list[RowWrite], box: range, device: torch.device) -> Tensor:
-    """A flag for each row of a launch's box; see `row_writes` for what is counted.
-
-    row of the box    2       3       4       5       6       7
-    launches before   0       0       1       1       2       -
-    others follow     no      yes     no      yes     no      -
-    old value from    -       -       narrow  narrow  wide    -
-    new value to      narrow  narrow  narrow  wide    narrow  -
-    flag              1       1       3       11      5       0
-
-    Row 7 lies between the tiles of the launch. `narrow` is the result in the final dtype, `wide` a copy in float32.
-    """
-    row_flags = torch.zeros(len(box), dtype=torch.uint8)
-    for write in writes:
-        row_flags[write.rows.start - box.start : write.rows.stop - box.start] = _code(write)
-    return row_flags.to(device)
-
-
-def _code(write: RowWrite) -> int:
-    source = (0, _NARROW, _WIDE)[min(write.write_index, 2)]
-    return _WRITTEN | source | (_WIDEN if write.write_index > 0 and not write.last else 0)
-
-
 @triton.jit  # type: ignore[untyped-decorator]
 def _fold_rows(  # type: ignore[no-untyped-def]
     narrow, wide, lse, part, part_lse, row_flags, rows, start, dim,
@@ -272,32 +232,3 @@ def _mark_undefined(  # type: ignore[no-untyped-def]
     tl.store(at_out, nan, mask=undefined[:, None] & (column < dim))
     tl.debug_barrier()  # Several warps hold the same row: all have read its lse before one of them writes.
     tl.store(at_lse, tl.full((block,), float("nan"), dtype=tl.float32), mask=undefined)
-
-
-def fused_parts(like: Tensor, parts: Sequence[Part]) -> Tensor:
-    """`gradient.part_sum` in one pass, summed in float32 and in like's dtype at the end."""
-    rows, heads, dim = like.shape
-    total = like.new_empty(like.shape)
-    found = tuple(part.found.contiguous() for part in parts)
-    _sum_parts[(triton.cdiv(rows, ROWS), heads)](
-        total, found, tuple(part.places for part in parts), rows, heads, dim, ROWS, triton.next_power_of_2(dim)
-    )
-    return total
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _sum_parts(  # type: ignore[no-untyped-def]
-    total, found, places, rows, heads, dim, block: tl.constexpr, width: tl.constexpr
-):
-    """One block of rows of one head."""
-    head = tl.program_id(1)
-    row = tl.program_id(0) * block + tl.arange(0, block)
-    column = head * dim + tl.arange(0, width)[None, :]
-    within = column < (head + 1) * dim
-    result = tl.zeros((block, width), dtype=tl.float32)
-    for part in tl.static_range(len(found)):
-        place = tl.load(places[part] + row, mask=row < rows, other=-1)
-        at = found[part] + place.to(tl.int64)[:, None] * (heads * dim) + column
-        result += tl.load(at, mask=(place >= 0)[:, None] & within, other=0.0).to(tl.float32)
-    at = total + row.to(tl.int64)[:, None] * (heads * dim) + column
-    tl.store(at, result.to(total.dtype.element_ty), mask=(row < rows)[:, None] & within)
