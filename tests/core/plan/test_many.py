@@ -60,10 +60,10 @@ def test_chunks_are_where_the_layout_puts_them(layout: Layout, cp_size: int) -> 
             (sequence, start + first, start + last, offset)
             for sequence, start in enumerate(borders[:-1])
             for index, offsets in zip(chunks.held[rank], chunks.offsets(rank), strict=False)
-            for first, last in [(chunks.border(index)[sequence], chunks.border(index + 1)[sequence])]
-            for offset in [offsets[sequence]]
+            for first, last in [(chunks.border(index).array()[sequence], chunks.border(index + 1).array()[sequence])]
+            for offset in [offsets.array()[sequence]]
             if first < last
         ]
         spans = sharding.spans(rank)
         assert found == [(each.sequence, each.positions.start, each.positions.stop, each.offset) for each in spans]
-        assert all(a <= b for a, b in pairwise(chunks.offsets(rank)[-1]))
+        assert all(a <= b for a, b in pairwise(chunks.offsets(rank)[-1].array()))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, compress
-from operator import add, ne, or_
 from typing import Generic, NamedTuple, TypeVar, overload
 
 from ringattn_core.plan.schedule import KeySlice
 from ringattn_core.plan.tile import Tile
+from ringattn_core.plan.vector import Vector
 
 T = TypeVar("T")
 
@@ -109,15 +109,26 @@ class KeySlices(_Rows[KeySlice]):
         return KeySlice(sources[index], range(starts[index], starts[index] + size), offsets[index])
 
 
+_ROWS = 1 << 40  # more than a shard has
+_NOWHERE = (1 << 62) - 1
+
+
 def _joined(sources: Sequence[int], starts: Sequence[int], sizes: Sequence[int]) -> tuple[array[int], ...]:
+    """Every piece's source, first row and offset; of the last also the end."""
     if not all(sizes):
-        sources, starts = list(compress(sources, sizes)), list(compress(starts, sizes))
-        sizes = list(filter(None, sizes))
-    offsets = list(accumulate(sizes, initial=0))
-    ends = map(add, starts, sizes)
-    begins = [True, *map(or_, map(ne, sources[1:], sources), map(ne, starts[1:], ends))]
-    return (
-        array("q", compress(sources, begins)),
-        array("q", compress(starts, begins)),
-        array("q", [*compress(offsets[:-1], begins), offsets[-1]]),
-    )
+        sources, starts, sizes = (kept(column, sizes) for column in (sources, starts, sizes))
+    if not sizes:
+        return array("q"), array("q"), array("q", [0])
+    places = Vector.of(sources) * _ROWS + Vector.of(starts)  # of the rows, counted over all sources
+    offsets = array("q", list(accumulate(sizes, initial=0)))
+    end = offsets.pop()
+    before = (places + Vector.of(sizes)).moved(_NOWHERE)  # where the part before ends
+    begins = places.differs(before).array()
+    firsts, offsets = Vector.of(kept(places.array(), begins)), kept(offsets, begins)
+    offsets.append(end)
+    return (firsts // _ROWS).array(), (firsts % _ROWS).array(), offsets
+
+
+def kept(column: Sequence[int], flags: Sequence[int]) -> array[int]:
+    """The numbers beside a flag that is not 0."""
+    return array("q", list(compress(column, flags)))  # An array takes twice as long to grow by single numbers.

@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import cached_property, lru_cache
 from itertools import pairwise
 
-from ringattn_core.plan.chunks import Chunks, Column
+from ringattn_core.plan.chunks import Chunks
 from ringattn_core.plan.layout import Sharding, chunk_owners
 from ringattn_core.plan.tile import FAR, Window
+from ringattn_core.plan.vector import Vector
 
 Line = tuple[int, int, int, int]  # a span as numbers: first position, length, offset, its rank
 Shard = dict[int, list[Line]]  # what a rank holds, by sequence
@@ -48,7 +49,8 @@ class Shards:
         """What all ranks hold of a sequence, in order of positions; of chunks, without their offsets."""
         if self.chunks is None:
             return sorted(line for rank in range(self.sharding.cp_size) for line in self.held(rank).get(sequence, ()))
-        start, length, count = self.sharding.cu_seqlens[sequence], self.chunks.lengths[sequence], self.chunks.count
+        start, stop = self.sharding.cu_seqlens[sequence : sequence + 2]
+        length, count = stop - start, self.chunks.count
         borders = pairwise(index * length // count for index in range(count + 1))
         parts = zip(borders, self.chunks.owners, strict=True)
         return [(start + first, last - first, 0, owner) for (first, last), owner in parts if first < last]
@@ -81,7 +83,7 @@ class Mask:
         self.left, self.right = (FAR if side < 0 else side for side in window)
         self.borders = keys.cu_seqlens
         self._shardings = queries, keys
-        self.limits = dict[int, Column]()  # see `many.lending`
+        self.limits = dict[int, Vector]()  # see `many.lending`
         # Bottom-right alignment: a sequence's last query stands at its last key.
         stops = zip(queries.cu_seqlens[1:], keys.cu_seqlens[1:], strict=True)
         self.shift = [stop_k - stop_q for stop_q, stop_k in stops]

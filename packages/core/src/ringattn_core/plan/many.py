@@ -7,18 +7,19 @@ a whole column at once.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Container, Sequence
 from functools import lru_cache
-from itertools import chain, compress, groupby
-from operator import mul, sub
+from itertools import groupby
 from typing import NamedTuple
 
-from ringattn_core.plan.chunks import Chunks, Column
-from ringattn_core.plan.columns import FullTiles, KeySlices, Parts
+from ringattn_core.plan.chunks import Chunks
+from ringattn_core.plan.columns import FullTiles, KeySlices, Parts, kept
 from ringattn_core.plan.layout import Sharding
 from ringattn_core.plan.lines import Line, Mask, shards
 from ringattn_core.plan.tile import FAR
+from ringattn_core.plan.vector import Vector
 
 
 def full_tiles(mask: Mask, rank: int, source: int) -> FullTiles | None:
@@ -38,18 +39,18 @@ def full_tiles(mask: Mask, rank: int, source: int) -> FullTiles | None:
         return FullTiles([], [], [], [])
     # The first chunks may see nothing; the others all see the same.
     (top, bottom, rows), keys = _rows(chunks, rank, seen.index(most)), chunks.offsets(source)
-    columns = [top, bottom, keys[0], keys[most]]
+    columns = top, bottom, keys[0].array(), keys[most].array()
     if chunks.shortest < chunks.count:
-        live = list(map(mul, rows, map(sub, keys[most], keys[0])))  # 0 where there is no row or no key
-        columns = [list(compress(column, live)) for column in columns]
+        live = rows.minimum(keys[most] - keys[0]).array()  # 0 where there is no row or no key
+        return FullTiles(*(kept(column, live) for column in columns))
     return FullTiles(*columns)
 
 
 @lru_cache(2)
-def _rows(chunks: Chunks, rank: int, first: int) -> tuple[Column, Column, Column]:
+def _rows(chunks: Chunks, rank: int, first: int) -> tuple[array[int], array[int], Vector]:
     """Where a rank's queries begin and end from its first, second, … chunk on, and how many these are."""
     offsets = chunks.offsets(rank)
-    return offsets[first], offsets[-1], list(map(sub, offsets[-1], offsets[first]))
+    return offsets[first].array(), offsets[-1].array(), offsets[-1] - offsets[first]
 
 
 class Reach(NamedTuple):
@@ -111,37 +112,27 @@ def _runs(owners: Sequence[int], rank: int, sources: Container[int]) -> list[tup
 
 
 def _parts(keys: Sharding, runs: Sequence[tuple[int, int, int]], reach: dict[int, Reach], rank: int) -> Parts:
-    """Every part of a chunk that lies in the buffer."""
+    """Every part of a chunk that lies in the buffer, or would where its size is 0."""
     chunks = shards(keys).chunks
     assert chunks is not None, "keys are in chunks"
+    sequences, indices = len(chunks.lengths), [index for first, last, _ in runs for index in range(first, last)]
+    limits = [Vector.of([reach[each][kind] if each in reach else 0 for each in range(sequences)]) for kind in range(2)]
     offsets = {
-        index: column
-        for owner in {chunks.owners[index] for first, last, _ in runs for index in range(first, last)}
-        for index, column in zip(chunks.held[owner], chunks.offsets(owner), strict=False)
+        index: offset
+        for owner in {chunks.owners[index] for index in indices}
+        for index, offset in zip(chunks.held[owner], chunks.offsets(owner), strict=False)
     }
-    found, parts = (list[int](), list[int](), list[int]()), list[tuple[int, tuple[Sequence[Sequence[int]], ...]]]()
-    for first, last, source in runs:
-        indices = range(first, last)
-        columns = (
-            map(chunks.border, range(first, last + 1)),
-            map(offsets.__getitem__, indices),
-            map(chunks.size, indices),
-        )
-        parts.append((source, tuple(list(zip(*each, strict=True)) for each in columns)))
-    for sequence, (own, others) in reach.items():
-        for (source, (borders, starts, sizes)), (first, *_) in zip(parts, runs, strict=True):
-            border, limit = borders[sequence], own if source == rank else others
-            whole = max(bisect_right(border, limit) - 1, 0)
-            cut = limit - border[whole] if whole < len(starts[sequence]) else 0
-            found[0].extend(chunks.owners[first : first + whole + (cut > 0)])
-            found[1].extend(starts[sequence][: whole + (cut > 0)])
-            found[2].extend(sizes[sequence][:whole])
-            if cut > 0:
-                found[2].append(cut)  # of the last chunk a part
-    return Parts(*found)
+    sizes = [_before(chunks, index, limits[chunks.owners[index] != rank]) for index in indices]
+    owners = array("q", [chunks.owners[index] for index in indices])
+    return Parts(owners * sequences, _in_turn([offsets[index] for index in indices]), _in_turn(sizes))
 
 
-def lending(mask: Mask, rank: int) -> Callable[[int], tuple[list[int], list[int]]] | None:
+def _before(chunks: Chunks, index: int, limit: Vector) -> Vector:
+    """How many tokens of a chunk are before these positions of the sequences."""
+    return chunks.border(index + 1).minimum(limit) - chunks.border(index).minimum(limit)
+
+
+def lending(mask: Mask, rank: int) -> Callable[[int], tuple[array[int], array[int]]] | None:
     """Which of a rank's keys the queries of another see: where they begin in its shard, and how many, or 0.
 
     None where keys are not in chunks, or a window closes behind its queries.
@@ -149,36 +140,34 @@ def lending(mask: Mask, rank: int) -> Callable[[int], tuple[list[int], list[int]
     chunks = mask.keys.chunks
     if chunks is None or mask.left < FAR:
         return None
-    starts = list(chain.from_iterable(zip(*chunks.offsets(rank)[:-1], strict=True)))
-    borders = [(chunks.border(index), chunks.border(index + 1)) for index in chunks.held[rank]]
+    held = chunks.held[rank]
+    starts = _in_turn(chunks.offsets(rank)[:-1])
 
-    def seen(other: int) -> tuple[list[int], list[int]]:
-        limits = _limits(mask, other)
-        sizes = [
-            [
-                (stop if stop < limit else limit) - start if start < limit else 0
-                for start, stop, limit in zip(*border, limits, strict=True)
-            ]
-            for border in borders
-        ]
-        return starts, list(chain.from_iterable(zip(*sizes, strict=True)))
+    def seen(other: int) -> tuple[array[int], array[int]]:
+        limit = _limits(mask, other)
+        return starts, _in_turn([_before(chunks, index, limit) for index in held])
 
     return seen
 
 
-def _limits(mask: Mask, rank: int) -> Column:
+def _in_turn(columns: Sequence[Vector]) -> array[int]:
+    """The first numbers of all, then the second ones, and so on."""
+    numbers = array("q", bytes(8 * len(columns) * len(columns[0])))
+    for place, column in enumerate(columns):
+        numbers[place :: len(columns)] = column.array()
+    return numbers
+
+
+def _limits(mask: Mask, rank: int) -> Vector:
     """Of every sequence, before which of its keys those are that a rank's queries see; 0 where it has none."""
     chunks = mask.queries.chunks
     assert chunks is not None and mask.keys.chunks is not None, "queries are divided as keys are"
     if rank not in mask.limits:
-        ends: Column = [0] * len(chunks.lengths)
+        none = ends = Vector.full(0, len(chunks.lengths))
         for index in chunks.held[rank]:  # the last are those that begin last
-            ends = [
-                stop if start < stop else end
-                for start, stop, end in zip(chunks.border(index), chunks.border(index + 1), ends, strict=True)
-            ]
-        corner = map(sub, mask.keys.chunks.lengths, chunks.lengths)
-        mask.limits[rank] = [
-            max(0, end + apart + mask.right) if end else 0 for end, apart in zip(ends, corner, strict=True)
-        ]
+            ends = chunks.border(index + 1).where(chunks.size(index).positive(), ends)
+        # Bottom-right alignment: the last query stands at the last key.
+        limits = ends + mask.keys.chunks.lengths + Vector.full(mask.right, len(ends))
+        limits -= limits.minimum(chunks.lengths)
+        mask.limits[rank] = limits.where(ends.positive(), none)
     return mask.limits[rank]
