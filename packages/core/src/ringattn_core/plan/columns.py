@@ -130,5 +130,5 @@ def _joined(sources: Sequence[int], starts: Sequence[int], sizes: Sequence[int])
 
 
 def kept(column: Sequence[int], flags: Sequence[int]) -> array[int]:
-    """The numbers beside a flag that is not 0."""
+    """The numbers whose flag is not 0."""
     return array("q", list(compress(column, flags)))  # An array takes twice as long to grow by single numbers.

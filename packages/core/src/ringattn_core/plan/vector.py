@@ -1,4 +1,4 @@
-"""Vectors of whole numbers without NumPy: each is one Python integer, of which every 64 bits are a number.
+"""Vectors of whole numbers without NumPy: each is one Python integer that holds a number in every 64 bits.
 
 To add two vectors of a thousand numbers is then one addition of two long integers, which takes a microsecond where a
 thousand small ones take forty. Numbers are from 0 to 2**62, and so must all results be: no bit may reach the next
