@@ -1,4 +1,4 @@
-"""Stand-ins for the packages of FlashAttention 2 and 3, which are not installed here: their signatures, other math.
+"""Stand-ins for the packages of FlashAttention 2, 3 and 4, which are not installed here: their signatures, other math.
 
 The signatures and what comes back were read in the sources of flash-attn 2.6.3, 2.7.0.post2, 2.7.4.post1 and 2.8.3
 (flash_attn/flash_attn_interface.py) and of tokenspeed-fa3 3.0.0.post20260810 (flash_attn_interface.py,
@@ -350,6 +350,71 @@ def flash_attn_3(math: Math, *left_out: str) -> dict[str, ModuleType]:
     build["FLASH_ATTENTION_DISABLE_HDIMDIFF192"] = "HDIMDIFF192" in left_out
     config.__dict__["CONFIG"] = {"build_flags": build}
     return {"flash_attn_interface": interface, "flash_attn_config": config}
+
+
+def flash_attn_4(math: Math) -> dict[str, ModuleType]:
+    """flash-attn-4: of its signatures what the wrapper says by name; an open side of a window is None."""
+
+    def mask_of(scale: float, left: int | None, right: int | None, softcap: float) -> Mask:
+        assert left is None or left >= 0 or right is not None
+        return Mask(scale, False, tuple(-1 if side is None else side for side in (left, right)), softcap)
+
+    def _flash_attn_fwd(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        softmax_scale: float,
+        softcap: float,
+        window_size_left: int | None,
+        window_size_right: int | None,
+        return_lse: bool,
+        out: Tensor | None = None,
+        lse: Tensor | None = None,
+        **lengths: Any,
+    ) -> tuple[Tensor, Tensor]:
+        assert return_lse
+        mask = mask_of(softmax_scale, window_size_left, window_size_right, softcap)
+        found = math.forward(q, k, v, Lengths(**lengths), mask)
+        if out is None or lse is None:
+            return found.out, found.lse
+        return _write(out, found.out), _write(lse, found.lse)
+
+    def _flash_attn_bwd(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        dout: Tensor,
+        lse: Tensor,
+        *,
+        softmax_scale: float,
+        softcap: float,
+        window_size_left: int | None,
+        window_size_right: int | None,
+        deterministic: bool,
+        dq: Tensor | None = None,
+        dk: Tensor | None = None,
+        dv: Tensor | None = None,
+        **lengths: Any,
+    ) -> tuple[Tensor, ...]:
+        mask = mask_of(softmax_scale, window_size_left, window_size_right, softcap)
+        grads = math.backward((dout, q, k, v, out, lse), Lengths(**lengths), mask, None)
+        return tuple(
+            grad if place is None else _write(place, grad) for place, grad in zip((dq, dk, dv), grads, strict=True)
+        )
+
+    package, cute, interface = (_module(f"flash_attn{part}") for part in ("", ".cute", ".cute.interface"))
+    package.__dict__.update(__path__=[], cute=cute)
+    cute.__dict__.update(__path__=[], interface=interface)
+    interface.__dict__.update(_flash_attn_fwd=_flash_attn_fwd, _flash_attn_bwd=_flash_attn_bwd)
+    return {"flash_attn": package, "flash_attn.cute": cute, "flash_attn.cute.interface": interface}
+
+
+def _write(place: Tensor, found: Tensor) -> Tensor:
+    """What lies between sequences, where dense results are NaN, is left alone."""
+    assert place.shape == found.shape
+    return place.copy_(torch.where(found.isnan(), place, found))
 
 
 def _flash_attn(version: str, forward, varlen_forward, backward, varlen_backward) -> dict[str, ModuleType]:

@@ -20,7 +20,13 @@ TESTED_BY = {
         "tests/comms/test_transports.py": ["run/transport.py"],
         "tests/core/kernels/test_choose.py": ["kernels/torch_flash.py"],
         "tests/core/kernels/test_package_kernels.py": [
-            *("kernels/flash_attn_2.py", "kernels/flash_attn_3.py", "kernels/lengths.py", "optional.py"),
+            *(
+                "kernels/flash_attn_2.py",
+                "kernels/flash_attn_3.py",
+                "kernels/flash_attn_4.py",
+                "kernels/lengths.py",
+                "optional.py",
+            ),
         ],
         "tests/core/kernels/test_reference.py": ["kernels/finite.py", "run/kernel.py"],
         "tests/core/look/test_verify.py": ["look/sound.py", "look/table.py"],
@@ -28,7 +34,6 @@ TESTED_BY = {
         "tests/core/plan/test_planner.py": ["plan/alive.py", "plan/arrange.py", "plan/lines.py", "plan/local_rows.py"],
         "tests/core/run/test_execute.py": ["run/gradient.py"],
         "tests/core/run/test_fused.py": ["run/fused_merge.py", "run/fused_parts.py", "run/row_flags.py"],
-        "tests/gpu/test_kernels.py": ["kernels/cudnn.py", "kernels/flash_attn_4.py", "kernels/torch_flash_cuda.py"],
     },
     "comms": {
         "tests/adapters/test_agree.py": ["header.py"],

@@ -1,4 +1,4 @@
-"""The wrappers of flash-attn 2.6 and 2.8 and of FlashAttention-3, over stand-ins with their signatures, on the CPU.
+"""The wrappers of flash-attn 2.6 and 2.8 and of FlashAttention 3 and 4 over stand-ins with their signatures, on CPUs.
 
 `packages` says which versions the stand-ins were read from. They compute densely in float32, so what is proven here is
 what the wrappers say to a package, not the package.
@@ -19,20 +19,21 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 import packages
-from gpu.plain import plain
-from launches import launches
+from launches import launches, solve
 from ringattn_core.errors import UnsupportedError
 from ringattn_core.kernels import choose as chooser
+from ringattn_core.kernels import flash_attn_4
 from ringattn_core.kernels.choose import choose, installed, refusal
 from ringattn_core.kernels.flash_attn_2 import FlashAttn2
 from ringattn_core.kernels.flash_attn_3 import FlashAttn3
+from ringattn_core.kernels.flash_attn_4 import FlashAttn4
 from ringattn_core.plan.layout import contiguous
 from ringattn_core.plan.planner import plan
 from ringattn_core.plan.route import ring
 from ringattn_core.plan.schedule import Launch, Schedule
 from ringattn_core.plan.tile import Tile
 from ringattn_core.run.accumulate import has_triton
-from ringattn_core.run.kernel import NO_OUT_GRADS, Kernel, Options, Queries
+from ringattn_core.run.kernel import NO_OUT_GRADS, Block, Kernel, Options, OutGrads, Queries
 from ringattn_core.run.transport import KV
 
 SCALE = 0.3
@@ -41,6 +42,7 @@ WRAPPERS = [
     pytest.param(packages.flash_attn_2_6, FlashAttn2, 2, id="flash-attn 2.6"),
     pytest.param(packages.flash_attn_2_8, FlashAttn2, 2, id="flash-attn 2.8"),
     pytest.param(packages.flash_attn_3, FlashAttn3, 3, id="flash-attn 3"),
+    pytest.param(packages.flash_attn_4, FlashAttn4, 3, id="flash-attn 4"),
 ]
 
 
@@ -51,6 +53,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[dict], None]]
     def put(modules: dict) -> None:
         for name, module in modules.items():
             monkeypatch.setitem(sys.modules, name, module)
+        flash_attn_4._functions.cache_clear()
         chooser._CHOSEN.clear()
 
     chooser._kernel.cache_clear()
@@ -58,31 +61,6 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[dict], None]]
     yield put
     put({})
     chooser._kernel.cache_clear()
-
-
-def solve(kernel: Kernel, launch: Launch, tokens_q: int, tokens_k: int, options: Options) -> None:
-    """Forward and backward of one launch, and every row and column of a tile against float64."""
-    torch.manual_seed(0)
-    shapes = (tokens_q, 4, 8), (tokens_k, 2, 8), (tokens_k, 2, 8), (tokens_q, 4, 8)
-    q, k, v, dout = (torch.randn(shape) for shape in shapes)
-    exact = plain(launch, *(x.double() for x in (q, k, v, dout)), SCALE, options.softcap)
-    block, rng_state = kernel.forward(q, KV(k, v), launch, options)
-    assert rng_state is None
-    queries = Queries(q, exact[0].float(), dout, exact[1].float(), None)
-    grads = kernel.backward(queries, KV(k, v), launch, options, rng_state, NO_OUT_GRADS)
-    rows = torch.cat([torch.arange(tile.q.start, tile.q.stop) for tile in launch.tiles])
-    columns = torch.cat([torch.arange(tile.k.start, tile.k.stop) for tile in launch.tiles])
-    in_rows, in_columns = rows - launch.rows.start, columns - launch.columns.start
-    for name, got, want in (
-        ("out", block.out[in_rows], exact[0][rows]),
-        ("lse", block.lse[:, in_rows], exact[1][:, rows]),
-        ("dq", grads.dq[in_rows], exact[2][rows]),
-        ("dk", grads.dk[in_columns], exact[3][columns]),
-        ("dv", grads.dv[in_columns], exact[4][columns]),
-    ):
-        assert len(got) == len(want)
-        error = (got.double() - want).abs().max().item()
-        assert error <= 1e-4, f"{name} of {launch} is off by {error}"
 
 
 @pytest.mark.parametrize(("make", "wrapper", "rule"), WRAPPERS)
@@ -158,6 +136,28 @@ def test_gaps_are_gathered_for_2_and_said_to_3(install, make: Make, wrapper: typ
         assert (lengths.max_seqlen_q, lengths.max_seqlen_k) == (5, 7)
         used = None if lengths.seqused_q is None else lengths.seqused_q.tolist()
         assert (used, lengths.seqused_k) == ([5, 4] if rule == 3 else None, None)
+
+
+def test_flash_attn_4_writes_into_the_places_that_it_is_given(install) -> None:
+    """Into some of the gradients' or all; what lies between the tiles of a launch stays as it was."""
+    install(packages.flash_attn_4(packages.Dense(3)))
+    kernel, options = FlashAttn4(), Options(SCALE)
+    for launch in (
+        Launch((Tile(range(3, 9), range(1, 8)),)),
+        Launch((Tile(range(5), range(2, 9)), Tile(range(8, 12), range(11, 14)))),
+    ):
+        q, k, v, dout = (torch.randn(16, heads, 8) for heads in (4, 2, 2, 4))
+        block, _ = kernel.forward(q, KV(k, v), launch, options)
+        place = Block(torch.full_like(block.out, 7.0), torch.full_like(block.lse, 7.0))
+        assert kernel.forward(q, KV(k, v), launch, options, place)[0] is place
+        queries = Queries(q, torch.randn_like(q), dout, torch.randn(4, 16), None)
+        grads = kernel.backward(queries, KV(k, v), launch, options, None, NO_OUT_GRADS)
+        places = [torch.full_like(grad, 7.0) for grad in grads]
+        for given in (OutGrads(*places), OutGrads(None, places[1]), OutGrads(dv=places[2])):
+            found = kernel.backward(queries, KV(k, v), launch, options, None, given)
+            assert all(x is None or got is x for got, x in zip(found, given, strict=True))
+        for got, want in zip((*place, *places), (*block, *grads), strict=True):
+            torch.testing.assert_close(got, want.nan_to_num(7.0), rtol=1e-5, atol=1e-5)
 
 
 def test_other_versions_of_flash_attn_are_refused(install) -> None:
