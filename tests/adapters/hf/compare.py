@@ -28,12 +28,15 @@ def relative(found: Tensor, expected: Tensor, least: float = 0.0) -> float:
 
 def average(model: nn.Module) -> None:
     """What DDP and FSDP do with gradients, and a bare loop has to do itself."""
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            # A rank without a token for an expert has no gradient for it.
-            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            dist.all_reduce(parameter.grad)
-            parameter.grad /= dist.get_world_size()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:  # a rank without a token for an expert has no gradient for it
+        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    # All in one message: hundreds of small ones would take longer than the model.
+    together = torch.cat([parameter.grad.flatten() for parameter in trained])
+    dist.all_reduce(together)
+    parts = together.div_(dist.get_world_size()).split([parameter.numel() for parameter in trained])
+    for parameter, part in zip(trained, parts, strict=True):
+        parameter.grad = part.view_as(parameter)
 
 
 def gradients(model: nn.Module, expected: nn.Module) -> Errors:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,7 +18,8 @@ import ringattn.hf
 from adapters.hf import compare
 from adapters.hf.models import ARCHITECTURES, COMMON, VOCABULARY, WINDOW, build, build_from
 from ringattn.hf.cache import ARGUMENT
-from ringattn_comms.communicator import SingleRank
+from ringattn_comms.backends.threads import run
+from ringattn_comms.communicator import Communicator, SingleRank
 
 OLD = transformers.__version__.startswith("4.")
 NEW = 9  # beyond the window, so that layers have to forget
@@ -52,19 +54,29 @@ OTHERWISE_CACHED: dict[str, dict[str, Any]] = {
 
 
 def test_greedy() -> None:
-    for found in processes.run(3, every_architecture, timeout=300):
-        wrong = [name for name, same in found.items() if not same]
-        assert found.keys() >= ARCHITECTURES.keys() and not wrong
+    """One row, and three of which two are padded at the left; and candidates, most of them wrong, in a row alone.
 
-
-def every_architecture() -> dict[str, bool]:
-    """One row, and three of which two are padded at the left; and candidates, most of them wrong, in a row alone."""
-    found = {}
+    On ranks that are threads, which read the prompts and the tokens of one process: `test_ways_to_generate` has
+    processes.
+    """
+    repeated = {"input_ids": compare.tokens(1, 6).repeat(1, 2)}
     for name in (*ARCHITECTURES, *(known() & OTHERWISE_CACHED.keys())):
         model = build_from(name, COMMON | (ARCHITECTURES | OTHERWISE_CACHED)[name]).eval()
-        repeated = {"input_ids": compare.tokens(1, 6).repeat(1, 2)}
-        found[name] = same(model, padded(13)) and same(model, repeated, prompt_lookup_num_tokens=3)
+        for prompt, how in ((padded(13), {}), (repeated, {"prompt_lookup_num_tokens": 3})):
+            expected = greedy(model, prompt, **how)
+            copies = [copy.deepcopy(model) for _ in range(3)]
+            for found in run(3, partial(greedy_on, copies, prompt, **how)):
+                assert torch.equal(found, expected), (name, how)
+
+
+def greedy(model: PreTrainedModel, prompt: dict[str, Tensor], **how: Any) -> Tensor:
+    model.generation_config.eos_token_id = VOCABULARY  # never drawn, so that all texts are of one length
+    found: Tensor = model.generate(**prompt, max_new_tokens=NEW, do_sample=False, **how)
     return found
+
+
+def greedy_on(copies: list[PreTrainedModel], prompt: dict[str, Tensor], comm: Communicator, **how: Any) -> Tensor:
+    return greedy(ringattn.hf.parallelize(copies[comm.rank], comm), prompt, **how)
 
 
 def known() -> set[str]:
