@@ -19,5 +19,6 @@ def test_a_row_for_each_cache_and_size(capsys: pytest.CaptureFixture[str]) -> No
     assert "heads" in about and header[:2] == ["cache", "ranks"]
     assert [row[:2] for row in table] == [[length, size] for length in ("64", "96") for size in ("alone", "1", "3")]
     for row in table:
-        prefill, rate, token, attention = map(float, row[2:])
+        prefill, of_prefill, rate, of_rate, token, attention = map(float, row[2:])
         assert prefill > 0 and attention > 0 and rate == pytest.approx(2e3 / token, rel=0.05)
+        assert of_prefill > 0 and of_rate > 0 and (row[1] != "alone" or of_prefill == of_rate == 1.0)
