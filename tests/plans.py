@@ -40,7 +40,6 @@ class Case:
     window: Window = (-1, 0)
     per_sequence: bool = True
     batch: int = 1
-    head_groups: int = 1
     num_early_rows: int = 0
 
     def plan(self) -> list[Schedule]:
@@ -56,7 +55,6 @@ class Case:
                 window=self.window,
                 per_sequence=self.per_sequence,
                 batch=self.batch,
-                head_groups=self.head_groups,
                 num_early_rows=self.num_early_rows,
             )
             for rank in range(self.cp_size)
@@ -89,11 +87,10 @@ def computed(schedules: Sequence[Schedule]) -> Counter[tuple[int, int]]:
     for schedule in schedules:
         q = schedule.queries.positions(schedule.cp_rank)
         for step in schedule.steps:
-            if step.head_group == 0:
-                k = keys_at_hand(schedule, step)
-                for tile in (tile for launch in step.launches for tile in launch.tiles):
-                    for i in tile.q:
-                        found.update((q[i], k[j]) for j in tile.k if tile.low <= j - i <= tile.high)
+            k = keys_at_hand(schedule, step)
+            for tile in (tile for launch in step.launches for tile in launch.tiles):
+                for i in tile.q:
+                    found.update((q[i], k[j]) for j in tile.k if tile.low <= j - i <= tile.high)
     return found
 
 
@@ -148,6 +145,5 @@ def cases(draw: st.DrawFn, most: int = 24) -> Case:
         draw(st.one_of(st.just((-1, 0)), st.tuples(side, side))),
         draw(st.booleans()),
         batch,
-        draw(st.sampled_from([1, 1, 2])),
         draw(st.integers(0, 6)),
     )

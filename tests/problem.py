@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,8 @@ from ringattn_core.plan.layout import Layout, layout_named
 from ringattn_core.plan.planner import plan
 from ringattn_core.plan.route import Route, route_named
 from ringattn_core.plan.schedule import Schedule
-from ringattn_core.run.execute import attend, attend_backward
+from ringattn_core.run.execute import attend
+from ringattn_core.run.head_groups import attend_backward_in_groups, attend_in_groups
 from ringattn_core.run.kernel import Kernel, Options
 from ringattn_core.run.transport import KV, LocalTransport, Transport
 
@@ -167,7 +169,6 @@ class Problem:
                 window=self.window,
                 per_sequence=per_sequence,
                 batch=batch,
-                head_groups=head_groups,
                 num_early_rows=early,
             )
             for each, early in ((route, num_early_rows), (back or route, 0))
@@ -180,10 +181,10 @@ class Problem:
         slopes = given.alibi_slopes
         options = self.options(slopes[queries] if self.alibi == "token" and slopes is not None else slopes)
         q, kv, sinks = given.q[queries], KV(given.k[keys], given.v[keys]), given.sinks
-        result = attend(link(comm, schedule, kv), kernel, q, options, sinks)
+        result = attend_in_groups(head_groups, partial(link, comm, schedule), kernel, q, kv, options, sinks)
         dlse = None if given.dlse is None else torch.where(result.lse.isfinite(), given.dlse[:, queries], 0.0)
-        transport = link(comm, backward, kv)
-        grads = attend_backward(transport, kernel, given.dout[queries], q, result, options, sinks, dlse)
+        asked = kernel, given.dout[queries], q, kv, result, options, sinks, dlse
+        grads = attend_backward_in_groups(head_groups, partial(link, comm, backward), *asked)
         return Part(queries, keys, Answer(result.out, result.lse, *grads))
 
 

@@ -115,7 +115,6 @@ TO_REWORD: set[str] = {
     "packages/comms/src/ringattn_comms/copy_stream.py",
     "packages/comms/src/ringattn_comms/one_sided.py",
     "packages/comms/src/ringattn_comms/shared_buffer.py",
-    "packages/comms/src/ringattn_comms/waves.py",
     "packages/core/README.md",
     "packages/core/src/ringattn_core/errors.py",
     "packages/core/src/ringattn_core/look/auto.py",

@@ -293,10 +293,8 @@ def test_20_llama3_is_one_launch(causal: bool) -> None:
         )
         borders = stream_borders(q, k, keys, rank, 3, 8)
         window = (-1, 0 if causal else -1)
-        schedule = plan(
-            contiguous, at_once, borders, borders, rank, 3, window=window, per_sequence=False, head_groups=2
-        )
-        assert [len(step.launches) for step in schedule.steps] == [1, 1]
+        schedule = plan(contiguous, at_once, borders, borders, rank, 3, window=window, per_sequence=False)
+        assert [len(step.launches) for step in schedule.steps] == [1]
 
 
 @every_family

@@ -29,7 +29,7 @@ from ringattn_core.plan.planner import plan
 from ringattn_core.plan.route import Route, at_once, route_named
 from ringattn_core.plan.schedule import Schedule
 from ringattn_core.run import concurrent_launches
-from ringattn_core.run.transport import KV, LocalTransport, Transport, kv_heads
+from ringattn_core.run.transport import KV, LocalTransport, Transport
 
 BORDERS = (0, 7, 7, 9, 31)
 ROUTES = ("ring", "waves(2)", "waves(3)", "gather", "double_ring(2)")
@@ -38,9 +38,7 @@ CASES = [(size, route) for size in (2, 3, 4, 5) for route in ROUTES if size % 2 
 HEADS, DIM, DIM_V = 3, 2, 4
 
 
-def schedules(
-    size: int, route: str | Route, layout: str = "zigzag", head_groups: int = 1, window: int = -1
-) -> list[Schedule]:
+def schedules(size: int, route: str | Route, layout: str = "zigzag", window: int = -1) -> list[Schedule]:
     return [
         plan(
             layout_named(layout),
@@ -50,7 +48,6 @@ def schedules(
             rank,
             size,
             window=(window, 0),
-            head_groups=head_groups,
         )
         for rank in range(size)
     ]
@@ -91,8 +88,8 @@ def transports(comm: Threads, schedule: Schedule, kv: KV | None = None) -> list[
 
 @pytest.mark.parametrize(("size", "route"), CASES)
 def test_every_step_has_its_keys(size: int, route: str) -> None:
-    for layout, head_groups, window in product(LAYOUTS, (1, 2), (-1, 5)):
-        plans = schedules(size, route, layout, head_groups, window)
+    for layout, window in product(LAYOUTS, (-1, 5)):
+        plans = schedules(size, route, layout, window)
 
         def main(comm: Threads, plans: list[Schedule] = plans) -> None:
             schedule = plans[comm.rank]
@@ -102,8 +99,7 @@ def test_every_step_has_its_keys(size: int, route: str) -> None:
                     assert len(kv.k) == len(kv.v) >= schedule.buffer_length(step)
                     for key_slice in step.key_slices:
                         owned = stored(schedule, key_slice.source)
-                        expected = owned.heads(kv_heads(schedule, step, owned))
-                        for mine, other in zip(kv, expected, strict=True):
+                        for mine, other in zip(kv, owned, strict=True):
                             rows, columns = key_slice.rows, key_slice.columns
                             assert torch.equal(mine[columns.start : columns.stop], other[rows.start : rows.stop])
 
@@ -113,11 +109,11 @@ def test_every_step_has_its_keys(size: int, route: str) -> None:
 @pytest.mark.parametrize(("size", "route"), CASES)
 def test_gradients_come_home(size: int, route: str) -> None:
     """A key's gradient is the sum over all ranks and steps that used it."""
-    for layout, head_groups in product(LAYOUTS, (1, 2)):
-        plans = schedules(size, route, layout, head_groups)
+    for layout in LAYOUTS:
+        plans = schedules(size, route, layout)
         expected = [torch.zeros(plan.key_length) for plan in plans]
         for schedule in plans:
-            for step in (step for step in schedule.steps if step.head_group == 0):
+            for step in schedule.steps:
                 for key_slice in step.key_slices:
                     expected[key_slice.source][key_slice.rows.start : key_slice.rows.stop] += 1 + step.hop
 
@@ -186,7 +182,7 @@ def test_many_pieces_travel_as_few_boxes(monkeypatch: pytest.MonkeyPatch, route:
 
 
 def test_one_pass_may_follow_another() -> None:
-    plans = schedules(3, "ring", head_groups=2)
+    plans = schedules(3, "ring")
 
     def main(comm: Threads) -> None:
         shared_buffers, asked = ThreadSharedBuffers(comm), (plans[comm.rank], own(plans[comm.rank]))
@@ -215,19 +211,20 @@ class Late(ThreadSharedBuffers):
 
 
 @pytest.mark.parametrize(
-    "head_groups", [[2], [1, 3, 2, 3], [1, 1, 1]], ids=["groups of 1 and 2 heads", "groups of many sizes", "replayed"]
+    "heads", [[1, 2], [3, 1, 2, 1], [3, 3, 3]], ids=["groups of 1 and 2 heads", "groups of many sizes", "replayed"]
 )
-def test_keys_in_a_window_stay_until_all_have_read_them(head_groups: list[int]) -> None:
+def test_keys_in_a_window_stay_until_all_have_read_them(heads: list[int]) -> None:
     """Passes lay their keys out across what a slow rank may still be reading, of other shapes or, replayed, the same.
 
     A CUDA graph of one pass does the same again and again, wherever the pass before it has put its keys.
     """
-    plans = [schedules(4, "gather", head_groups=count) for count in head_groups]
+    plans = schedules(4, "gather")
 
     def main(comm: Threads) -> None:
         shared_buffers = Late(comm)
         shared_buffers.at_least(1 << 16)
-        passes = [(ranks[comm.rank], own(ranks[comm.rank], number)) for number, ranks in enumerate(plans)]
+        schedule = plans[comm.rank]
+        passes = [(schedule, own(schedule, number).heads(slice(count))) for number, count in enumerate(heads)]
         found = [walk(OneSided(*each, shared_buffers), backward=False)[0] for each in passes]
         for each, seen in zip(passes, found, strict=True):
             expected, _ = walk(Waves(*each, comm), backward=False)
@@ -247,13 +244,13 @@ def pairs(cp_rank: int, cp_size: int) -> tuple[tuple[int, ...], ...]:
 def documents_on_pairs() -> list[Schedule]:
     """So that nobody needs the keys of the other pair, and every second rank nobody else's at all."""
     borders = (0, 8, 16)
-    sharding = {"window": (-1, 0), "per_sequence": False, "head_groups": 2}
+    sharding = {"window": (-1, 0), "per_sequence": False}
     return [plan(layout_named("contiguous"), pairs, borders, borders, rank, 4, **sharding) for rank in range(4)]
 
 
 @pytest.mark.parametrize(
     "plans",
-    [documents_on_pairs(), *(schedules(4, route, "contiguous", head_groups=2, window=3) for route in ROUTES)],
+    [documents_on_pairs(), *(schedules(4, route, "contiguous", window=3) for route in ROUTES)],
     ids=["pairs", *ROUTES],
 )
 def test_ranks_meet_as_often_as_each_other(plans: list[Schedule]) -> None:
@@ -511,6 +508,7 @@ def test_connect_is_one_sided_where_devices_reach_each_other(monkeypatch: pytest
     def kinds(comm: Communicator, route: str | Route) -> list[type[Transport]]:
         schedule = schedules(comm.size, route)[comm.rank]
         monkeypatch.setattr(OneSided, "__init__", lambda *_: None)  # What it would ask of a GPU is not here.
+        monkeypatch.setattr(Waves, "_fetch", lambda *_: None)  # Nor are the keys that it would send.
         with FakeTensorMode():
             held = [KV(*2 * [torch.empty(8, 2, 4, device=device)]) for device in devices]
             return [type(connect(Reaching(comm), schedule, kv)) for kv in held]

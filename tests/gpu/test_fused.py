@@ -41,8 +41,8 @@ def test_partial(spread: float) -> None:
         for step in schedule.steps:
             for launch in step.launches:
                 block = block_for(launch, spread)
-                eager.add(launch, slice(0, HEADS), Block(block.out.clone(), block.lse.clone()))
-                fused.add(launch, slice(0, HEADS), block)
+                eager.add(launch, Block(block.out.clone(), block.lse.clone()))
+                fused.add(launch, block)
         sinks = torch.randn(HEADS, device="cuda")
         (want, want_lse), (got, got_lse) = eager.finish(torch.float32, sinks), fused.finish(torch.bfloat16, sinks)
         torch.testing.assert_close(got_lse, want_lse, rtol=1e-6, atol=1e-5)
@@ -55,13 +55,13 @@ def test_a_fold_weighs_a_whole_row_by_its_old_lse() -> None:
     from ringattn_core.run.fused import FusedOutAccumulator
 
     schedule = plan(zigzag, ring, (0, 8192), (0, 8192), 1, 2, window=(-1, 0))
-    q, heads = torch.empty(schedule.query_length, HEADS, DIM, device="cuda", dtype=torch.bfloat16), slice(0, HEADS)
+    q = torch.empty(schedule.query_length, HEADS, DIM, device="cuda", dtype=torch.bfloat16)
     for _ in range(30):
         eager, fused = OutAccumulator(q, DIM), FusedOutAccumulator(schedule, q, DIM)
         for launch in (launch for step in schedule.steps for launch in step.launches):
             block = block_for(launch, 3.0)
-            eager.add(launch, heads, Block(block.out.clone(), block.lse.clone()))
-            fused.add(launch, heads, block)
+            eager.add(launch, Block(block.out.clone(), block.lse.clone()))
+            fused.add(launch, block)
         torch.testing.assert_close(
             fused.finish(torch.bfloat16)[0].float(), eager.finish(torch.float32)[0], rtol=2e-2, atol=2e-2
         )
@@ -76,7 +76,7 @@ def test_no_live_key() -> None:
     q = torch.empty(8, HEADS, DIM, device="cuda", dtype=torch.bfloat16)
     partial = FusedOutAccumulator(schedule, q, DIM)
     for launch in schedule.steps[0].launches:
-        partial.add(launch, slice(0, HEADS), block_for(launch, 1.0))
+        partial.add(launch, block_for(launch, 1.0))
     out, lse = partial.finish(torch.bfloat16)
     assert (out[:4] == 0).all() and (lse[:, :4] == -torch.inf).all() and lse[:, 4:].isfinite().all()
 
@@ -84,8 +84,8 @@ def test_no_live_key() -> None:
     (first,), (second,) = (step.launches for step in schedule.steps)
     partial, block = FusedOutAccumulator(schedule, q, DIM), block_for(first, 1.0)
     nothing = Block(torch.full_like(block.out, torch.nan), torch.full_like(block.lse, -torch.inf))
-    partial.add(first, slice(0, HEADS), block)
-    partial.add(second, slice(0, HEADS), nothing)
+    partial.add(first, block)
+    partial.add(second, nothing)
     out, lse = partial.finish(torch.bfloat16)
     assert out.isnan().all() and lse.isnan().all()
 
@@ -104,8 +104,8 @@ def test_what_is_not_finite_stays_in_its_row(fault: tuple[float, float]) -> None
             row = tile.q[number % len(tile.q)]
             bad.add(row)
             block.out[row - launch.rows.start, 1], block.lse[1, row - launch.rows.start] = fault
-            eager.add(launch, slice(0, HEADS), Block(block.out.clone(), block.lse.clone()))
-            fused.add(launch, slice(0, HEADS), block)
+            eager.add(launch, Block(block.out.clone(), block.lse.clone()))
+            fused.add(launch, block)
         (want, want_lse), (got, got_lse) = eager.finish(torch.float32), fused.finish(torch.bfloat16)
         marked = torch.zeros(HEADS, len(got), dtype=torch.bool, device="cuda")
         marked[1, sorted(bad)] = True
@@ -127,9 +127,9 @@ def test_sums() -> None:
             for launch in step.launches:
                 dq = torch.randn(len(launch.rows), HEADS, DIM, device="cuda").bfloat16()
                 dk = torch.randn(len(launch.columns), HEADS, DIM, device="cuda").bfloat16()
-                rows.add(launch, slice(0, HEADS), dq.clone())
+                rows.add(launch, dq.clone())
                 columns.add(launch, dk.clone())
-                fused_rows.add(launch, slice(0, HEADS), dq)
+                fused_rows.add(launch, dq)
                 fused_columns.add(launch, dk)
             torch.testing.assert_close(fused_columns.total.float(), columns.total, rtol=1e-2, atol=2e-2)
         torch.testing.assert_close(fused_rows.total.float(), rows.total, rtol=1e-2, atol=2e-2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from ringattn_core.plan.layout import zigzag
 from ringattn_core.plan.planner import plan
 from ringattn_core.plan.route import gather, ring, waves
 from ringattn_core.run.execute import attend, attend_backward
+from ringattn_core.run.head_groups import attend_backward_in_groups, attend_in_groups
 from ringattn_core.run.kernel import Options
 from ringattn_core.run.transport import KV, LocalTransport
 
@@ -30,12 +33,13 @@ def test_pull_on_one_gpu(route, borders: tuple[int, ...]) -> None:
     options = Options(dim**-0.5)
 
     def main(comm):
-        schedule = plan(zigzag, route, borders, borders, comm.rank, size, window=(-1, 0), head_groups=2)
+        schedule = plan(zigzag, route, borders, borders, comm.rank, size, window=(-1, 0))
         rows = torch.tensor(schedule.queries.positions(comm.rank), device="cuda")
         windows, kv = ThreadSharedBuffers(comm, "cuda"), KV(k[rows], v[rows])
         for _ in range(3):  # the window is used again and again
-            result = attend(OneSided(schedule, kv, windows), kernel, q[rows], options)
-            grads = attend_backward(OneSided(schedule, kv, windows), kernel, dout[rows], q[rows], result, options)
+            link = partial(OneSided, schedule, shared_buffers=windows)
+            result = attend_in_groups(2, link, kernel, q[rows], kv, options)
+            grads = attend_backward_in_groups(2, link, kernel, dout[rows], q[rows], kv, result, options)
         torch.cuda.synchronize()
         return rows, result.out, grads
 

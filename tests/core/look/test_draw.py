@@ -29,7 +29,6 @@ PICTURES: dict[str, Callable[[], str]] = {
     "timeline_zigzag_ring": lambda: draw.timeline(causal(zigzag, ring, 4, 16)),
     "timeline_zigzag_waves": lambda: draw.timeline(causal(zigzag, waves(3), 8, 1 << 20)),
     "timeline_many_ranks": lambda: draw.timeline(causal(zigzag, double_ring(4), 12, 96)),
-    "timeline_head_groups": lambda: draw.timeline(Case(zigzag, gather, (0, 16), (0, 16), 2, head_groups=2).plan()),
     "ownership_zigzag": lambda: draw.ownership(causal(zigzag, ring, 4, 32)[0].queries),
     "ownership_striped": lambda: draw.ownership(causal(striped, ring, 4, 32)[0].queries),
     "ownership_packed": lambda: draw.ownership(causal(zigzag, ring, 3, 12, 0, 5, 24)[0].queries),

@@ -185,9 +185,7 @@ def whole_on_one_rank(case: Case) -> tuple[list[list[int]], list[list[int]]]:
 def rows(schedule: Schedule, hop: int) -> list[int]:
     """The positions of the queries that are computed on a hop, in storage order."""
     positions = schedule.queries.positions(schedule.cp_rank)
-    found = {
-        row for step in schedule.first_group if step.hop == hop for launch in step.launches for row in _rows(launch)
-    }
+    found = {row for step in schedule.steps if step.hop == hop for launch in step.launches for row in _rows(launch)}
     return [positions[row] for row in sorted(found)]
 
 
@@ -204,8 +202,8 @@ def test_a_gather_computes_every_row_on_the_first_hop_on_which_all_its_keys_are_
     assert [rows(schedule, 0) for schedule in schedules] == local_rows
     assert [rows(schedule, 1) for schedule in schedules] == others
     for schedule in schedules:
-        assert [step.hop for step in schedule.first_group] == ([0, 1] if any(others) else [0])
-        first, *later = schedule.first_group
+        assert [step.hop for step in schedule.steps] == ([0, 1] if any(others) else [0])
+        first, *later = schedule.steps
         assert first.sources == first.destinations == (schedule.cp_rank,)
         assert {key_slice.source for key_slice in first.key_slices} <= {schedule.cp_rank}
         assert [step.sources for step in later] == [tuple(range(case.cp_size))] * len(later)
@@ -305,12 +303,6 @@ def test_ranks_without_a_token_walk_along() -> None:
     assert len({tuple(step.hop for step in schedule.steps) for schedule in schedules}) == 1
 
 
-def test_every_head_group_takes_the_same_steps() -> None:
-    schedule = Case(zigzag, ring, (0, 16), (0, 16), 4, head_groups=3).plan()[2]
-    assert [(step.head_group, step.hop) for step in schedule.steps] == [(g, h) for g in range(3) for h in range(4)]
-    assert schedule.area == Case(zigzag, ring, (0, 16), (0, 16), 4).plan()[2].area
-
-
 def test_double_ring_takes_a_node_at_a_time() -> None:
     schedule = causal(zigzag, double_ring(4), 8, 64)[5]
     assert [step.sources for step in schedule.steps] == [(5,), (4, 6, 7), (0, 1, 2, 3)]
@@ -356,8 +348,6 @@ def test_bad_borders_are_refused() -> None:
         plan(zigzag, ring, (0, 8, 12), (0, 8), 0, 1)
     with pytest.raises(ValueError, match="cp_rank must be from 0 to cp_size - 1 = 3, got 4"):
         plan(zigzag, ring, (0, 8), (0, 8), 4, 4)
-    with pytest.raises(ValueError, match="head_groups must be 1 or more, got 0"):
-        plan(zigzag, ring, (0, 8), (0, 8), 0, 4, head_groups=0)
     for batch in (0, 2):
         with pytest.raises(ValueError, match=f"rows of equal length, got {batch} for 8 queries and 5 keys"):
             plan(zigzag, ring, (0, 8), (0, 5), 0, 4, batch=batch)

@@ -28,10 +28,10 @@ def check(writes: RowWrites, found: list[tuple[Launch, list[int]]], length: int)
 @given(cases())
 def test_rows_and_columns_are_touched_in_turn(case: Case) -> None:
     for schedule in case.plan():
-        launches = [launch for step in schedule.first_group for launch in step.launches]
+        launches = [launch for step in schedule.steps for launch in step.launches]
         rows = [(launch, [row for tile in launch.tiles for row in tile.q]) for launch in launches]
         check(row_writes(schedule), rows, schedule.query_length)
-        for step in schedule.first_group:
+        for step in schedule.steps:
             length = schedule.buffer_length(step)
             columns = [(launch, [column for tile in launch.tiles for column in tile.k]) for launch in step.launches]
             check(column_writes(step, length), columns, length)

@@ -26,7 +26,6 @@ from ringattn_core.run.merge import OutAccumulator, merge_gathered
 from ringattn_core.run.row_flags import flags
 
 HEADS, DIM, DTYPE = 2, 12, torch.bfloat16
-ALL = slice(0, HEADS)
 NAN, INF = torch.nan, torch.inf
 # What a kernel may say of a row whose sum of exponentials is not finite: FlashAttention 2, 3 and 4, and plain PyTorch.
 UNDEFINED = [(NAN, INF), (0.0, INF), (NAN, -INF), (0.0, -INF), (NAN, NAN)]
@@ -68,8 +67,8 @@ def add(schedule: Schedule, fault: tuple[float, float] | None, sinks: Tensor | N
             row = int(inside[number % len(inside)])
             bad.add(row + launch.rows.start)
             out[row, 0], lse[0, row] = fault
-        eager.add(launch, ALL, Block(out.clone(), lse.clone()))
-        fused.add(launch, ALL, Block(out, lse))
+        eager.add(launch, Block(out.clone(), lse.clone()))
+        fused.add(launch, Block(out, lse))
     return [*eager.finish(torch.float32, sinks), *fused.finish(DTYPE, sinks)], bad
 
 
@@ -110,7 +109,7 @@ def check_values_that_are_not_finite() -> None:
             block = Block(torch.randn(len(launch.rows), HEADS, DIM).to(DTYPE), torch.zeros(HEADS, len(launch.rows)))
             if number == 1:
                 block.out[3, 1, 5], block.lse[1, 3] = NAN, lse
-            fused.add(launch, ALL, block)
+            fused.add(launch, block)
         out, total = fused.finish(DTYPE)
         assert total.isfinite().all() and out.isnan().nonzero().tolist() == [[3, 1, 5]]
 
@@ -132,9 +131,9 @@ def check_sums() -> None:
                     inside = slice(tile.k.start - launch.columns.start, tile.k.stop - launch.columns.start)
                     dk[inside] = torch.randn(len(tile.k), HEADS, DIM).to(DTYPE)
                 dq[-1, 0, 3], dk[-1, 1, 2] = NAN, INF
-                rows.add(launch, ALL, dq.clone())
+                rows.add(launch, dq.clone())
                 columns.add(launch, dk.clone())
-                fused_rows.add(launch, ALL, dq)
+                fused_rows.add(launch, dq)
                 fused_columns.add(launch, dk)
             close(fused_columns.total, columns.total)
         close(fused_rows.total, rows.total)

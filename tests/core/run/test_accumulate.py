@@ -50,10 +50,7 @@ def test_what_is_not_finite_reaches_the_rows_it_belongs_to_and_no_others() -> No
     ):
         part = torch.full((len(launch.rows) if first else len(launch.columns), 2, 3), torch.nan, dtype=torch.float64)
         part[inside[1] - first] = 1.0
-        if isinstance(total, DqAccumulator):
-            total.add(launch, slice(0, 2), part)
-        else:
-            total.add(launch, part)
+        total.add(launch, part)
         assert total.total[[inside[0], inside[2]]].isnan().all()
         assert (total.total[inside[1]] == 1).all()
         assert (total.total[[row for row in range(6) if row not in inside]] == 0).all()

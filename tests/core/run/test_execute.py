@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import product
 
 import pytest
@@ -20,6 +21,7 @@ from ringattn_core.plan.planner import plan
 from ringattn_core.plan.route import ring, route_named, waves
 from ringattn_core.plan.schedule import Launch, Schedule
 from ringattn_core.run.execute import Gradients, Result, attend, attend_backward
+from ringattn_core.run.head_groups import attend_in_groups
 from ringattn_core.run.kernel import Block, Grads, Kernel, Options, OutGrads, Queries
 from ringattn_core.run.transport import KV, LocalTransport
 
@@ -64,14 +66,6 @@ def test_every_launch_runs_once_and_gets_its_random_state_back(layout: str, rout
     for kernel in kernels:
         assert kernel.forwards
         assert kernel.backwards == [(launch, number) for number, launch in enumerate(kernel.forwards)]
-
-
-def test_head_groups_give_the_kernel_a_share_of_the_heads() -> None:
-    """6 query and 3 kv heads in 2 groups: the first holds one kv head, the second two."""
-    problem, kernel = Problem((0, 8), num_heads=6, num_kv_heads=3), Recorder()
-    (part,) = run(1, lambda comm: problem.solve_on(comm, head_groups=2, kernel=kernel))
-    assert_exact([part], problem.solve())
-    assert kernel.shapes == [((8, 2, 4), (8, 1, 4)), ((8, 4, 4), (8, 2, 4))]
 
 
 def test_a_result_says_what_it_is() -> None:
@@ -156,14 +150,12 @@ def test_scales_that_are_not_positive(kernel: Kernel, dtype: torch.dtype) -> Non
 def kept(comm: Communicator, layout: str, route: str, head_groups: int, seed: int) -> tuple[list[int], Tensor]:
     """This rank's rows of the mask, and where they stand in the stream: what values that are unit vectors come to."""
     problem = Problem(PACKED, dropout_p=0.4, seed=seed)
-    schedule = plan(
-        layout_named(layout), route_named(route), *problem.borders, comm.rank, comm.size, head_groups=head_groups
-    )
+    schedule = plan(layout_named(layout), route_named(route), *problem.borders, comm.rank, comm.size)
     queries, keys = (sharding.positions(comm.rank) for sharding in (schedule.queries, schedule.keys))
     q = torch.zeros(len(queries), 4, 1, dtype=torch.float64)
     values = torch.eye(PACKED[-1], dtype=torch.float64)[keys].unsqueeze(1).expand(-1, 2, -1)
     kv = KV(q.new_zeros(len(keys), 2, 1), values)
-    result = attend(connect(comm, schedule, kv), Reference(), q, problem.options(None))
+    result = attend_in_groups(head_groups, partial(connect, comm, schedule), Reference(), q, kv, problem.options(None))
     return queries, result.out > 0
 
 
@@ -196,7 +188,7 @@ def test_schedules_are_walked_step_by_step() -> None:
                 buffer.k.fill_(torch.nan)
                 buffer.v.fill_(torch.nan)
 
-    schedule = plan(zigzag, waves(2), (0, 12), (0, 12), 0, 1, window=(-1, 0), head_groups=2)
+    schedule = plan(zigzag, waves(2), (0, 12), (0, 12), 0, 1, window=(-1, 0))
     q, k, v = (torch.randn(12, 4, 8, dtype=torch.float64) for _ in range(3))
     expected, result = (attend(to(schedule, KV(k, v)), Reference(), q, Options(1.0)) for to in (LocalTransport, Reused))
     assert torch.equal(expected.out, result.out)
@@ -206,9 +198,3 @@ def test_schedules_are_walked_step_by_step() -> None:
     )
     for mine, other in zip(grads[:3], wanted[:3], strict=True):
         assert torch.equal(mine, other)
-
-
-def test_more_head_groups_than_kv_heads() -> None:
-    problem = Problem((0, 4), num_kv_heads=1)
-    with pytest.raises(ValueError, match="head_groups is 2 and there are 1 kv heads: a group needs one at least"):
-        run(2, lambda comm: problem.solve_on(comm, head_groups=2))

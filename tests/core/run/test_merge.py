@@ -12,7 +12,6 @@ from ringattn_core.run.kernel import Block
 from ringattn_core.run.merge import OutAccumulator, sink_gradient, with_sinks
 
 ROWS, HEADS, DIM = 6, 2, 3
-ALL = slice(0, HEADS)
 
 
 def rows(*parts: range) -> Launch:
@@ -37,7 +36,7 @@ def test_the_parts_of_a_softmax_add_up_to_the_whole(count: int, spread: float) -
     values = torch.randn(HEADS, 5 * count, DIM, dtype=torch.float64)
     whole = partial()
     for keys, part in zip(scores.chunk(count, dim=2), values.chunk(count, dim=1), strict=True):
-        whole.add(rows(range(ROWS)), ALL, Block((keys.softmax(-1) @ part).transpose(0, 1), keys.logsumexp(-1)))
+        whole.add(rows(range(ROWS)), Block((keys.softmax(-1) @ part).transpose(0, 1), keys.logsumexp(-1)))
     out, lse = whole.finish(torch.float64)
     torch.testing.assert_close(out, (scores.softmax(-1) @ values).transpose(0, 1), rtol=0, atol=1e-12)
     torch.testing.assert_close(lse, scores.logsumexp(-1), rtol=1e-14, atol=1e-12)
@@ -50,7 +49,7 @@ def test_a_block_that_weighs_nothing_changes_nothing(dtype: torch.dtype, order: 
     heavy, light = block(offset + 1e4, dtype=dtype), block(offset, dtype=dtype)
     whole = partial(dtype)
     for part in (heavy, light)[::order]:
-        whole.add(rows(range(ROWS)), ALL, part)
+        whole.add(rows(range(ROWS)), part)
     out, lse = whole.finish(dtype)
     assert torch.equal(out, heavy.out)
     assert torch.equal(lse, heavy.lse)
@@ -58,7 +57,7 @@ def test_a_block_that_weighs_nothing_changes_nothing(dtype: torch.dtype, order: 
 
 def test_rows_that_no_launch_touches_see_no_key() -> None:
     whole, part = partial(), block(3.0, count=2)
-    whole.add(rows(range(1, 3)), ALL, part)
+    whole.add(rows(range(1, 3)), part)
     out, lse = whole.finish(torch.float64)
     assert torch.equal(out[1:3], part.out)
     for row in (0, 3, 4, 5):
@@ -86,7 +85,7 @@ def test_parts_that_are_not_finite_add_up_to_what_softmax_makes_of_the_whole(cou
         values = torch.where(torch.rand(values.shape) < 0.05, odd[torch.randint(3, values.shape)], values)
         whole = partial()
         for keys, part in zip(scores.chunk(count, dim=2), values.chunk(count, dim=1), strict=True):
-            whole.add(rows(range(ROWS)), ALL, block_of(keys, part))
+            whole.add(rows(range(ROWS)), block_of(keys, part))
         out, lse = whole.finish(torch.float64, given)
         if given is not None:
             scores = torch.cat([scores, given[:, None, None].expand(-1, ROWS, 1)], dim=-1)
@@ -103,7 +102,7 @@ def test_a_row_that_is_not_finite_stays_so_and_leaves_the_others_alone(lse: floa
     for parts in ((good, bad), (bad, good), (bad,)):
         whole = partial()
         for part in parts:
-            whole.add(rows(range(ROWS)), ALL, part)
+            whole.add(rows(range(ROWS)), part)
         out, total = whole.finish(torch.float64)
         assert out[1].isnan().all()
         assert out[[0, *range(2, ROWS)]].isfinite().all() and total[:, [0, *range(2, ROWS)]].isfinite().all()
@@ -114,7 +113,7 @@ def test_a_row_that_is_not_finite_stays_so_and_leaves_the_others_alone(lse: floa
 def test_rows_that_see_no_key_stay_0_beside_rows_that_are_not_finite(odd: float) -> None:
     for sinks in (None, torch.tensor([0.5, -torch.inf], dtype=torch.float64)):
         whole = partial()
-        whole.add(rows(range(1, 3)), ALL, block(odd, count=2))
+        whole.add(rows(range(1, 3)), block(odd, count=2))
         out, lse = whole.finish(torch.float64, sinks)
         assert (out[[0, 3, 4, 5]] == 0).all() and out[1:3].isnan().all()
         assert (lse[1, [0, 3, 4, 5]] == -torch.inf).all()
@@ -123,9 +122,9 @@ def test_rows_that_see_no_key_stay_0_beside_rows_that_are_not_finite(odd: float)
 def test_rows_in_the_gaps_of_a_launch_are_left_alone() -> None:
     """A block covers the box around the launch's rows; what lies between its tiles belongs to none."""
     whole, first, second = partial(), block(1.0), block(2.0, count=5)
-    whole.add(rows(range(ROWS)), ALL, first)
+    whole.add(rows(range(ROWS)), first)
     second.out[2:4], second.lse[:, 2:4] = torch.nan, torch.nan
-    whole.add(rows(range(1, 3), range(5, 6)), ALL, second)
+    whole.add(rows(range(1, 3), range(5, 6)), second)
     out, lse = whole.finish(torch.float64)
     for row in (0, 3, 4):
         assert torch.equal(out[row], first.out[row])
@@ -135,20 +134,10 @@ def test_rows_in_the_gaps_of_a_launch_are_left_alone() -> None:
         torch.testing.assert_close(out[row], first.out[row] * (1 - weight) + second.out[row - 1] * weight)
 
 
-def test_heads_are_added_by_themselves() -> None:
-    whole = partial()
-    parts = [Block(torch.randn(ROWS, 1, DIM).double(), torch.randn(1, ROWS).double()) for _ in range(HEADS)]
-    for head, part in enumerate(parts):
-        whole.add(rows(range(ROWS)), slice(head, head + 1), part)
-    out, lse = whole.finish(torch.float64)
-    assert torch.equal(out, torch.cat([part.out for part in parts], dim=1))
-    assert torch.equal(lse, torch.cat([part.lse for part in parts]))
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
 def test_what_is_narrow_adds_up_in_float32(dtype: torch.dtype) -> None:
     whole = partial(dtype)
-    whole.add(rows(range(ROWS)), ALL, block(1.0, dtype=dtype))
+    whole.add(rows(range(ROWS)), block(1.0, dtype=dtype))
     out, lse = whole.finish(dtype)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     assert whole.out.dtype == lse.dtype == wide

@@ -41,9 +41,9 @@ def fused(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     sys.modules.pop("ringattn_core.run.fused", None)
 
 
-def schedule(route, window: tuple[int, int] = (-1, 0), head_groups: int = 1) -> Schedule:
+def schedule(route, window: tuple[int, int] = (-1, 0)) -> Schedule:
     borders = (0, 2 * TOKENS)
-    return plan(zigzag, route, borders, borders, 0, 2, window=window, head_groups=head_groups)
+    return plan(zigzag, route, borders, borders, 0, 2, window=window)
 
 
 def test_all_of_a_gather_is_written_in_place(fused: ModuleType) -> None:
@@ -55,27 +55,26 @@ def test_all_of_a_gather_is_written_in_place(fused: ModuleType) -> None:
     assert len(launches) == 2
     for number, launch in enumerate(launches):
         rows = slice(launch.rows.start, launch.rows.stop)
-        place = partial.out_for(launch, slice(0, HEADS))
+        place = partial.out_for(launch)
         assert place is not None and place.out.shape == (len(launch.rows), HEADS, DIM)
         place.out[:], place.lse[:] = number + 1.0, number - 1.0
         want[rows], want_lse[:, rows] = number + 1.0, number - 1.0
-        partial.add(launch, slice(0, HEADS), place)
+        partial.add(launch, place)
     out, lse = partial.finish(q.dtype)
     assert torch.equal(out, want) and torch.equal(lse, want_lse)
 
 
 def test_what_is_not_first_has_no_place(fused: ModuleType) -> None:
-    mine = schedule(waves(2), head_groups=2)
+    mine = schedule(waves(2))
     dq = fused.FusedDqAccumulator(mine, torch.zeros(TOKENS, HEADS, DIM), supports_out=True)
     for step in mine.steps:
-        heads = slice(2 * step.head_group, 2 * step.head_group + 2)
         for launch in step.launches:
-            place = dq.out_for(launch, heads)
+            place = dq.out_for(launch)
             assert (place is None) == (step.hop > 0), "the own keys come first"
             if place is not None:
-                place.fill_(1.0 + step.head_group)
-                dq.add(launch, heads, place)
-    assert dq.total[:, :2].eq(1.0).all() and dq.total[:, 2:].eq(2.0).all()
+                place.fill_(1.0)
+                dq.add(launch, place)
+    assert dq.total.eq(1.0).all()
 
 
 def test_rows_that_nothing_touches_are_empty(fused: ModuleType) -> None:
@@ -84,17 +83,14 @@ def test_rows_that_nothing_touches_are_empty(fused: ModuleType) -> None:
     nothing = plan(zigzag, gather, (0, 2 * TOKENS), (0, 0), 0, 2)
     out, lse = fused.FusedOutAccumulator(nothing, q, DIM, supports_out=True).finish(q.dtype)
     assert out.eq(0.0).all() and lse.eq(-torch.inf).all()
-    assert (
-        fused.FusedOutAccumulator(mine, q, DIM, supports_out=False).out_for(mine.steps[0].launches[0], slice(0, HEADS))
-        is None
-    )
+    assert fused.FusedOutAccumulator(mine, q, DIM, supports_out=False).out_for(mine.steps[0].launches[0]) is None
 
 
 def test_a_kernel_that_ignores_places_is_adopted(fused: ModuleType) -> None:
     mine, q = schedule(waves(2)), torch.zeros(TOKENS, HEADS, DIM)
     partial, launch = fused.FusedOutAccumulator(mine, q, DIM), mine.steps[0].launches[0]
-    assert partial.out_for(launch, slice(0, HEADS)) is None
+    assert partial.out_for(launch) is None
     block = Block(torch.ones(TOKENS, HEADS, DIM), torch.ones(HEADS, TOKENS))
-    partial.add(launch, slice(0, HEADS), block)
+    partial.add(launch, block)
     out, lse = partial.finish(q.dtype)
     assert out is block.out and lse is block.lse

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, cast
 
 import torch
@@ -27,7 +28,8 @@ from ringattn_core.plan.planner import plan
 from ringattn_core.plan.route import Route, travels_whole
 from ringattn_core.plan.schedule import Schedule
 from ringattn_core.plan.tile import Window
-from ringattn_core.run.execute import Gradients, Result, attend, attend_backward
+from ringattn_core.run.execute import Gradients, Result
+from ringattn_core.run.head_groups import Connect, attend_backward_in_groups, attend_in_groups
 from ringattn_core.run.index import sequence_index
 from ringattn_core.run.kernel import Kernel, Options
 from ringattn_core.run.transport import KV
@@ -132,8 +134,10 @@ class Call:
         """The results, and the number by which all ranks know this pass. Raises `AgreementError`."""
         schedule, kernel = self.forward_pass
         with self._turn("forward", q.device) as number, _no_autocast(q.device):
-            transport = connect(self.cp.communicator, schedule, KV(k, v))
-            return attend(transport, kernel, q, self.options, sinks), number
+            result = attend_in_groups(
+                self.cp.head_groups, self._connect(schedule), kernel, q, KV(k, v), self.options, sinks
+            )
+        return result, number
 
     def backward(
         self,
@@ -152,9 +156,22 @@ class Call:
         dout = torch.zeros_like(result.out) if dout is None else dout
         dlse = None if dlse is None else torch.where(result.lse.isfinite(), dlse, 0.0)
         with self._turn("backward" if number is None else f"backward of {number}", q.device), _no_autocast(q.device):
-            transport = connect(self.cp.communicator, schedule, kv)
-            grads = attend_backward(transport, kernel, dout, q, result, self.options, sinks, dlse)
+            grads = attend_backward_in_groups(
+                self.cp.head_groups,
+                self._connect(schedule),
+                kernel,
+                dout,
+                q,
+                kv,
+                result,
+                self.options,
+                sinks,
+                dlse,
+            )
         return Gradients(grads.dq.to(q.dtype), grads.dk.to(kv.k.dtype), grads.dv.to(kv.v.dtype), grads.dsinks)
+
+    def _connect(self, schedule: Schedule) -> Connect:
+        return partial(connect, self.cp.communicator, schedule)
 
     def _turn(self, action: str, device: torch.device) -> AbstractContextManager[int]:
         seed = encoded((("seed", self.options.seed),)) if self.options.dropout_p > 0 else b""
@@ -240,7 +257,6 @@ def _schedules(
             window=window,
             per_sequence=cp.per_sequence,
             batch=sharding.batch,
-            head_groups=cp.head_groups,
             num_early_rows=num_early_rows,
         )
 

@@ -32,7 +32,6 @@ def coalesced_rows(schedule: Schedule, step: Step, device: torch.device) -> Coal
 
 @kept
 def _coalesced_rows(schedule: Schedule, hop: int, device: torch.device) -> CoalescedRows:
-    """The same for all head groups."""
     step = schedule.on_hop(hop)
     found = coalesced_copies(step, schedule.cp_rank)
     assert found is not None, "coalesced_rows has asked"

@@ -26,7 +26,7 @@ from ringattn_core.plan.schedule import KeySlice, Schedule, Step
 from ringattn_core.run.accumulate import add_parts
 from ringattn_core.run.gradient import Part
 from ringattn_core.run.index import kept, places
-from ringattn_core.run.transport import KV, joined, kv_heads
+from ringattn_core.run.transport import KV
 
 _SMALL = 4 << 20  # bytes of a shard's keys and values: up to here a copy takes a copy engine longer to begin than to do
 
@@ -38,7 +38,13 @@ class OneSided:
         self.schedule, self.kv = schedule, kv
         self._rank, device = schedule.cp_rank, kv.k.device
         self._copy_stream = CopyStream(device, _stream(device))
-        self._groups, region = _groups(schedule, kv)
+        region, shapes = Region(), [(schedule.shard_size, *x.shape[1:]) for x in kv]
+        self._slots: list[BufferSlot] = [region.place(shape, kv.k.dtype) for shape in shapes]
+        # A slot for each other rank's gradients: they travel in the inputs' dtype, each once, and are added in the
+        # accumulator's.
+        inboxes = [(schedule.cp_size - 1, *shape) for shape in shapes]
+        self._inbox: list[BufferSlot] = [region.place(shape, kv.k.dtype) for shape in inboxes]
+        self._found = list[tuple[Step, KV]]()  # the gradients that this rank's own steps give its keys
         self._shared_buffer = shared_buffers.at_least(region.end)
         self._small = sum(schedule.shard_size * x.shape[1:].numel() * x.element_size() for x in kv) <= _SMALL
         # Until the ranks have met nobody's keys are in place.
@@ -59,9 +65,8 @@ class OneSided:
         all_have_read()
 
     def send_grads(self, step: Step, grads: KV) -> None:
-        group = self._groups[step.head_group]
         if any(key_slice.source == self._rank for key_slice in step.key_slices):
-            group.found.append((step, grads))
+            self._found.append((step, grads))
         with self._copy_stream.after_main():
             moves = self._homeward(step, grads)
             if step is not self.schedule.steps[-1]:
@@ -74,7 +79,7 @@ class OneSided:
         """After all ranks' gradients have arrived: their sum, this one's own first, then the others' by rank."""
         assert self._all_have_given is not None, "a backward pass sends the gradients of every step"
         self._all_have_given()
-        return joined([self._total(group) for group in self._groups])
+        return self._total()
 
     def _meet(self, first: list[Move]) -> Callable[[], None]:
         """Beside the attention, some moves, and then a meeting of all ranks; the answer waits for it."""
@@ -87,8 +92,7 @@ class OneSided:
         rows = _slice(_outgoing_rows(self.schedule))
         return [
             (place.on(self._shared_buffer, self._rank)[rows], x[rows])
-            for group in self._groups
-            for place, x in zip(group.keys, group.own, strict=True)
+            for place, x in zip(self._slots, self.kv, strict=True)
         ]
 
     def _homeward(self, step: Step, grads: KV) -> list[Move]:
@@ -97,13 +101,12 @@ class OneSided:
         if packed is not None:  # Rows between the pieces travel with them, and nobody looks at them.
             self._copy_stream.keep(packed.outward)
             grads, key_slices = KV(*(x.index_select(0, packed.outward) for x in grads)), packed.coalesced_copies
-        inbox = self._groups[step.head_group].inbox
         return [
             (place.on(self._shared_buffer, key_slice.source)[_slot(self._rank, key_slice.source), rows], grad[columns])
             for key_slice in self._in_turn(key_slices)
             if key_slice.source != self._rank
             for rows, columns in [(_slice(key_slice.rows), _slice(key_slice.columns))]
-            for place, grad in zip(inbox, grads, strict=True)
+            for place, grad in zip(self._inbox, grads, strict=True)
         ]
 
     def _in_turn(self, key_slices: Iterable[KeySlice]) -> list[KeySlice]:
@@ -112,17 +115,16 @@ class OneSided:
 
     def _fetch(self, step: Step) -> Callable[[], KV]:
         """Begin to read a step's keys from their owners; the answer adds this rank's own and waits for them."""
-        group = self._groups[step.head_group]
         if step.sources == (self._rank,):
-            return lambda: group.own
-        packed = coalesced_rows(self.schedule, step, group.own.k.device)
+            return lambda: self.kv
+        packed = coalesced_rows(self.schedule, step, self.kv.k.device)
         key_slices, length = step.key_slices, self.schedule.buffer_length(step)
         if packed is not None:
             key_slices, length = packed.coalesced_copies, packed.length
-        buffer = KV(*(x.new_empty((length, *x.shape[1:])) for x in group.own))
+        buffer = KV(*(x.new_empty((length, *x.shape[1:])) for x in self.kv))
         near, far = list[Move](), list[Move]()
         for key_slice in self._in_turn(key_slices):
-            for place, own, x in zip(group.keys, group.own, buffer, strict=True):
+            for place, own, x in zip(self._slots, self.kv, buffer, strict=True):
                 here = key_slice.source == self._rank
                 source = own if here else place.on(self._shared_buffer, key_slice.source)
                 (near if here else far).append((x[_slice(key_slice.columns)], source[_slice(key_slice.rows)]))
@@ -157,13 +159,13 @@ class OneSided:
             self._copy_stream.goes_first()
         return arrived
 
-    def _total(self, group: _Group) -> KV:
+    def _total(self) -> KV:
         """The sum of the gradients of this rank's keys."""
-        near, far = _homes(self.schedule, group.own.k.device)
+        near, far = _homes(self.schedule, self.kv.k.device)
         totals = []
-        for index, (own, place) in enumerate(zip(group.own, group.inbox, strict=True)):
+        for index, (own, place) in enumerate(zip(self.kv, self._inbox, strict=True)):
             slots = place.on(self._shared_buffer, self._rank)
-            parts = [Part(grads[index], near[step.hop]) for step, grads in group.found]
+            parts = [Part(grads[index], near[step.hop]) for step, grads in self._found]
             totals.append(add_parts(own, parts + [Part(slots[slot], rows) for slot, rows in far.items()]))
         return KV(*totals)
 
@@ -183,25 +185,6 @@ def _slice(part: range) -> slice:
     return slice(part.start, part.stop)
 
 
-class _Group:
-    """A group of kv heads in a pass: where they lie in every rank's window, and what this rank found for its own."""
-
-    def __init__(self, schedule: Schedule, own: KV, region: Region) -> None:
-        shapes, dtype = [(schedule.shard_size, *x.shape[1:]) for x in own], own.k.dtype
-        self.own, self.found = own, list[tuple[Step, KV]]()
-        self.keys: list[BufferSlot] = [region.place(shape, dtype) for shape in shapes]
-        # A slot for each other rank's gradients: they travel in the inputs' dtype, each once, and are added in the
-        # accumulator's.
-        self.inbox: list[BufferSlot] = [region.place((schedule.cp_size - 1, *shape), dtype) for shape in shapes]
-
-
-def _groups(schedule: Schedule, kv: KV) -> tuple[list[_Group], Region]:
-    """The head groups of a pass, with room in the window for all of them."""
-    region, length = Region(), len(schedule.first_group)
-    groups = [_Group(schedule, kv.heads(kv_heads(schedule, step, kv)), region) for step in schedule.steps[::length]]
-    return groups, region
-
-
 # From here on others fetch rows all over a shard: to find out which takes longer than it saves.
 _MANY_SEQUENCES = 64
 
@@ -211,7 +194,7 @@ def _outgoing_rows(schedule: Schedule) -> range:
     """A box around all rows of a rank's shard that others fetch."""
     if len(schedule.keys.cu_seqlens) > _MANY_SEQUENCES:
         return range(schedule.key_length)
-    rows = [key_slice.rows for step in schedule.first_group for key_slice in outgoing_rows(schedule, step.hop)]
+    rows = [key_slice.rows for step in schedule.steps for key_slice in outgoing_rows(schedule, step.hop)]
     return range(min(run.start for run in rows), max(run.stop for run in rows)) if rows else range(0)
 
 
@@ -219,7 +202,7 @@ def _outgoing_rows(schedule: Schedule) -> range:
 def _homes(schedule: Schedule, device: torch.device) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
     """Where the gradients of each row of a rank's keys lie: by hop in its own steps, by slot in its inbox."""
     near, far = defaultdict[int, list[tuple[range, int]]](list), defaultdict[int, list[tuple[range, int]]](list)
-    for step in schedule.first_group:
+    for step in schedule.steps:
         for key_slice in step.key_slices:
             if key_slice.source == schedule.cp_rank:
                 near[step.hop].append((key_slice.rows, key_slice.offset))

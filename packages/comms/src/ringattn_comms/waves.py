@@ -15,25 +15,25 @@ from ringattn_comms.packed_kv import arrange, disarrange, pack, unpack
 from ringattn_core.plan.route import route_table
 from ringattn_core.plan.schedule import Schedule, Step
 from ringattn_core.run.kernel import accumulator_dtype
-from ringattn_core.run.transport import KV, kv_heads
+from ringattn_core.run.transport import KV
 
 
 class Waves:
-    """Works for every route. Keys and gradients travel on communicators of their own, where two are given."""
+    """Works for every route. Keys and gradients travel on separate communicators, where two are given."""
 
     def __init__(self, schedule: Schedule, kv: KV, keys: Communicator, gradients: Communicator | None = None) -> None:
         self.schedule, self.kv = schedule, kv
         self._keys, self._gradients = keys, gradients or keys
         self._total: KV | None = None  # of the gradients of this rank's keys, in a backward pass
         self._come_home: Callable[[KV], None] | None = None
+        self._arrive = self._fetch(schedule.steps[0])
 
     def __iter__(self) -> Iterator[tuple[Step, KV]]:
         steps = self.schedule.steps
-        arrive = self._fetch(steps[0])
         for step, following in zip(steps, (*steps[1:], None), strict=True):
-            keys = arrive()
+            keys = self._arrive()
             if following:
-                arrive = self._fetch(following)
+                self._arrive = self._fetch(following)
             yield step, keys
 
     def send_grads(self, step: Step, grads: KV) -> None:
@@ -60,13 +60,12 @@ def _stays(comm: Communicator, step: Step) -> bool:
 
 
 def _all_meet(comm: Communicator, schedule: Schedule, step: Step) -> bool:
-    """Has every rank, not this one alone, everyone's keys at hand? Then one collective call moves them."""
+    """Does every rank, not only this one, need the keys of all ranks? Then one collective call moves them."""
     return route_table(schedule.route, comm.size).meets[step.hop]
 
 
-def _fetch(comm: Communicator, schedule: Schedule, step: Step, kv: KV) -> Callable[[], KV]:
+def _fetch(comm: Communicator, schedule: Schedule, step: Step, own: KV) -> Callable[[], KV]:
     """Send a step's keys on their way; the answer waits for them."""
-    own = kv.heads(kv_heads(schedule, step, kv))
     if _stays(comm, step):
         return lambda: own
     packed_kv = pack(own, schedule.shard_size)
@@ -92,12 +91,12 @@ def _fetch(comm: Communicator, schedule: Schedule, step: Step, kv: KV) -> Callab
 def _give(comm: Communicator, schedule: Schedule, step: Step, grads: KV) -> Callable[[KV], None]:
     """Send the gradients of a step's keys to their owners; the answer adds what came home, always in one order."""
     if _stays(comm, step):
-        return lambda total: _add(total, schedule, step, [grads])
+        return lambda total: _add(total, [grads])
     # In the accumulator's dtype, whatever this rank's kernel found them in: another's may round, or not.
     parts = disarrange(schedule, step, pack(grads, len(grads.k)).to(accumulator_dtype(grads.k.dtype)))
     place = {rank: index for index, rank in enumerate(step.sources)}
     if _all_meet(comm, schedule, step):
-        # Not a reduce-scatter: it would add in the dtype of the message, and in an order of its own.
+        # Not a reduce-scatter: it would add in the dtype of the message, and in an unspecified order.
         work, own = comm.all_to_all(torch.stack([parts[place[rank]] for rank in range(comm.size)])), []
     else:
         sends = [(rank, parts[index]) for rank, index in place.items() if rank != comm.rank]
@@ -108,14 +107,13 @@ def _give(comm: Communicator, schedule: Schedule, step: Step, grads: KV) -> Call
 
     def come_home(total: KV) -> None:
         packed_shards = (packed_kv[: schedule.key_length] for packed_kv in (*own, *work.wait()))
-        _add(total, schedule, step, [unpack(packed_kv, head_dim) for packed_kv in packed_shards])
+        _add(total, [unpack(packed_kv, head_dim) for packed_kv in packed_shards])
 
     return come_home
 
 
-def _add(total: KV, schedule: Schedule, step: Step, found: list[KV]) -> None:
+def _add(total: KV, found: list[KV]) -> None:
     """Add gradients of this rank's keys to those found so far."""
-    heads = kv_heads(schedule, step, total)
     for grads in found:
-        total.k[:, heads] += grads.k
-        total.v[:, heads] += grads.v
+        total.k.add_(grads.k)
+        total.v.add_(grads.v)

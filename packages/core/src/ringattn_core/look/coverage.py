@@ -155,7 +155,7 @@ class _Work:
     def __init__(self, schedule: Schedule, mask: _Mask) -> None:
         rank, self._schedule, self.tiles = schedule.cp_rank, schedule, tile_table(schedule)
         key_slices, zero = (
-            piece_table([step.key_slices for step in schedule.first_group]),
+            piece_table([step.key_slices for step in schedule.steps]),
             torch.zeros(1, dtype=torch.int64),
         )
         # All buffers count as wide as the furthest column of any step: the place of a step is then a product.
@@ -170,7 +170,7 @@ class _Work:
 
     def where(self, tile: int) -> str:
         """The rank and the hop of a tile, in words."""
-        hop = self._schedule.first_group[self.tiles.step[tile]].hop
+        hop = self._schedule.steps[self.tiles.step[tile]].hop
         return f"Rank {self._schedule.cp_rank}, hop {hop}"
 
     def without_keys(self) -> Tensor:

@@ -43,7 +43,7 @@ def _scale(tokens: tuple[int, int]) -> str:
 
 def timeline(schedules: Sequence[Schedule], *, width: int = 96) -> str:
     """What each rank computes on each hop: a full bar is the most that any rank computes on any."""
-    steps = [schedule.first_group for schedule in schedules]
+    steps = [schedule.steps for schedule in schedules]
     most = max(step.area for own in steps for step in own) or 1
     bar = max(3, min(8, width // len(steps[0]) - 1))
     total = sum(schedule.area for schedule in schedules) or 1
@@ -57,8 +57,6 @@ def timeline(schedules: Sequence[Schedule], *, width: int = 96) -> str:
             f"rank {schedule.cp_rank:{margin}} |" + "|".join(f"{filled:·<{bar}}" for filled in bars) + "|"
             f" {100 * schedule.area / total:5.1f} % of the cells in {count} launch{'es' if count != 1 else ''}"
         )
-    if schedules[0].head_groups > 1:
-        lines.append(f"And so for each of {schedules[0].head_groups} groups of heads.")
     return "\n".join(lines)
 
 

@@ -29,7 +29,7 @@ def raster(schedules: Sequence[Schedule], size: int) -> Raster:
     held_columns = [held(keys, rank, columns) for rank in range(keys.cp_size)]
     hops: list[list[int | None]] = [[None] * len(columns) for _ in rows]
     for schedule in schedules:
-        for step in schedule.first_group:
+        for step in schedule.steps:
             for row, column in _live(step, held_rows[schedule.cp_rank], held_columns):
                 hops[row][column] = step.hop
     return Raster(

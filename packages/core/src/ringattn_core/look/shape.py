@@ -62,13 +62,13 @@ def peak_bytes(schedule: Schedule, shape: Shape, *, backward: bool, one_sided: b
     lse = rows * heads * ACCUMULATOR
     out = rows * heads * dim_v * shape.itemsize
     keys = _most_at_once([_buffer(schedule, step, one_sided) for step in schedule.steps])
-    buffers = keys * shape.token(shape.itemsize) // schedule.head_groups
+    buffers = keys * shape.token(shape.itemsize)
     if one_sided and schedule.cp_size > 1:
         buffers += schedule.cp_size * schedule.shard_size * shape.token(shape.itemsize)
     if not backward:
         return out + lse + heads * dim_v * (rows * ACCUMULATOR + largest * shape.itemsize) + buffers
     # Gradients of keys: those of a step, and those of the step before, which are being sent.
-    buffers += keys * shape.token(shape.grad_itemsize) // schedule.head_groups
+    buffers += keys * shape.token(shape.grad_itemsize)
     return out + 2 * lse + heads * dim * (rows * ACCUMULATOR + largest * shape.itemsize) + buffers
 
 

@@ -149,12 +149,12 @@ class _Pass:
         kernels = self.machine.backward if self.backward else self.machine.forward
         # Rows are copied into order, and their gradients back.
         if self.one_sided and (packed := coalesced_copies(step, schedule.cp_rank)):
-            size = packed[-1].columns.stop * self.shape.token(self.shape.itemsize) / schedule.head_groups
+            size = packed[-1].columns.stop * self.shape.token(self.shape.itemsize)
             rank.fold((2 + 2 * self.backward) * size / self.machine.memory)
         for launch in step.launches:
             rank.host += kernels.call
             cells = launch.area + kernels.row * sum(len(tile.q) for tile in launch.tiles)
-            seconds = kernels.time(self.shape.flop(cells, backward=self.backward) / schedule.head_groups)
+            seconds = kernels.time(self.shape.flop(cells, backward=self.backward))
             rank.compute += seconds
             rank.device += seconds
             rank.fold(self._folded(schedule, step, launch) / self.machine.memory)
@@ -167,7 +167,7 @@ class _Pass:
         if self.backward and launch is not step.launches[0]:
             columns = sum(len(tile.k) for tile in launch.tiles)
             moved += columns * self.shape.num_kv_heads * (dim + dim_v) * width
-        return moved / schedule.head_groups
+        return moved
 
     def _keys(self, index: int) -> list[_Message]:
         """The messages that bring the keys of a step: from neighbours, or from the owners."""
@@ -206,7 +206,7 @@ class _Pass:
 
     def _send(self, index: int, messages: Sequence[_Message], itemsize: int) -> list[float]:
         """When each rank has received everything; a message waits for the ranks at both ends and for their links."""
-        token = self.shape.token(itemsize) // self.schedules[0].head_groups
+        token = self.shape.token(itemsize)
         received, sent = [0 for _ in self.ranks], [0 for _ in self.ranks]
         parts = [0 for _ in self.ranks]
         start = [max(rank.link, rank.device) for rank in self.ranks]
@@ -231,7 +231,7 @@ class _Pass:
 
     def _collect(self, gradients: Sequence[_Message], returning: Sequence[float]) -> None:
         """Wait for the gradients sent after a step and add them to what is there."""
-        token = self.shape.token(self.shape.grad_itemsize) // self.schedules[0].head_groups
+        token = self.shape.token(self.shape.grad_itemsize)
         for rank, time in zip(self.ranks, returning, strict=True):
             rank.wait(time)
         for _, destination, tokens in gradients:

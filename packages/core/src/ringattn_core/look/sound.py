@@ -18,7 +18,7 @@ from ringattn_core.plan.tile import FAR, joined_runs
 
 def complaint_about_pieces(schedule: Schedule, lengths: Sequence[int]) -> str | None:
     """The rows are there in the shards, which have these lengths, and have a place of their own in the buffer."""
-    steps = schedule.first_group
+    steps = schedule.steps
     table, given = piece_table([step.key_slices for step in steps]), torch.tensor(lengths)
     among = torch.zeros(len(steps), len(lengths), dtype=torch.bool)
     among[numbered(len(step.sources) for step in steps), [source for step in steps for source in step.sources]] = True
@@ -64,7 +64,7 @@ def complaint_about_launches(schedule: Schedule) -> str | None:
     }
     for fault, wrong in faults.items():
         if (index := first_true(wrong)) is not None:
-            where = f"a launch of rank {schedule.cp_rank} on hop {schedule.first_group[table.step[index]].hop}"
+            where = f"a launch of rank {schedule.cp_rank} on hop {schedule.steps[table.step[index]].hop}"
             tile, after = table.tile(index), table.tile(min(index + 1, len(top) - 1))
             others = {"after": after, "leader": table.tile(int(leader[index])), "trimmed": tile.trim()}
             return f"{fault.format(tile=tile, where=where, length=schedule.query_length, **others)}."
@@ -90,8 +90,8 @@ def _windows(tiles: TileTable) -> tuple[Tensor, Tensor]:
 def complaint_about_lending(schedules: Sequence[Schedule]) -> str | None:
     """What a rank finds that it lends is what the others' pieces say."""
     spans = SpanTable(schedules[0].keys)
-    for index, step in enumerate(schedules[0].first_group):
-        fetched = piece_table([schedule.first_group[index].key_slices for schedule in schedules])
+    for index, step in enumerate(schedules[0].steps):
+        fetched = piece_table([schedule.steps[index].key_slices for schedule in schedules])
         fetched = PieceTable(*(column[fetched.source != fetched.step] for column in fetched))
         lends = piece_table([outgoing_rows(schedule, step.hop) for schedule in schedules])
         lends = lends._replace(step=lends.source, source=lends.step)  # as those who fetch see them

@@ -33,7 +33,7 @@ def mask(schedules: Sequence[Schedule], *, size: int = 96) -> str:
         parts += _label(LEFT + side * at, TOP - 22, side * length, 18, rank)
     for at, length, rank in _runs(picture.query_ranks):
         parts += _label(LEFT - 22, TOP + side * at, 18, side * length, rank)
-    hops = 1 + max(step.hop for step in schedules[0].first_group)
+    hops = 1 + max(step.hop for step in schedules[0].steps)
     for number, row in enumerate(picture.hops):
         for at, length, hop in _runs(row):
             parts.append(_rect(LEFT + side * at, TOP + side * number, side * length, side, _colour(hop, hops)))
@@ -46,7 +46,7 @@ def mask(schedules: Sequence[Schedule], *, size: int = 96) -> str:
 
 def timeline(schedules: Sequence[Schedule], *, width: int = 640) -> str:
     """What each rank computes on each hop: a full bar is the most that any rank computes on any."""
-    steps = [schedule.first_group for schedule in schedules]
+    steps = [schedule.steps for schedule in schedules]
     most = max(step.area for own in steps for step in own) or 1
     total = sum(schedule.area for schedule in schedules) or 1
     column, line = max(20, width // len(steps[0])), 26

@@ -102,12 +102,12 @@ def piece_table(steps: Sequence[Sequence[KeySlice]]) -> PieceTable:
 
 def tile_table(schedule: Schedule) -> TileTable:
     """The tiles of a rank."""
-    columns, launches = _columns(6), [launch for step in schedule.first_group for launch in step.launches]
+    columns, launches = _columns(6), [launch for step in schedule.steps for launch in step.launches]
     for launch in launches:
         for column, values in zip(columns, _numbers(launch), strict=True):
             column.extend(values)
     launch_of = numbered(len(launch.tiles) for launch in launches)
-    step_of = numbered(len(step.launches) for step in schedule.first_group)
+    step_of = numbered(len(step.launches) for step in schedule.steps)
     return TileTable(step_of[launch_of], launch_of, *map(tensor, columns))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 from ringattn_core.plan.layout import Sharding
-from ringattn_core.plan.schedule import Schedule, Step
+from ringattn_core.plan.schedule import Schedule
 from ringattn_core.plan.tile import Window
 
 
@@ -61,34 +61,22 @@ def _check_group(schedules: Sequence[Schedule]) -> None:
                 f"Schedule {rank} of {len(schedules)} is that of rank {schedule.cp_rank} of {schedule.cp_size}: "
                 "give the schedules of all ranks, in their order."
             )
-        for name in ("queries", "keys", "shard_size", "head_groups", "shifts", "route", "window"):
+        for name in ("queries", "keys", "shard_size", "shifts", "route", "window"):
             if getattr(schedule, name) != getattr(first, name):
                 raise ScheduleError(f"Ranks 0 and {rank} differ in {name}.")
         if (hops := _hops(schedule)) != _hops(first):
-            raise ScheduleError(f"Rank {rank} takes the steps {hops} where rank 0 takes {_hops(first)}.")
-        _check_head_groups(schedule)
+            raise ScheduleError(f"Rank {rank} takes the hops {hops} where rank 0 takes {_hops(first)}.")
+        _check_hops(schedule)
 
 
-def _hops(schedule: Schedule) -> list[tuple[int, int]]:
-    return [(step.head_group, step.hop) for step in schedule.steps]
-
-
-def _check_head_groups(schedule: Schedule) -> None:
-    """The steps of the first head group, from hop 0 upwards, again for every other."""
-    steps = [step for step in schedule.steps if step.head_group == 0]
-    hops = [step.hop for step in steps]
+def _check_hops(schedule: Schedule) -> None:
+    hops = _hops(schedule)
     if not hops or hops[0] != 0 or hops != sorted(set(hops)):
         raise ScheduleError(f"Rank {schedule.cp_rank} takes the hops {hops}: they start at 0 and increase.")
-    expected = [(group, *_work(step)) for group in range(schedule.head_groups) for step in steps]
-    if expected != [(step.head_group, *_work(step)) for step in schedule.steps]:
-        raise ScheduleError(
-            f"Rank {schedule.cp_rank} does not repeat the steps of head group 0 for all others: there are "
-            f"{schedule.head_groups - 1}."
-        )
 
 
-def _work(step: Step) -> tuple[object, ...]:
-    return step.hop, step.sources, step.destinations, step.key_slices, [launch.tiles for launch in step.launches]
+def _hops(schedule: Schedule) -> list[int]:
+    return [step.hop for step in schedule.steps]
 
 
 def check_sharding(sharding: Sharding, name: str) -> None:
@@ -152,8 +140,8 @@ def _check_sources(schedules: Sequence[Schedule]) -> None:
             if own.sources != ((rank - own.hop) % len(schedules),) and schedules[0].shifts:
                 raise ScheduleError(f"Rank {rank} has the sources {own.sources} on hop {own.hop}: that is no shift.")
     for schedule in schedules:
-        sources = [source for step in schedule.first_group for source in step.sources]
-        if schedule.first_group[0].sources == (schedule.cp_rank,):
+        sources = [source for step in schedule.steps for source in step.sources]
+        if schedule.steps[0].sources == (schedule.cp_rank,):
             sources = sources[1:]
         if len(sources) != len(set(sources)):
             raise ScheduleError(f"Rank {schedule.cp_rank} receives keys twice: its sources are {sources}.")

@@ -45,7 +45,6 @@ def plan(
     window: Window = FULL,
     per_sequence: bool = True,
     batch: int = 1,
-    head_groups: int = 1,
     num_early_rows: int = 0,
 ) -> Schedule:
     """What rank `cp_rank` of `cp_size` computes; hops on which no rank has a live cell are left out for all.
@@ -57,7 +56,7 @@ def plan(
     to it with rows that wait for others' keys, which are computed in two parts: the last of its longest sequence, and
     none if that has too few. `local_rows.default_early_rows` says how many are worth it in a forward pass; in a
     backward pass none are. Raises ValueError for borders that are no cumulative lengths, or whose number differs, and
-    for a rank, a batch or a number of head groups that cannot be.
+    for a rank or a batch that cannot be.
     """
     check_cu_seqlens(cu_seqlens_q, "cu_seqlens_q")
     check_cu_seqlens(cu_seqlens_k, "cu_seqlens_k")
@@ -68,8 +67,6 @@ def plan(
         )
     if not 0 <= cp_rank < cp_size:
         raise ValueError(f"cp_rank must be from 0 to cp_size - 1 = {cp_size - 1}, got {cp_rank}.")
-    if head_groups < 1:
-        raise ValueError(f"head_groups must be 1 or more, got {head_groups}.")
     if batch < 1 or cu_seqlens_q[-1] % batch or cu_seqlens_k[-1] % batch:
         raise ValueError(
             f"batch must be a number of rows of equal length, got {batch} for {cu_seqlens_q[-1]} queries and "
@@ -77,18 +74,18 @@ def plan(
         )
     queries = Sharding(layout, cu_seqlens_q, cp_size, per_sequence, batch)
     keys = Sharding(layout, cu_seqlens_k, cp_size, per_sequence, batch)
-    return _planned(queries, keys, route, cp_rank, window, head_groups, num_early_rows)
+    return _planned(queries, keys, route, cp_rank, window, num_early_rows)
 
 
 @recent(_BUDGET, lambda planned: planned.size, least=_LEAST)
 def _planned(
-    queries: Sharding, keys: Sharding, route: Route, cp_rank: int, window: Window, head_groups: int, num_early_rows: int
+    queries: Sharding, keys: Sharding, route: Route, cp_rank: int, window: Window, num_early_rows: int
 ) -> Schedule:
     """The plan of a rank; where no row starts early, it is the very plan without."""
     whole, everyone = mask(queries, keys, window), route_table(route, keys.cp_size)
     rows, hops = _rows(whole, everyone, cp_rank, num_early_rows), []
     if num_early_rows and not rows[1].early_rows:
-        return _planned(queries, keys, route, cp_rank, window, head_groups, 0)
+        return _planned(queries, keys, route, cp_rank, window, 0)
     for hop, sources in enumerate(everyone.sources(cp_rank)):
         key_slices, launches = _hop(whole, rows[hop > 0], cp_rank, sources)
         if hop == 0 or launches or hop in _alive(queries, keys, window, route):
@@ -97,8 +94,7 @@ def _planned(
         cp_rank,
         keys.cp_size,
         shard_size=whole.keys.longest,
-        steps=tuple(Step(*hop, head_group) for head_group in range(head_groups) for hop in hops),
-        head_groups=head_groups,
+        steps=tuple(Step(*hop) for hop in hops),
         queries=queries,
         keys=keys,
         shifts=all(everyone.shifts[hop] for hop, *_ in hops),
@@ -117,7 +113,6 @@ def plan_all(
     window: Window = FULL,
     per_sequence: bool = True,
     batch: int = 1,
-    head_groups: int = 1,
     num_early_rows: int = 0,
 ) -> tuple[Schedule, ...]:
     """Every rank's schedule, in rank order: what `verify`, `draw` and `simulate` look at. As `plan` otherwise."""
@@ -133,7 +128,6 @@ def plan_all(
             window=window,
             per_sequence=per_sequence,
             batch=batch,
-            head_groups=head_groups,
             num_early_rows=num_early_rows,
         )
         for rank in range(cp_size)

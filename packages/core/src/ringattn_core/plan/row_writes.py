@@ -49,8 +49,8 @@ class RowWrites(NamedTuple):
 
 @by_owner
 def row_writes(schedule: Schedule) -> RowWrites:
-    """Of a rank's queries, by the launches of one head group."""
-    launches = [launch for step in schedule.first_group for launch in step.launches]
+    """Of a rank's queries, by the launches of its schedule."""
+    launches = [launch for step in schedule.steps for launch in step.launches]
     return _writes([(launch, [tile.q for tile in launch.tiles]) for launch in launches], schedule.query_length)
 
 

@@ -91,7 +91,6 @@ class Step:
     destinations: tuple[int, ...]
     key_slices: tuple[KeySlice, ...] | KeySlices
     launches: tuple[Launch, ...]
-    head_group: int = 0
 
     @property
     def area(self) -> int:
@@ -109,7 +108,7 @@ class Schedule:
     """One rank's part of an attention: `steps` in order, the same number and the same hops on every rank.
 
     `queries` and `keys` say who holds which tokens; `shard_size` is the most keys that a rank holds, the length of
-    every shard that travels whole. With head groups the steps repeat for each group of kv heads. `shifts` says, for all
+    every shard that travels whole. `shifts` says, for all
     ranks alike, that hop h brings the keys of the rank h before: then neighbours can hand them on. `route` and `window`
     are what was planned for.
     """
@@ -118,22 +117,16 @@ class Schedule:
     cp_size: int
     shard_size: int
     steps: tuple[Step, ...]
-    head_groups: int
     queries: Sharding
     keys: Sharding
     shifts: bool
     route: Route
     window: Window
 
-    @property
-    def first_group(self) -> tuple[Step, ...]:
-        """The steps of the first head group; those of the others are the same."""
-        return self.steps[: len(self.steps) // self.head_groups]
-
     @cached_property
     def area(self) -> int:
         """Live cells that this rank computes, of one head."""
-        return sum(step.area for step in self.first_group)
+        return sum(step.area for step in self.steps)
 
     @cached_property
     def query_length(self) -> int:
@@ -148,14 +141,14 @@ class Schedule:
     @property
     def size(self) -> int:
         """Bytes that the schedule takes and that a transport's indices for it do, roughly."""
-        steps, borders = self.first_group, {self.queries.cu_seqlens, self.keys.cu_seqlens}
+        steps, borders = self.steps, {self.queries.cu_seqlens, self.keys.cu_seqlens}
         parts = sum(_bytes(step.key_slices, _PIECE) for step in steps)
         parts += sum(_bytes(launch.tiles, _TILE) for step in steps for launch in step.launches)
         return parts + _STEP * len(self.steps) + 8 * self.keys.cu_seqlens[-1] + 40 * sum(map(len, borders))
 
     def on_hop(self, hop: int) -> Step:
-        """The step of a hop in the first head group; those of the others are the same."""
-        return next(step for step in self.first_group if step.hop == hop)
+        """The step of a hop."""
+        return next(step for step in self.steps if step.hop == hop)
 
     def buffer_length(self, step: Step) -> int:
         """Rows in the key buffer of a step, up to the last that is needed."""

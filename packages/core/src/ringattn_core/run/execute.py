@@ -19,7 +19,7 @@ from ringattn_core.run.concurrent_launches import walk
 from ringattn_core.run.index import kept, stream_index
 from ringattn_core.run.kernel import Block, Grads, Kernel, Options, OutGrads, Positions, Queries, row_products
 from ringattn_core.run.merge import finite_or_nan, sink_gradient
-from ringattn_core.run.transport import KV, Transport, kv_heads
+from ringattn_core.run.transport import KV, Transport
 
 
 class Result(NamedTuple):
@@ -48,19 +48,19 @@ def attend(transport: Transport, kernel: Kernel, q: Tensor, options: Options, si
 
     The transport was made for this rank's schedule and for its keys and values, in q's dtype; `sinks` (num_heads,) are
     one more key of value 0 for each head. The kernel must support every launch of the schedule, as one that `choose`
-    returns does. Raises ValueError for more head groups than kv heads.
+    returns does.
     """
-    schedule, kv = transport.schedule, transport.kv
+    schedule = transport.schedule
     q, options = _signed(q, options.softmax_scale), _unsigned(options)
-    total, rng_states = out_total(schedule, kernel, q, kv.v.shape[2]), list[Tensor | None]()
+    total, rng_states = out_total(schedule, kernel, q, transport.kv.v.shape[2]), list[Tensor | None]()
 
     def work(step: Step, keys: KV) -> Iterator[Callable[[], tuple[Block, Tensor | None]]]:
-        heads, at_step = _at(schedule, step, q, kv, options)
+        at_step = _at(schedule, step, q.device, options)
         for launch in step.launches:
-            yield partial(kernel.forward, q[:, heads], keys, launch, at_step, total.out_for(launch, heads))
+            yield partial(kernel.forward, q, keys, launch, at_step, total.out_for(launch))
 
     def fold(step: Step, launch: Launch, found: tuple[Block, Tensor | None]) -> None:
-        total.add(launch, q_heads(schedule, step, q, kv), found[0])
+        total.add(launch, found[0])
         rng_states.append(found[1])
 
     walk(transport, work, fold)
@@ -90,7 +90,7 @@ def attend_backward(
             f"A gradient of lse came in, and the kernel {kernel.name!r} has no place for it: choose one with "
             "accepts_delta, such as 'reference'."
         )
-    schedule, kv = transport.schedule, transport.kv
+    schedule = transport.schedule
     delta = _delta(dout, result.out, dlse) if kernel.accepts_delta or sinks is not None else None
     scale, q, options = options.softmax_scale, _signed(q, options.softmax_scale), _unsigned(options)
     queries, dq = Queries(q, result.out, dout, finite_or_nan(result.lse), delta), row_total(schedule, kernel, q)
@@ -98,12 +98,11 @@ def attend_backward(
     columns, rows = dict[Step, tuple[ColumnTotal, ColumnTotal]](), defaultdict[Step, list[Tensor]](list)
 
     def work(step: Step, keys: KV) -> Iterator[Callable[[], Grads]]:
-        heads, at_step = _at(schedule, step, q, kv, options)
-        part = queries.heads(heads)
+        at_step = _at(schedule, step, q.device, options)
         dk, dv = columns[step] = column_total(step, kernel, keys.k), column_total(step, kernel, keys.v)
         for launch in step.launches:
-            out_grads = OutGrads(dq.out_for(launch, heads), dk.out_for(launch), dv.out_for(launch))
-            yield partial(kernel.backward, part, keys, launch, at_step, next(rng_states), out_grads)
+            out_grads = OutGrads(dq.out_for(launch), dk.out_for(launch), dv.out_for(launch))
+            yield partial(kernel.backward, queries, keys, launch, at_step, next(rng_states), out_grads)
 
     def fold(step: Step, launch: Launch, grads: Grads) -> None:
         dk, dv = columns[step]
@@ -115,7 +114,7 @@ def attend_backward(
         dk, dv = columns.pop(step)
         transport.send_grads(step, KV(dk.total, dv.total))  # Before dq is added up, for it takes time to travel.
         for launch, part in zip(step.launches, rows.pop(step, []), strict=True):
-            dq.add(launch, q_heads(schedule, step, q, kv), part)
+            dq.add(launch, part)
 
     walk(transport, work, fold, close)
     dsinks = None if sinks is None or delta is None else sink_gradient(sinks, result.lse, delta)
@@ -139,16 +138,9 @@ def _delta(dout: Tensor, out: Tensor, dlse: Tensor | None) -> Tensor:
     return delta if dlse is None else delta - dlse
 
 
-def q_heads(schedule: Schedule, step: Step, q: Tensor, kv: KV) -> slice:
-    """The query heads that belong to a step's group of kv heads."""
-    group, heads = q.shape[1] // kv.k.shape[1], kv_heads(schedule, step, kv)
-    return slice(heads.start * group, heads.stop * group)
-
-
-def _at(schedule: Schedule, step: Step, q: Tensor, kv: KV, options: Options) -> tuple[slice, Options]:
-    """A step's query heads, and the options for them with the positions that they ask for."""
-    heads = q_heads(schedule, step, q, kv)
-    return heads, options.at(heads, _positions(schedule, step, q.device) if options.positional else None)
+def _at(schedule: Schedule, step: Step, device: torch.device, options: Options) -> Options:
+    """The options with a step's positions, if they ask for them."""
+    return replace(options, positions=_positions(schedule, step, device)) if options.positional else options
 
 
 @kept

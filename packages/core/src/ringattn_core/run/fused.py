@@ -32,19 +32,19 @@ class FusedOutAccumulator:
         self._fold = _Fold(row_writes(schedule), (schedule.query_length, q.shape[1], head_dim_v), q, supports_out)
         self._lse: Tensor | None = self._room() if supports_out else None
 
-    def out_for(self, launch: Launch, heads: slice) -> Block | None:
-        out = self._fold.out_for(launch, launch.rows, heads)
-        return None if out is None else Block(out, self._running_lse[heads, launch.rows.start : launch.rows.stop])
+    def out_for(self, launch: Launch) -> Block | None:
+        out = self._fold.out_for(launch, launch.rows)
+        return None if out is None else Block(out, self._running_lse[:, launch.rows.start : launch.rows.stop])
 
-    def add(self, launch: Launch, heads: slice, block: Block) -> None:
-        """Fold a launch's block for some of the query heads in, in place."""
-        if self._fold.has(launch, heads, block.out):
+    def add(self, launch: Launch, block: Block) -> None:
+        """Fold a launch's block in, in place."""
+        if self._fold.has(launch, block.out):
             return
         if self._fold.adopt(launch, block.out):
             self._lse = block.lse
             return
         row_flags = row_flags_of(self._schedule, launch, block.out.device)
-        self._fold.add(row_flags, launch.rows, heads, block.out, self._running_lse[heads], block.lse)
+        self._fold.add(row_flags, launch.rows, block.out, self._running_lse, block.lse)
 
     def finish(self, dtype: torch.dtype, sinks: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(out, lse), as of `OutAccumulator.finish`."""
@@ -75,13 +75,13 @@ class FusedDqAccumulator:
         self._schedule = schedule
         self._fold = _Fold(row_writes(schedule), (schedule.query_length, *q.shape[1:]), q, supports_out)
 
-    def out_for(self, launch: Launch, heads: slice) -> Tensor | None:
-        return self._fold.out_for(launch, launch.rows, heads)
+    def out_for(self, launch: Launch) -> Tensor | None:
+        return self._fold.out_for(launch, launch.rows)
 
-    def add(self, launch: Launch, heads: slice, part: Tensor) -> None:
-        """Add what a launch found for some of the heads."""
-        if not (self._fold.has(launch, heads, part) or self._fold.adopt(launch, part)):
-            self._fold.add(row_flags_of(self._schedule, launch, part.device), launch.rows, heads, part)
+    def add(self, launch: Launch, part: Tensor) -> None:
+        """Add what a launch found."""
+        if not (self._fold.has(launch, part) or self._fold.adopt(launch, part)):
+            self._fold.add(row_flags_of(self._schedule, launch, part.device), launch.rows, part)
 
     @property
     def total(self) -> Tensor:
@@ -92,17 +92,17 @@ class FusedDkvAccumulator:
     """`gradient.DkvAccumulator` for gradients in the final dtype."""
 
     def __init__(self, step: Step, x: Tensor, supports_out: bool = False) -> None:
-        self._step, self._heads = step, slice(0, x.shape[1])
+        self._step = step
         self._fold = _Fold(column_writes(step, len(x)), tuple(x.shape), x, supports_out)
 
     def out_for(self, launch: Launch) -> Tensor | None:
-        return self._fold.out_for(launch, launch.columns, self._heads)
+        return self._fold.out_for(launch, launch.columns)
 
     def add(self, launch: Launch, part: Tensor) -> None:
         """Add what a launch found."""
-        if not (self._fold.has(launch, self._heads, part) or self._fold.adopt(launch, part)):
+        if not (self._fold.has(launch, part) or self._fold.adopt(launch, part)):
             row_flags = column_flags_of(self._step, self._fold.shape[0], launch, part.device)
-            self._fold.add(row_flags, launch.columns, self._heads, part)
+            self._fold.add(row_flags, launch.columns, part)
 
     @property
     def total(self) -> Tensor:
@@ -117,18 +117,18 @@ class _Fold:
         # What launches that run side by side write into is there before any of them begins.
         self._narrow: Tensor | None = self._room() if supports_out else None
         self._wide: Tensor | None = None
-        self._outs: dict[tuple[Launch, int], Tensor] = {}
+        self._outs: dict[Launch, Tensor] = {}
 
-    def out_for(self, launch: Launch, box: range, heads: slice) -> Tensor | None:
+    def out_for(self, launch: Launch, box: range) -> Tensor | None:
         """Where a part that is first everywhere may be written by whoever finds it, but for its gaps."""
         if not (self.supports_out and all(write.write_index == 0 for write in self.writes.of[launch])):
             return None
-        place = self._outs[launch, heads.start] = self.total[box.start : box.stop, heads]
+        place = self._outs[launch] = self.total[box.start : box.stop]
         return place
 
-    def has(self, launch: Launch, heads: slice, part: Tensor) -> bool:
+    def has(self, launch: Launch, part: Tensor) -> bool:
         """Is the part in its place already?"""
-        return part is self._outs.get((launch, heads.start))
+        return part is self._outs.get(launch)
 
     def adopt(self, launch: Launch, part: Tensor) -> bool:
         """Take a part that is first everywhere as the running result itself, if it is whole."""
@@ -156,16 +156,15 @@ class _Fold:
         self,
         row_flags: Tensor,
         box: range,
-        heads: slice,
         part: Tensor,
         lse: Tensor | None = None,
         part_lse: Tensor | None = None,
     ) -> None:
         """Fold in a part that covers a box of rows; weighted by log-sum-exps, or, without them, plainly added."""
-        narrow = self.total[:, heads]
+        narrow = self.total
         if self._wide is None and self.writes.most > 2:
             self._wide = torch.empty(self.shape, dtype=torch.float32, device=part.device)
-        wide = narrow if self._wide is None else self._wide[:, heads]
+        wide = narrow if self._wide is None else self._wide
         weighted = lse is not None and part_lse is not None
         old, new = (lse, part_lse) if weighted else (narrow, part)
         assert old is not None and new is not None

@@ -19,12 +19,12 @@ class DqAccumulator:
     def __init__(self, q: Tensor) -> None:
         self.total = torch.zeros_like(q, dtype=accumulator_dtype(q.dtype))
 
-    def out_for(self, launch: Launch, heads: slice) -> None:
+    def out_for(self, launch: Launch) -> None:
         """Nothing is written here directly."""
 
-    def add(self, launch: Launch, heads: slice, part: Tensor) -> None:
-        """Add what a launch found for some of the heads; `part` covers the box around its rows."""
-        _add(self.total[:, heads], row_index(launch, part.device), launch.rows.start, part)
+    def add(self, launch: Launch, part: Tensor) -> None:
+        """Add what a launch found; `part` covers the box around its rows."""
+        _add(self.total, row_index(launch, part.device), launch.rows.start, part)
 
 
 class DkvAccumulator:

@@ -48,10 +48,10 @@ class Options:
         """Does a score depend on more than the cell's place in its tile?"""
         return self.alibi_slopes is not None or self.dropout_p > 0
 
-    def at(self, heads: slice, positions: Positions | None) -> Options:
-        """The options for a slice of the query heads, at these positions."""
+    def heads(self, heads: slice) -> Options:
+        """The options for a slice of the query heads."""
         slopes = None if self.alibi_slopes is None else self.alibi_slopes[..., heads]
-        return replace(self, alibi_slopes=slopes, positions=positions, first_head=heads.start)
+        return replace(self, alibi_slopes=slopes, first_head=self.first_head + heads.start)
 
 
 class Block(NamedTuple):
@@ -77,11 +77,6 @@ class Queries(NamedTuple):
     lse: Tensor  # (num_heads, tokens)
     # The sum of dout * out over a head's dimensions, less the gradient of lse; None where the kernel takes none.
     delta: Tensor | None  # (num_heads, tokens)
-
-    def heads(self, heads: slice) -> Queries:
-        """A slice of the query heads."""
-        delta = None if self.delta is None else self.delta[heads]
-        return Queries(self.q[:, heads], self.out[:, heads], self.dout[:, heads], self.lse[heads], delta)
 
     def with_delta(self) -> Queries:
         """These with the delta of out and dout, if they have none."""

@@ -30,19 +30,19 @@ class OutAccumulator:
         # Which rows have been in a launch: no row of a tile is dead, so these see a key.
         self.seen = q.new_zeros(tokens, dtype=torch.bool)
 
-    def out_for(self, launch: Launch, heads: slice) -> None:
+    def out_for(self, launch: Launch) -> None:
         """Nothing is written here directly."""
 
-    def add(self, launch: Launch, heads: slice, block: Block) -> None:
-        """Fold a launch's block for some of the query heads in, in place."""
+    def add(self, launch: Launch, block: Block) -> None:
+        """Fold a launch's block in, in place."""
         rows = row_index(launch, self.out.device)
         inside = slice(None) if isinstance(rows, slice) else rows - launch.rows.start
         block_lse = block.lse[:, inside].to(self.lse.dtype)
-        lse = self.lse[heads][:, rows]
+        lse = self.lse[:, rows]
         total = torch.logaddexp(lse, block_lse)
         old, new = (_weight(part, total) for part in (lse, block_lse))
-        self.out[rows, heads] = self.out[rows, heads] * old + block.out[inside] * new
-        self.lse[heads, rows] = total
+        self.out[rows] = self.out[rows] * old + block.out[inside] * new
+        self.lse[:, rows] = total
         self.seen[rows] = True
 
     def finish(self, dtype: torch.dtype, sinks: Tensor | None = None) -> tuple[Tensor, Tensor]:

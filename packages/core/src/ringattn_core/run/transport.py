@@ -8,18 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
 from ringattn_core.plan.schedule import Schedule, Step
-from ringattn_core.plan.tile import chunk
 
 
 class KV(NamedTuple):
     """Keys and values, or their gradients, as they lie in a step's buffer: `Schedule.buffer_length` rows or more."""
 
-    k: Tensor  # (columns, kv heads of the step's group, head_dim)
-    v: Tensor  # (columns, kv heads of the step's group, head_dim_v)
+    k: Tensor  # (columns, num_kv_heads, head_dim)
+    v: Tensor  # (columns, num_kv_heads, head_dim_v)
 
     def heads(self, heads: slice) -> KV:
         """A slice of the kv heads."""
@@ -29,10 +27,10 @@ class KV(NamedTuple):
 class Transport(Protocol):
     """One pass of a rank: it brings the keys of every step, and in a backward pass takes their gradients home.
 
-    It is made for a schedule and for what this rank holds, and used once. Every rank of the group makes the same passes
-    in the same order, and walks the same hops; others may hold another number of tokens, up to `schedule.shard_size`. A
-    forward pass iterates to the end; a backward pass also calls `send_grads` for every step, and then `finish`. On a
-    GPU everything is in the order of the current stream.
+    It is made for a schedule and for what this rank holds, and used once; making it may already send the keys of the
+    first step. Every rank of the group makes the same passes in the same order, and walks the same hops; others may
+    hold another number of tokens, up to `schedule.shard_size`. A forward pass iterates to the end; a backward pass also
+    calls `send_grads` for every step, and then `finish`. On a GPU everything is in the order of the current stream.
     """
 
     @property
@@ -48,9 +46,8 @@ class Transport(Protocol):
     def __iter__(self) -> Iterator[tuple[Step, KV]]:
         """Every step in order, those without a launch too, with its keys.
 
-        Of one source they are its shard, of several the rows in `step.key_slices`, each at its offset; of the kv heads
-        they are those of the step's head group (`kv_heads`). They stay as they are until the next step but one is asked
-        for.
+        Of one source they are its shard, of several the rows in `step.key_slices`, each at its offset. They stay
+        as they are until the next step but one is asked for.
         """
         ...
 
@@ -76,30 +73,15 @@ class LocalTransport:
 
     def __init__(self, schedule: Schedule, kv: KV) -> None:
         self.schedule, self.kv = schedule, kv
-        self._grads = list[KV]()
+        self._grads: KV | None = None
 
     def __iter__(self) -> Iterator[tuple[Step, KV]]:
         for step in self.schedule.steps:
-            yield step, self.kv.heads(kv_heads(self.schedule, step, self.kv))
+            yield step, self.kv
 
     def send_grads(self, step: Step, grads: KV) -> None:
-        self._grads.append(grads)
+        self._grads = grads
 
     def finish(self) -> KV:
-        return joined(self._grads)
-
-
-def joined(groups: list[KV]) -> KV:
-    """The kv heads of several groups side by side."""
-    return groups[0] if len(groups) == 1 else KV(*(torch.cat(part, dim=1) for part in zip(*groups, strict=True)))
-
-
-def kv_heads(schedule: Schedule, step: Step, kv: KV) -> slice:
-    """The kv heads of a step's head group. Raises ValueError where there are more groups than heads."""
-    num_kv_heads = kv.k.shape[1]
-    if schedule.head_groups > num_kv_heads:
-        raise ValueError(
-            f"head_groups is {schedule.head_groups} and there are {num_kv_heads} kv heads: a group needs one at least."
-        )
-    heads = chunk(range(num_kv_heads), step.head_group, schedule.head_groups)
-    return slice(heads.start, heads.stop)
+        assert self._grads is not None, "a backward pass sends the gradients of every step"
+        return self._grads
