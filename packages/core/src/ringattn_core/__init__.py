@@ -6,6 +6,7 @@ What is imported here, the schedule half, does not even import torch.
 from ringattn_core.errors import UnsupportedError
 from ringattn_core.look import draw
 from ringattn_core.look.verify import verify
+from ringattn_core.plan import masks
 from ringattn_core.plan.layout import Sharding, balanced, contiguous, striped, windowed, zigzag
 from ringattn_core.plan.planner import plan, plan_all
 from ringattn_core.plan.route import double_ring, gather, ring, waves
@@ -18,6 +19,7 @@ __all__ = [
     "double_ring",
     "draw",
     "gather",
+    "masks",
     "plan",
     "plan_all",
     "ring",
