@@ -29,7 +29,7 @@ from ringattn_core.plan.route import Route, travels_whole
 from ringattn_core.plan.schedule import Schedule
 from ringattn_core.plan.tile import Window
 from ringattn_core.run.execute import Gradients, Result
-from ringattn_core.run.head_groups import Connect, attend_backward_in_groups, attend_in_groups
+from ringattn_core.run.head_groups import attend_backward_in_groups, attend_in_groups
 from ringattn_core.run.index import sequence_index
 from ringattn_core.run.kernel import Kernel, Options
 from ringattn_core.run.transport import KV
@@ -134,10 +134,8 @@ class Call:
         """The results, and the number by which all ranks know this pass. Raises `AgreementError`."""
         schedule, kernel = self.forward_pass
         with self._turn("forward", q.device) as number, _no_autocast(q.device):
-            result = attend_in_groups(
-                self.cp.head_groups, self._connect(schedule), kernel, q, KV(k, v), self.options, sinks
-            )
-        return result, number
+            asked = self.cp.head_groups, partial(connect, self.cp.communicator, schedule), kernel
+            return attend_in_groups(*asked, q, KV(k, v), self.options, sinks), number
 
     def backward(
         self,
@@ -156,22 +154,9 @@ class Call:
         dout = torch.zeros_like(result.out) if dout is None else dout
         dlse = None if dlse is None else torch.where(result.lse.isfinite(), dlse, 0.0)
         with self._turn("backward" if number is None else f"backward of {number}", q.device), _no_autocast(q.device):
-            grads = attend_backward_in_groups(
-                self.cp.head_groups,
-                self._connect(schedule),
-                kernel,
-                dout,
-                q,
-                kv,
-                result,
-                self.options,
-                sinks,
-                dlse,
-            )
+            asked = self.cp.head_groups, partial(connect, self.cp.communicator, schedule), kernel
+            grads = attend_backward_in_groups(*asked, dout, q, kv, result, self.options, sinks, dlse)
         return Gradients(grads.dq.to(q.dtype), grads.dk.to(kv.k.dtype), grads.dv.to(kv.v.dtype), grads.dsinks)
-
-    def _connect(self, schedule: Schedule) -> Connect:
-        return partial(connect, self.cp.communicator, schedule)
 
     def _turn(self, action: str, device: torch.device) -> AbstractContextManager[int]:
         seed = encoded((("seed", self.options.seed),)) if self.options.dropout_p > 0 else b""

@@ -29,6 +29,8 @@ def attend_in_groups(
     count: int, connect: Connect, kernel: Kernel, q: Tensor, kv: KV, options: Options, sinks: Tensor | None = None
 ) -> Result:
     """`attend`, in `count` groups of kv heads. Raises ValueError for more groups than kv heads."""
+    if count == 1:  # Views of all heads would cost the host more than they say.
+        return attend(connect(kv), kernel, q, options, sinks)
     results = [
         attend(transport, kernel, q[:, group.q], options.heads(group.q), _part(sinks, group))
         for group, transport in _passes(count, connect, q, kv)
@@ -50,6 +52,8 @@ def attend_backward_in_groups(
     dlse: Tensor | None = None,
 ) -> Gradients:
     """`attend_backward`, in `count` groups of kv heads. Raises ValueError for more groups than kv heads."""
+    if count == 1:
+        return attend_backward(connect(kv), kernel, dout, q, result, options, sinks, dlse)
     launches, found = len(result.rng_states) // count, list[Gradients]()
     for number, (group, transport) in enumerate(_passes(count, connect, q, kv)):
         states = result.rng_states[number * launches : (number + 1) * launches]
