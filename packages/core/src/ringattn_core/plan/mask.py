@@ -79,12 +79,13 @@ class Mask:
             q, k = tile.q, tile.k
             jumps[q.start] += _count(tile, q.start)
             jumps[q.stop] -= _count(tile, q.stop - 1)
-            for row, slope in ((k.stop - 1 - tile.high, -1), (k.start - tile.low, 1)):
-                # A side of the band moves up to, or from, the row where it meets a border of the rectangle.
-                start, stop = (q.start, min(row, q.stop - 1)) if slope < 0 else (max(row, q.start), q.stop - 1)
+            # The right border moves until it meets the last column, the left one from where it leaves the first. Both
+            # rows are within a trimmed tile; of an open side nothing moves.
+            right_moves, left_moves = (q.start, k.stop - 1 - tile.high), (k.start - tile.low, q.stop - 1)
+            for (start, stop), slope in ((right_moves, 1), (left_moves, -1)):
                 if start < stop:
-                    bends[start + 1] -= slope
-                    bends[stop + 1] += slope
+                    bends[start + 1] += slope
+                    bends[stop + 1] -= slope
         work = list(accumulate(map(sum, zip(jumps, accumulate(bends), strict=True))))
         return [work[row] for row in rows]
 
