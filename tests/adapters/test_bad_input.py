@@ -92,6 +92,10 @@ def test_devices() -> None:
         ({"softcap": float("nan")}, ValueError, "got nan"),
         ({"softcap": None}, ValueError, "softcap must be a finite number, got None"),
         ({"softmax_scale": float("nan")}, ValueError, "softmax_scale must be a finite number, got nan"),
+        ({"softcap": [1.0]}, ValueError, r"softcap must be a finite number, got \[1.0\]"),
+        ({"softmax_scale": [1.0]}, ValueError, r"softmax_scale must be a finite number, got \[1.0\]"),
+        ({"dropout_p": "0.1"}, ValueError, "dropout_p must be a finite number, got '0.1'"),
+        ({"q": torch.tensor(1.0)}, ValueError, r"q, k and v must all be \(batch, tokens.*got q \(\), k"),
         ({"k": None}, TypeError, "q, k and v must be tensors, got Tensor, NoneType, Tensor"),
         (
             {"causal": True, "window_size": (4, 2)},

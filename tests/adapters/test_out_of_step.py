@@ -221,6 +221,16 @@ FAULTS: dict[str, tuple[Callable[[bool], object], str, str]] = {
         r"rank 2 refused its input: ValueError: dropout_p must be in \[0, 1\), got 1\.5",
         "dropout_p must be in",
     ),
+    "refused before it is a call": (
+        lambda odd: attention(*shares(CP)[:2], [] if odd else shares(CP)[2], cp=CP),  # type: ignore[arg-type]
+        r"rank 2 refused its input: TypeError: q, k and v must be tensors, got Tensor, Tensor, list",
+        "q, k and v must be tensors",
+    ),
+    "refused number": (
+        lambda odd: attend(dropout_p="half" if odd else 0.0),
+        r"rank 2 refused its input: ValueError: dropout_p must be a finite number, got 'half'",
+        "dropout_p must be a finite number",
+    ),
     "refused by ring-flash-attention's function": (
         ring_function,
         r"rank 2 refused its input: ValueError: cu_seqlens end at 16, but q has 15 tokens",
@@ -244,7 +254,7 @@ def play() -> dict[str, tuple[str, float]]:
         began = time.monotonic()
         try:
             fault(odd)
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, TypeError, ValueError) as error:
             told[name] = f"{type(error).__name__}: {error}", time.monotonic() - began
         cp = ContextParallel()
         after = attention(*cp.shard(*WHOLE), cp=cp, causal=True)
@@ -267,7 +277,14 @@ def test_every_rank_is_told(fault: str, told: list[dict[str, tuple[str, float]]]
         assert re.search(pattern, message, re.DOTALL), f"rank {rank}: {message}"
         assert seconds < 5, f"rank {rank} waited {seconds:.1f} s"
         kind = message.partition(":")[0]
-        assert kind in ("DisagreementError", "OutOfStepError", "RefusedError", "ValueError", "RuntimeError"), kind
+        assert kind in (
+            "DisagreementError",
+            "OutOfStepError",
+            "RefusedError",
+            "TypeError",
+            "ValueError",
+            "RuntimeError",
+        ), kind
 
 
 def lost(how: str) -> str:
@@ -299,7 +316,7 @@ def dies_in_a_pass() -> str:
     x = cp.shard(*WHOLE)
     if dist.get_rank() == ODD:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("ringattn.call.attend", lambda *_: os._exit(1))
+            patch.setattr("ringattn.call.attend_in_groups", lambda *_: os._exit(1))
             attention(*x, cp=cp)
     try:
         attention(*x, cp=cp)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
+from weakref import ref
 
 import pytest
 import torch
@@ -94,6 +96,18 @@ def test_few_are_kept(prepared) -> None:
         attention(*q, cp=cp, window_size=(left, 0))
     assert [spec.window_size[0] for spec in prepared] == [0, 1, 2, 3, 4, 5, 0]
     assert len(cp.prepared._calls) == 4
+
+
+def test_a_group_that_is_no_longer_used_is_freed_without_the_garbage_collector() -> None:
+    cp, q = ContextParallel(SingleRank()), drawn()
+    attention(*q, cp=cp)
+    gone = ref(cp)
+    gc.disable()
+    try:
+        del cp
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_bad_input_is_refused_as_before(prepared) -> None:

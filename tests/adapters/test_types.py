@@ -103,6 +103,8 @@ def test_arguments_that_do_not_fit_are_refused_by_name() -> None:
     function = ringattn.ring_flash_attn_func
     with pytest.raises(TypeError, match=r"ring_flash_attn_func\(\): missing a required argument: 'k'"):
         function(Q)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="missing a required argument: 'v'"):
+        function(Q, Q, V=Q)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="got an unexpected keyword argument 'casual'"):
         function(Q, Q, Q, casual=True)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="multiple values for argument 'k'"):

@@ -13,11 +13,12 @@ from torch import Tensor
 from ringattn import agree, checks
 from ringattn.agree import UNKNOWN, Peers, telling, turn
 from ringattn.choice import Kernels, auto
-from ringattn.context_parallel import ContextParallel, sound
+from ringattn.context_parallel import ContextParallel, alive, sound
 from ringattn.lengths import Borders, Lengths, read_both, repeated
 from ringattn.prepared import question_of
 from ringattn.tensors import autocasts, flattened
 from ringattn.version import __version__
+from ringattn_comms.communicator import Communicator
 from ringattn_comms.connect import connect
 from ringattn_comms.header import encoded
 from ringattn_core.kernels.reference import Reference
@@ -52,14 +53,23 @@ class CallSpec:
     needs_gradients: bool = False
 
     def plan(
-        self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, alibi_slopes: Tensor | None, seed: int
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        sinks: Tensor | None,
+        alibi_slopes: Tensor | None,
+        seed: int | None = None,
     ) -> Call:
         """Prepare the call with what the ranks know of each other; the first call of a group on GPUs asks for that.
 
+        seed: of the dropout masks; None draws one.
         The other ranks are told of every error, because they would wait for this rank. Raises what `attention` says.
         """
         checks.parallel(self.cp)
         with telling(lambda: self.cp.communicator):
+            checks.numbers(self.dropout_p, self.softcap, self.softmax_scale)
+            seed = drawn_seed(self.dropout_p) if seed is None else seed
             comm, question = self.cp.communicator, question_of(self, q, k, v, sinks, alibi_slopes)
             if (call := self.cp.prepared.get(question)) is not None:
                 return cast("Call", call)
@@ -110,7 +120,7 @@ class CallSpec:
         checks.shares(backward, q, k, batch)
         second = Pass(backward, kernels.choose(backward))
         first = second if forward is backward else Pass(forward, kernels.choose(forward))
-        return Call(self.cp, options, first, second, terms)
+        return Call(comm, self.cp.head_groups, options, first, second, terms)
 
 
 class Pass(NamedTuple):
@@ -124,7 +134,8 @@ class Pass(NamedTuple):
 class Call:
     """A prepared call: its two passes, over tensors of shape (tokens, heads, head_dim)."""
 
-    cp: ContextParallel
+    comm: Communicator  # and not the ContextParallel, which keeps its last calls
+    head_groups: int
     options: Options
     forward_pass: Pass
     backward_pass: Pass
@@ -134,7 +145,7 @@ class Call:
         """The results, and the number by which all ranks know this pass. Raises `AgreementError`."""
         schedule, kernel = self.forward_pass
         with self._turn("forward", q.device) as number, _no_autocast(q.device):
-            asked = self.cp.head_groups, partial(connect, self.cp.communicator, schedule), kernel
+            asked = self.head_groups, partial(connect, alive(self.comm), schedule), kernel
             return attend_in_groups(*asked, q, KV(k, v), self.options, sinks), number
 
     def backward(
@@ -154,13 +165,13 @@ class Call:
         dout = torch.zeros_like(result.out) if dout is None else dout
         dlse = None if dlse is None else torch.where(result.lse.isfinite(), dlse, 0.0)
         with self._turn("backward" if number is None else f"backward of {number}", q.device), _no_autocast(q.device):
-            asked = self.cp.head_groups, partial(connect, self.cp.communicator, schedule), kernel
+            asked = self.head_groups, partial(connect, alive(self.comm), schedule), kernel
             grads = attend_backward_in_groups(*asked, dout, q, kv, result, self.options, sinks, dlse)
         return Gradients(grads.dq.to(q.dtype), grads.dk.to(kv.k.dtype), grads.dv.to(kv.v.dtype), grads.dsinks)
 
     def _turn(self, action: str, device: torch.device) -> AbstractContextManager[int]:
         seed = encoded((("seed", self.options.seed),)) if self.options.dropout_p > 0 else b""
-        return turn(self.cp.communicator, action, self.terms, device, seed)
+        return turn(alive(self.comm), action, self.terms, device, seed)
 
 
 def drawn_seed(dropout_p: float) -> int:
@@ -215,12 +226,13 @@ def _terms(
             ("rows", batch),
             ("cu_seqlens", borders[0]),
             ("cu_seqlens_k", borders[1]),
-            ("softmax_scale", spec.softmax_scale),
-            ("softcap", spec.softcap),
-            ("dropout", spec.dropout_p),
+            # 1, 1.0 and True are one number, and one key of what `encoded` remembers.
+            ("softmax_scale", float(spec.softmax_scale)),
+            ("softcap", float(spec.softcap)),
+            ("dropout", float(spec.dropout_p)),
             ("sinks", agree.shared(sinks)),
             ("alibi_slopes", slopes),
-            ("deterministic", spec.deterministic),
+            ("deterministic", bool(spec.deterministic)),
             ("needs_gradients", spec.needs_gradients),
         )
     )

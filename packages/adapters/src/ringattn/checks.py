@@ -58,6 +58,14 @@ def dtypes(q: Tensor, k: Tensor, v: Tensor) -> None:
         )
 
 
+def numbers(dropout_p: float, softcap: float, softmax_scale: float) -> None:
+    """Raise unless these are finite numbers."""
+    given: dict[str, Any] = {"dropout_p": dropout_p, "softcap": softcap, "softmax_scale": softmax_scale}
+    for name, number in given.items():
+        if not isinstance(number, Real) or not isfinite(number):
+            raise ValueError(f"{name} must be a finite number, got {number!r}.")
+
+
 def options(
     q: Tensor,
     sinks: Tensor | None,
@@ -69,10 +77,7 @@ def options(
 ) -> None:
     """Raise unless the options fit these queries; `sequences` counts the packed sequences of all rows."""
     heads = q.shape[-2]
-    numbers: dict[str, Any] = {"dropout_p": dropout_p, "softcap": softcap, "softmax_scale": softmax_scale}
-    for name, number in numbers.items():
-        if not isinstance(number, Real) or not isfinite(number):
-            raise ValueError(f"{name} must be a finite number, got {number!r}.")
+    numbers(dropout_p, softcap, softmax_scale)
     if not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p}: it is the share of probabilities to drop.")
     if not softcap >= 0.0:

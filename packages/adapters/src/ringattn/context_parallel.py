@@ -87,12 +87,7 @@ class ContextParallel:
     @property
     def communicator(self) -> Communicator:
         """This rank's end of the group. Raises RuntimeError if the group has been destroyed since the first use."""
-        if not self._communicator.alive:
-            raise RuntimeError(
-                f"The group of {self._communicator.size} ranks that this ContextParallel was first used with has been "
-                "destroyed: make another one for the group that there is now (and call ringattn.hf.parallelize again)."
-            )
-        return self._communicator
+        return alive(self._communicator)
 
     @cached_property
     def _communicator(self) -> Communicator:
@@ -228,6 +223,16 @@ class ContextParallel:
                     f"unshard has {x.shape[dim]} along dimension {dim}."
                 )
         return unshard(x.movedim(dim, 0), sharding, self.communicator).movedim(0, dim)
+
+
+def alive(comm: Communicator) -> Communicator:
+    """The communicator, unless its group has been destroyed: then RuntimeError."""
+    if not comm.alive:
+        raise RuntimeError(
+            f"The group of {comm.size} ranks that this ContextParallel was first used with has been destroyed: make "
+            "another one for the group that there is now (and call ringattn.hf.parallelize again)."
+        )
+    return comm
 
 
 def sound(sharding: Sharding) -> Sharding:

@@ -44,9 +44,11 @@ def function(
         ]
     )
 
+    allowed = set(names)
+
     def call(*args: Any, **kwargs: Any) -> Any:
         given = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
-        if len(given) != len(names) or len(args) > len(names) or not kwargs.keys().isdisjoint(names[: len(args)]):
+        if given.keys() != allowed or len(args) > len(names) or not kwargs.keys().isdisjoint(names[: len(args)]):
             _explain(name, signature, args, kwargs)
         return compute(given)
 

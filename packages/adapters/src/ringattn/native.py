@@ -11,7 +11,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from ringattn import compiled
-from ringattn.call import CallSpec, drawn_seed
+from ringattn.agree import telling
+from ringattn.call import CallSpec
+from ringattn.checks import parallel
 from ringattn.context_parallel import ContextParallel
 from ringattn.lengths import Lengths
 from ringattn.no_compile import no_compile
@@ -67,13 +69,16 @@ def attention(
     (float64 for float64). A query that sees no key has out 0 and lse -inf. Raises ValueError or TypeError for what does
     not fit, before anything is communicated. Ring attention: Liu et al. 2023, arXiv:2310.01889.
     """
-    check_tensors("q, k and v must be tensors", q, k, v)
-    for name, given in (("sinks", sinks), ("alibi_slopes", alibi_slopes)):
-        if given is not None:
-            check_tensors(f"{name} must be a tensor", given)
+    try:
+        check_tensors("q, k and v must be tensors", q, k, v)
+        for name, given in (("sinks", sinks), ("alibi_slopes", alibi_slopes)):
+            if given is not None:
+                check_tensors(f"{name} must be a tensor", given)
+    except TypeError as error:
+        _refuse(error, _ALONE if cp is None else cp)
     if autocasts(q.device):
         q, k, v = (lowered(x) for x in (q, k, v))
-    scale = (q.shape[-1] or 1) ** -0.5 if softmax_scale is None else softmax_scale
+    scale = (q.shape[-1:].numel() or 1) ** -0.5 if softmax_scale is None else softmax_scale
     spec = CallSpec(
         *(_ALONE if cp is None else cp, causal, window_size, softcap, scale, dropout_p, deterministic, return_lse),
         *(cu_seqlens, cu_seqlens_k),
@@ -82,6 +87,13 @@ def attention(
     attend = compiled.attend if _traceable(q, cu_seqlens, cu_seqlens_k) else _attend
     out, lse = attend(spec, q, k, v, sinks, alibi_slopes)
     return (out, lse) if return_lse else out
+
+
+def _refuse(error: TypeError, cp: ContextParallel) -> None:
+    """Raise the error, and tell the other ranks."""
+    parallel(cp)
+    with telling(lambda: cp.communicator):
+        raise error
 
 
 def _traceable(q: Tensor, *cu_seqlens: Lengths | None) -> bool:
@@ -97,7 +109,7 @@ def _attend(
     spec: CallSpec, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, alibi_slopes: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """out and lse, shaped like what was given."""
-    call = spec.plan(q, k, v, sinks, alibi_slopes, drawn_seed(spec.dropout_p))
+    call = spec.plan(q, k, v, sinks, alibi_slopes)
     out, lse, *_ = _Attention.apply(*(flattened(x) for x in (q, k, v)), sinks, Run(call))  # type: ignore[no-untyped-call]
     return out.view(*q.shape[:-1], v.shape[-1]), batched(lse, q)
 

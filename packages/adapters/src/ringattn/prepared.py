@@ -51,7 +51,7 @@ def question_of(
     cu_seqlens, cu_seqlens_k = spec.cp.cu_seqlens if spec.cu_seqlens is None else spec.cu_seqlens, spec.cu_seqlens_k
     return (
         *(x if x is None else (x.shape, x.dtype, x.device) for x in (q, k, v, sinks)),
-        *(spec.causal, window, spec.softcap, spec.softmax_scale, spec.deterministic, spec.return_lse),
+        *(bool(spec.causal), window, spec.softcap, spec.softmax_scale, bool(spec.deterministic), bool(spec.return_lse)),
         None if cu_seqlens is None else read(cu_seqlens),
         None if cu_seqlens_k is None else read(cu_seqlens_k, "cu_seqlens_k"),
         *(spec.needs_gradients, torch.are_deterministic_algorithms_enabled()),
