@@ -130,6 +130,24 @@ def test_scores_that_are_not_finite_are_seen(lse: float, monkeypatch: pytest.Mon
     threads.run(3, rank)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("name", "number"), [("q", torch.nan), ("k", torch.nan), ("v", torch.nan), ("v", torch.inf)])
+def test_numbers_that_are_not_finite_are_seen_with_few_keys(name: str, number: float, dtype: torch.dtype) -> None:
+    for keys in (1, 2, 3, 5, 15, 33):
+        x = {
+            "q": torch.randn(1, 2, 1, 8, dtype=dtype),
+            "k": torch.randn(1, 1, keys, 8, dtype=dtype),
+            "v": torch.randn(1, 1, keys, 8, dtype=dtype),
+        }
+        x[name][0, 0, 0, 0] = number
+        cache, k, v = spread(SingleRank(), x["k"], x["v"], keys - 1)
+        step = Decoding(cache, 1, None, x["q"].device)
+        found = decode.attend(x["q"], k, v, step, scale=0.3, window=None, softcap=0.0, sinks=None)
+        q, k, v = (each.double() for each in x.values())
+        expected = ((q @ k.mT * 0.3).softmax(-1) @ v).transpose(1, 2)
+        assert torch.equal(found.isfinite(), expected.isfinite()), f"{keys} keys"
+
+
 def test_spans() -> None:
     """The example of the docstring; no key is in two spans, and those in the middle are seen by all."""
     cache = ringattn.hf.ShardedCache(SingleRank())

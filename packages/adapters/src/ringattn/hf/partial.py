@@ -7,9 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ringattn_core.kernels.finite import finite
 from ringattn_core.kernels.torch_flash_cuda import LIMITS
 from ringattn_core.run.kernel import Options, accumulator_dtype
 
+_LANES = 64  # at least as many as any CPU's vector registers have
 SCORES = 1 << 26  # at most so many scores at a time, except that one query is the least
 
 Part = tuple[Tensor, Tensor]  # out (rows, num_heads, tokens, head_dim_v), lse (rows, num_heads, tokens)
@@ -25,6 +27,9 @@ def fused(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float) -> Part
     if softcap or dim != v.shape[3] or any(x.stride(3) != 1 for x in (q, k, v)):
         return None
     if q.device.type == "cpu":
+        # Of fewer keys than a vector register has lanes it makes numbers that are not finite finite.
+        if k.shape[2] < _LANES and not finite([q], [k, v], scale):
+            return None
         # The kv heads are its batch, and the query heads of each share its keys: no key is copied.
         group = q.view(q.shape[0], k.shape[1], -1, *q.shape[2:]).flatten(0, 1)
         keys, values = (x.flatten(0, 1).unsqueeze(1).expand(-1, group.shape[1], -1, -1) for x in (k, v))
