@@ -24,7 +24,8 @@ _SIZES = {
     """,
     32: """
         hidden_size d_model n_embd emb_dim embedding_size embedding_dim attention_hidden_size lru_width
-        backbone_hidden_size word_embed_proj_dim input_embedding_size output_embedding_size
+        backbone_hidden_size word_embed_proj_dim input_embedding_size output_embedding_size adapter_in_dim
+        adapter_out_dim adapter_input_size
     """,
     16: """
         moe_intermediate_size shared_expert_intermediate_size shared_intermediate_size kv_lora_rank q_lora_rank
@@ -122,6 +123,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "mellum": _MIXED,
     "nemotron": {"num_key_value_heads": 2},
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
+    "reformer": _DECODER | {"axial_pos_embds": False},
     "roc_bert": _DECODER | {"pronunciation_vocab_size": 64, "shape_vocab_size": 64},
     "xmod": _DECODER | {"languages": ["en_XX"], "default_language": "en_XX"},
     "zamba": _SHARED_TRANSFORMER,
