@@ -21,6 +21,14 @@ _REFUSED = BEYOND_BANDS | {
 }
 
 
+_NOT_PARALLELIZED = (
+    "{} uses the attention implementation 'ringattn', but nobody said over which ranks its sequences are sharded: call "
+    "ringattn.hf.parallelize(model, group) before the model runs. If that was done, a layer on the way from the model "
+    "to its attention does not pass keyword arguments on. A model that was made from the config of a parallelized one "
+    "has this from there: choose another with model.set_attn_implementation."
+)
+
+
 @no_compile
 def attention_forward(
     module: nn.Module,
@@ -48,13 +56,7 @@ def attention_forward(
     """
     batch = kwargs.get(KEYWORD)
     if not isinstance(batch, ShardedBatch | Decoding):
-        raise UnsupportedError(
-            f"{type(module).__name__} uses the attention implementation 'ringattn', but nobody said over which ranks "
-            "its sequences are sharded: call ringattn.hf.parallelize(model, group) before the model runs. If that was "
-            "done, a layer on the way from the model to its attention does not pass keyword arguments on. A model that "
-            "was made from the config of a parallelized one has this from there: choose another with "
-            "model.set_attn_implementation."
-        )
+        raise UnsupportedError(_NOT_PARALLELIZED.format(type(module).__name__))
     _check(module, attention_mask, kwargs)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     left = -1 if sliding_window is None else sliding_window - 1

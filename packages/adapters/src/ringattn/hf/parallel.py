@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import PretrainedConfig, Trainer
 
 from ringattn.context_parallel import ContextParallel
@@ -75,21 +78,29 @@ def parallelize(
     if isinstance(model, Trainer):
         if cp is None or group is not None:
             raise ValueError("Say how many processes share a sequence of a Trainer: parallelize(trainer, cp=8).")
-        whole = trainer.computes_loss(model) if logits is None else logits == "whole"
-        trainer.check(model)
-        mesh = trainer.mesh_of(model, cp)
-        trainer.check_groups(model, mesh["dp"].size())
-        shared = ContextParallel(mesh["cp"], layout, route, head_groups=head_groups, kernel=kernel)
-        for each in trainer.models(model):
-            _hook(each, shared, whole)
-        trainer.share_batches(model, mesh)
-        if not whole and trainer.computes_loss(model):
-            trainer.explain_shards(model)
+        of_mesh = partial(ContextParallel, layout=layout, route=route, head_groups=head_groups, kernel=kernel)
+        _parallelize_trainer(model, cp, of_mesh, logits)
         return model  # type: ignore[no-any-return]
     if cp is not None:
         raise ValueError('cp is for a Trainer; for a model give its group: parallelize(model, mesh["cp"]).')
     _hook(model, ContextParallel(group, layout, route, head_groups=head_groups, kernel=kernel), logits == "whole")
     return model
+
+
+def _parallelize_trainer(
+    given: Trainer, cp: int, of_mesh: Callable[[DeviceMesh], ContextParallel], logits: str | None
+) -> None:
+    """Its models are hooked over `cp` neighbouring processes, which get the same batches."""
+    whole = trainer.computes_loss(given) if logits is None else logits == "whole"
+    trainer.check(given)
+    mesh = trainer.mesh_of(given, cp)
+    trainer.check_groups(given, mesh["dp"].size())
+    shared = of_mesh(mesh["cp"])
+    for each in trainer.models(given):
+        _hook(each, shared, whole)
+    trainer.share_batches(given, mesh)
+    if not whole and trainer.computes_loss(given):
+        trainer.explain_shards(given)
 
 
 def _hook(model: nn.Module, cp: ContextParallel, whole_logits: bool) -> None:
