@@ -102,7 +102,7 @@ def test_names_that_do_not_exist() -> None:
         ringattn.hf.parallelize(model, SingleRank(), route="gathers")
     with pytest.raises(ValueError, match="init_process_group"):
         ringattn.hf.parallelize(model)
-    with pytest.raises(ValueError, match=r"logits must be 'shards', .* got 'full'"):
+    with pytest.raises(ValueError, match=r"logits must be 'shards' .* got 'full'"):
         ringattn.hf.parallelize(model, SingleRank(), logits="full")
     with pytest.raises(TypeError, match="load 'gpt2' first, with AutoModelForCausalLM"):
         ringattn.hf.parallelize("gpt2", SingleRank())

@@ -71,10 +71,7 @@ def parallelize(
     `ringattn.attention`.
     """
     if logits not in (None, "shards", "whole"):
-        raise ValueError(
-            f"logits must be 'shards', for each rank its own tokens', or 'whole', all tokens', on every rank, got "
-            f"{logits!r}."
-        )
+        raise ValueError(f"logits must be 'shards' (of each rank's tokens) or 'whole' (of all tokens), got {logits!r}.")
     if isinstance(model, Trainer):
         if cp is None or group is not None:
             raise ValueError("Say how many processes share a sequence of a Trainer: parallelize(trainer, cp=8).")
