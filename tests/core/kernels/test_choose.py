@@ -174,7 +174,7 @@ def test_asking_again_is_a_look_up() -> None:
 def test_what_is_remembered_goes_with_the_schedule() -> None:
     before = len(module._CHOSEN)
     sharding = Sharding(contiguous, (0, 9), 2)
-    planned = planner._planned.__wrapped__(sharding, sharding, ring, 0, FULL, 1, 0)
+    planned = planner._planned.__wrapped__(sharding, sharding, ring, 0, FULL, 0)
     choose(Q, K, V, planned, PLAIN)
     assert len(module._CHOSEN) == before + 1
     del planned
