@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,9 @@ import processes
 from adapters.hf import compare
 from ringattn.compat import ring_flash_attn as rfa
 from ringattn.compat.ring_flash_attn import stripe_flash_attn, zigzag_ring_flash_attn_varlen
+from ringattn.compat.ring_flash_attn.ring_flash_attn import ring_flash_attn_forward
+from ringattn_comms.backends import threads
+from ringattn_comms.communicator import Communicator
 
 GLOBAL = torch.tensor([0, 8, 24, 40], dtype=torch.int32)
 
@@ -58,3 +62,17 @@ def raw_passes() -> dict[str, float]:
     with pytest.raises(ValueError, match="not the random numbers"):
         stripe_flash_attn.stripe_flash_attn_backward(None, *[q] * 6, 1.0, dropout_p=0.1)
     return found
+
+
+@pytest.mark.parametrize("fault", [{"dropout_p": "x"}, {"v": None}], ids=str)
+def test_what_one_rank_is_refused_all_are_told(fault: dict[str, Any]) -> None:
+    x = torch.zeros(1, 4, 2, 8)
+
+    def rank(comm: Communicator) -> str:
+        given = {"q": x, "k": x, "v": x} | (fault if comm.rank else {})
+        with pytest.raises((TypeError, ValueError)) as caught:
+            ring_flash_attn_forward(comm, softmax_scale=0.3, **given)
+        return str(caught.value)
+
+    told, own = threads.run(2, rank, timeout=10)
+    assert told.startswith("rank 1 refused its input") and own in told

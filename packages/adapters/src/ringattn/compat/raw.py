@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ringattn import checks
 from ringattn.agree import telling
-from ringattn.call import Call, CallSpec, drawn_seed
+from ringattn.call import Call, CallSpec
 from ringattn.conventions import CONVENTIONS, RAW_TAIL, Convention, names
 from ringattn.family import Function, Given, divide, function
 from ringattn.functions import FUNCTIONS
-from ringattn.tensors import batched, flattened, flattened_lse
+from ringattn.tensors import batched, check_tensors, flattened, flattened_lse
 from ringattn_comms.connect import communicator
 from ringattn_core.run.execute import Result
 from ringattn_core.run.transport import KV
@@ -30,8 +30,8 @@ def exports(prefix: str, *others: Function) -> dict[str, Any]:
     lengths = (*convention.lengths, *(convention.raw_only or ()), "softmax_scale")
 
     def forward(given: Given) -> tuple[Tensor, Tensor]:
-        q, k, v, seed = given["q"], given["k"], given["v"], drawn_seed(given["dropout_p"])
-        call = _planned(convention, given, seed)
+        call = _planned(convention, given)
+        q, k, v = given["q"], given["k"], given["v"]
         with torch.no_grad():
             result, _ = call.forward(flattened(q), flattened(k), flattened(v), None)
         return result.out.view(*q.shape[:-1], v.shape[-1]), batched(result.lse, q)
@@ -43,7 +43,7 @@ def exports(prefix: str, *others: Function) -> dict[str, Any]:
                     f"{prefix}_backward got dropout_p={given['dropout_p']}, but not the random numbers of the forward "
                     f"pass: call {prefix}_func, which keeps them."
                 )
-        call = _planned(convention, given, 0)
+        call = _planned(convention, given)
         dout, q, k, v, out = (flattened(given[name]) for name in _SAVED[:-1])
         result = Result(out, flattened_lse(given["softmax_lse"]), [])
         with torch.no_grad():
@@ -63,11 +63,12 @@ def exports(prefix: str, *others: Function) -> dict[str, Any]:
     return {"__all__": sorted(found), **found}
 
 
-def _planned(convention: Convention, given: Given, seed: int) -> Call:
+def _planned(convention: Convention, given: Given) -> Call:
     q, k, v, scale = given["q"], given["k"], given["v"], given["softmax_scale"]
     with telling(lambda: communicator(given["process_group"])):
+        check_tensors("q, k and v must be tensors", q, k, v)
         cp, borders, slopes = divide(convention, given["process_group"], q, k, v, given)
         scale = q.shape[-1] ** -0.5 if scale is None else scale
         window = checks.causal_window(given["causal"], given["window_size"])
         rest: tuple[Any, ...] = 0.0, scale, given["dropout_p"], given["deterministic"], True, borders
-        return CallSpec(cp, given["causal"], window, *rest).plan(q, k, v, None, slopes, seed)
+        return CallSpec(cp, given["causal"], window, *rest).plan(q, k, v, None, slopes)
