@@ -41,7 +41,7 @@ def solve(launch: Launch, inputs: list[Tensor], options: Options, found: Found |
     q, k, v, dout = inputs
     block, rng_state = Reference().forward(q, KV(k, v), launch, options)
     total = OutAccumulator(q, v.shape[2])
-    total.add(launch, slice(0, q.shape[1]), block)
+    total.add(launch, block)
     out, lse = total.finish(block.out.dtype)
     whole_out, whole_lse = (out, lse) if found is None else found[:2]
     queries = Queries(q, whole_out, dout, finite_or_nan(whole_lse), (dout * whole_out).sum(-1).T)
