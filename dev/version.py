@@ -26,7 +26,7 @@ def version(root: Path = ROOT) -> str:
     found = {VERSION.findall(path.read_text(encoding="utf-8"))[0] for path in projects(root)}
     if len(found) != 1:
         raise ValueError(f"The packages have different versions: {sorted(found)}.")
-    return found.pop()
+    return str(found.pop())
 
 
 def bump(new: str, root: Path = ROOT) -> None:

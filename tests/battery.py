@@ -303,7 +303,7 @@ def _attend(bench: Bench, cp: ContextParallel, whole: Whole, **window: object) -
     """This rank's answer, on the CPU, and the tokens that it is for."""
     rows = bench.rows(cp, len(whole.q))
     own = bench.leaves(whole, rows)
-    out, lse = attention(*own, cp=cp, return_lse=True, **window)  # type: ignore[arg-type]
+    out, lse = attention(*own, cp=cp, return_lse=True, **window)
     grads = torch.autograd.grad(out, own, whole.dout[rows].to(bench.device))
     return Answer(*(x.detach().cpu() for x in (out, lse, *grads))), rows
 
@@ -333,4 +333,4 @@ def _truth(
 
 def _without_lse(whole: Whole, packed: tuple[int, ...] | None = None, **options: object) -> Answer:
     """The oracle's answer where nothing depends on lse: a gradient of it would go to the reference kernel."""
-    return truth(whole._replace(dlse=torch.zeros_like(whole.dlse)), packed, **options)  # type: ignore[arg-type]
+    return truth(whole._replace(dlse=torch.zeros_like(whole.dlse)), packed, **options)

@@ -64,7 +64,7 @@ def groupEnd() -> None:  # noqa: N802
 class NcclCommunicator:
     def __init__(self, ndev: int, commId: tuple[int, ...], rank: int) -> None:  # noqa: N803
         assert (ndev, rank) == (dist.get_world_size(), dist.get_rank())
-        assert isinstance(commId, tuple) and len(commId) == 128
+        assert len(commId) == 128
         everyone: list[object] = [None] * ndev
         dist.all_gather_object(everyone, commId)
         assert len(set(everyone)) == 1, "the ranks met under different names"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import torch
 
@@ -19,7 +20,7 @@ WINDOWS = [(-1, -1), (-1, 0), (300, 0), (0, 0), (100, 50), (200, -1)]
 
 def launches(count: int, seed: int) -> list[tuple[Launch, int, int]]:
     """Launches of random schedules, with the lengths of their query and key buffers."""
-    rng, found = random.Random(seed), {}
+    rng, found = random.Random(seed), dict[Any, Any]()
     while len(found) < count:
         lengths = [rng.choice([rng.randint(1, 40), rng.randint(100, 1500)]) for _ in range(rng.choice([1, 1, 2, 5]))]
         borders = tuple(sum(lengths[:i]) for i in range(len(lengths) + 1))

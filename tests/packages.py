@@ -536,9 +536,9 @@ def _ranges(cu_seqlens: Tensor | None, seqused: Tensor | None, x: Tensor) -> lis
     return [range(start, start + length) for start, length in zip(starts, used, strict=False)]
 
 
-def _scores(q: Tensor, k: Tensor, live: Tensor, mask: Mask) -> tuple[Tensor, Tensor | float]:
+def _scores(q: Tensor, k: Tensor, live: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:
     """Scores, (heads, rows, columns), and the slope of softcap."""
-    scores, slope = q.transpose(0, 1) @ _shared(k, q).mT * mask.scale, 1.0
+    scores, slope = q.transpose(0, 1) @ _shared(k, q).mT * mask.scale, torch.ones(())
     if mask.softcap:
         squashed = torch.tanh(scores / mask.softcap)
         scores, slope = squashed * mask.softcap, 1 - squashed**2

@@ -110,7 +110,7 @@ def keys_at_hand(schedule: Schedule, step: Step) -> dict[int, int]:
 def with_step(schedule: Schedule, index: int, **changes: object) -> Schedule:
     """The schedule with one step changed."""
     steps = list(schedule.steps)
-    steps[index] = replace(steps[index], **changes)  # type: ignore[arg-type]
+    steps[index] = replace(steps[index], **changes)
     return replace(schedule, steps=tuple(steps))
 
 

@@ -90,6 +90,7 @@ def _results(receivers: list[Connection], deadline: float, timeout: float, endin
             missing = [rank for rank in range(len(receivers)) if rank not in results]
             raise TimeoutError(f"ranks {missing} of {len(receivers)} were not done after {timeout:g} s")
         for receiver in ready:
+            assert isinstance(receiver, Connection)
             rank = receivers.index(receiver)
             try:
                 done, results[rank] = pickle.loads(receiver.recv_bytes())

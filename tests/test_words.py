@@ -154,13 +154,13 @@ def words(text: str) -> set[str]:
 def complaints(name: str, text: str) -> list[str]:
     names = code(name, text)
     wrong = dict(OLD_NAMES)
-    for folder, old in OLD_NAMES_OF.items():
-        wrong |= old if name.startswith(folder) and name.endswith(".py") else {}
+    for folder, names_there in OLD_NAMES_OF.items():
+        wrong |= names_there if name.startswith(folder) and name.endswith(".py") else {}
     found = [f"{name} says {old}: it is {new} now" for old, new in wrong.items() if old in words(names)]
     if name.startswith(("packages/core/", "packages/comms/")) and name.endswith(".py"):
-        for old, new in OLD_METHODS.items():
+        for old, method in OLD_METHODS.items():
             if re.search(rf"(\bdef|\.) {old}\b", names):
-                found.append(f"{name} has a method {old}: it is {new} now")
+                found.append(f"{name} has a method {old}: it is {method} now")
     return found
 
 

@@ -247,7 +247,7 @@ def test_dtypes_of_gradients(dtype: torch.dtype) -> None:
     out, lse = attention(q, k, v, sinks=sinks, return_lse=True)
     (out.sum() + lse.sum()).backward()
     assert out.dtype == dtype and lse.dtype == torch.promote_types(dtype, torch.float32)
-    assert [x.grad.dtype for x in (q, k, v)] == [dtype] * 3
+    assert [x.grad.dtype for x in (q, k, v) if x.grad is not None] == [dtype] * 3
     assert sinks.grad is not None and sinks.grad.dtype == torch.float32
 
 

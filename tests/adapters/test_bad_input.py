@@ -192,7 +192,7 @@ def test_head_groups() -> None:
     """They divide the kv heads, for every message has the same size."""
     for groups in (0, "2"):
         with pytest.raises(ValueError, match=f"head_groups must be a whole number, 1 or more, got {groups!r}"):
-            ContextParallel(SingleRank(), head_groups=groups)  # type: ignore[arg-type]
+            ContextParallel(SingleRank(), head_groups=groups)
     for groups in (3, 4):
         message = f"head_groups must divide num_kv_heads, got {groups} groups of 2 kv heads"
         call(ValueError, message, parallel={"head_groups": groups})

@@ -29,8 +29,8 @@ class Unusable(Communicator):
     def send_recv(self, *_: object) -> Work:
         return self.fail()
 
-    all_gather = reduce_scatter = all_to_all = send_recv
-    say = all_gather_object = shared_buffers = second_communicator = waits = fail
+    all_gather = reduce_scatter = all_to_all = send_recv  # type: ignore[assignment]
+    say = all_gather_object = shared_buffers = second_communicator = waits = fail  # type: ignore[assignment]
     agreement = property(fail)
 
 
@@ -100,6 +100,6 @@ def test_numbers_of_other_types_are_the_same_terms() -> None:
     said, q = set[bytes](), torch.zeros(8, 2, 8)
     for scale, softcap, deterministic in ((1.0, 0.0, True), (1, 0, 1), (True, False, True)):
         encoded.cache_clear()  # as on another rank, which has not been asked for an equal number of another type
-        spec = CallSpec(ContextParallel(SingleRank()), True, (-1, -1), softcap, scale, 0.0, deterministic, False)  # type: ignore[arg-type]
+        spec = CallSpec(ContextParallel(SingleRank()), True, (-1, -1), softcap, scale, 0.0, deterministic, False)
         said.add(spec.prepare(q, q, q).terms)
     assert len(said) == 1

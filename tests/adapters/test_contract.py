@@ -165,7 +165,7 @@ def test_6_7_8_9_10_what_is_returned(family: Family, dtype: torch.dtype) -> None
         alone = function(q, k, v, *between, causal=True, group=comm)
         assert isinstance(alone, Tensor) and torch.equal(alone, out)
         alone.sum().backward()
-        assert [x.grad.dtype for x in (q, k, v)] == [dtype] * 3
+        assert [x.grad.dtype for x in (q, k, v) if x.grad is not None] == [dtype] * 3
 
     run(2, main)
 
@@ -423,7 +423,7 @@ def test_24_no_host_sync(family: Family, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("packing", "backend"), [("func", "eager"), ("kvpacked_func", "aot_eager"), ("qkvpacked_func", "eager")]
 )
-@torch._dynamo.config.patch(capture_scalar_outputs=True)
+@torch._dynamo.config.patch(capture_scalar_outputs=True)  # type: ignore[untyped-decorator]
 def test_32_torch_compile(packing: str, backend: str) -> None:
     """32: compiled with capture_scalar_outputs every function runs, and gives the same."""
     calls = []

@@ -101,7 +101,7 @@ def test_what_can_be_read(given: Any) -> None:
 def test_borders_are_tuples() -> None:
     """They are equal to tuples, and hash as such."""
     assert Borders((0, 3)) == (0, 3) and hash(Borders((0, 3))) == hash((0, 3))
-    assert {(0, 3): "found"}[Borders((0, 3))] == "found"
+    assert {(0, 3): "found"}[Borders((0, 3))] == "found"  # type: ignore[index]
 
 
 def test_arithmetic() -> None:

@@ -93,7 +93,7 @@ def ring_function(odd: bool) -> None:
 def two_threads(odd: bool) -> None:
     """While one thread of the odd rank is in a pass, another one begins one."""
     cp, inside, left = ContextParallel(), Barrier(2), Barrier(2)
-    agreement = cp.communicator.agreement  # type: ignore[attr-defined]
+    agreement = cp.communicator.agreement
 
     def hold() -> None:
         with agreement.turn("forward", b"{}"):
@@ -222,7 +222,7 @@ FAULTS: dict[str, tuple[Callable[[bool], object], str, str]] = {
         "dropout_p must be in",
     ),
     "refused before it is a call": (
-        lambda odd: attention(*shares(CP)[:2], [] if odd else shares(CP)[2], cp=CP),  # type: ignore[arg-type]
+        lambda odd: attention(*shares(CP)[:2], [] if odd else shares(CP)[2], cp=CP),
         r"rank 2 refused its input: TypeError: q, k and v must be tensors, got Tensor, Tensor, list",
         "q, k and v must be tensors",
     ),

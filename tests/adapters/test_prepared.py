@@ -114,7 +114,7 @@ def test_bad_input_is_refused_as_before(prepared) -> None:
     cp, q = ContextParallel(SingleRank()), drawn()
     for window in ([3, 0], ([3], 0)):
         try:
-            attention(*q, cp=cp, window_size=window)  # type: ignore[arg-type]
+            attention(*q, cp=cp, window_size=window)
         except TypeError as error:
             assert "window_size must be (left, right)" in str(error)
     with pytest.raises(ValueError, match="contradict"):

@@ -45,7 +45,7 @@ def test_every_family(size: int) -> None:
 
 
 def all_families() -> Check:
-    found = {}
+    found = dict[str, float]()
     for family, causal in product(FAMILIES, (False, True)):
         found |= compare(family, None, causal=causal, window_size=(-1, -1) if causal else (4, 1))
     return found
@@ -83,7 +83,7 @@ def test_dropout() -> None:
 
 
 def dropout() -> Check:
-    whole, found = draw(30), {}
+    whole, found = draw(30), dict[str, float]()
     torch.manual_seed(5)
     kept = dropped(whole, 0.4)
     assert 0.3 < (kept == 0).to(torch.float64).mean() < 0.5

@@ -28,7 +28,7 @@ def test_battery() -> None:
 def meet_over_stores() -> None:
     gloo_nccl.install()
     rank, size = dist.get_rank(), dist.get_world_size()
-    store = dist.PrefixStore("somewhere", dist.distributed_c10d._get_default_store())
+    store = dist.PrefixStore("somewhere", dist.distributed_c10d._get_default_store())  # type: ignore[attr-defined]
     comms = [CupyNccl(store, rank, size), CupyNccl(store, rank, size), CupyNccl.of()]
     comms.append(comms[0].second_communicator(torch.device("cpu")))
     assert comms[0].second_communicator(torch.device("cpu")) is comms[-1]
@@ -49,7 +49,7 @@ def test_ranks_meet_over_any_store() -> None:
 def test_without_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy.cuda", None)
     with pytest.raises(ImportError, match=r"needs CuPy, .* pip install 'ringattn-comms\[cupy\]'"):
-        CupyNccl(dist.HashStore(), 0, 1)
+        CupyNccl(dist.HashStore(), 0, 1)  # type: ignore[attr-defined]
 
 
 def test_without_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,4 +58,4 @@ def test_without_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
     gloo_nccl.install()
     monkeypatch.setattr(gloo_nccl, "available", False)
     with pytest.raises(ImportError, match="needs NCCL, which CuPy did not find"):
-        CupyNccl(dist.HashStore(), 0, 1)
+        CupyNccl(dist.HashStore(), 0, 1)  # type: ignore[attr-defined]

@@ -142,7 +142,7 @@ def test_a_default_group_that_comes_later_is_another_one() -> None:
     made: list[object] = []
     make = torch_dist._once(lambda group, fact: made.append(fact) or len(made))
     for life in range(2):
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
         try:
             found = [make(group, fact) for fact in "ab" for group in (None, None, dist.group.WORLD)]
         finally:
@@ -152,7 +152,7 @@ def test_a_default_group_that_comes_later_is_another_one() -> None:
 
 
 def test_devices_that_a_group_has_no_backend_for() -> None:
-    dist.init_process_group("cpu:gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("cpu:gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     try:
         with pytest.raises(
             ValueError, match=r"Tensors on meta cannot travel in this group, whose backends are 'cpu:gloo'"

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import accumulate, product
+from typing import Any
 
 import pytest
 import torch
@@ -335,7 +336,7 @@ class Recorded(Communicator):
 
 def test_all_ranks_make_the_same_calls_in_the_same_order() -> None:
     """Over random problems: the same calls, shapes and dtypes on all ranks, and a receiver for every message."""
-    rng, seen = random.Random(0), set()
+    rng, seen = random.Random(0), set[Any]()
     for _ in range(80):
         lengths = [rng.randint(0, 20) for _ in range(rng.randint(1, 4))]
         problem = Problem(
@@ -465,7 +466,7 @@ class Mute(Communicator):
     def send_recv(self, *_: object) -> Work:
         raise AssertionError("one rank has nobody to talk to")
 
-    all_gather = reduce_scatter = all_to_all = shift = send_recv
+    all_gather = reduce_scatter = all_to_all = shift = send_recv  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -23,7 +23,7 @@ def spy(name: str, scope: Any = None, local: Any = None, names: Any = (), level:
     return original(name, scope, local, names, level)
 
 
-builtins.__import__ = spy
+builtins.__import__ = spy  # type: ignore[assignment]
 
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402

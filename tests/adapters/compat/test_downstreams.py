@@ -75,7 +75,7 @@ def test_olmo_core() -> None:
 
 
 def olmo_core() -> Errors:
-    group, found = dist.group.WORLD, {}
+    group, found = dist.group.WORLD, Errors()
     tail = {"dropout_p": 0.0, "softmax_scale": 8**-0.5, "causal": True, "window_size": (-1, -1), "group": group}
     leaves, dout, expected = case(ZIGZAG, [0, 16])
     found |= differences("zigzag", rfa.zigzag_ring_flash_attn_func(*leaves, **tail), leaves, dout, expected)
@@ -166,7 +166,7 @@ def test_axolotl() -> None:
 
 
 def axolotl() -> Errors:
-    found, group, calls = {}, dist.group.WORLD, []
+    found, group, calls = Errors(), dist.group.WORLD, list[Any]()
 
     def create(process_group: Any, heads_k_stride: int) -> list[Any]:
         def forward(q: Tensor, k: Tensor, v: Tensor, *args: Any, is_causal: bool, **kwargs: Any) -> Tensor:
@@ -254,7 +254,7 @@ def test_llama_factory() -> None:
 
 
 def llama_factory() -> Errors:
-    found = {}
+    found = Errors()
     for family in (RING, ZIGZAG):
         leaves, dout, expected = case(family, [0, 16])
         out = family.function()(*leaves, 0.0, softmax_scale=None, causal=True, group=dist.group.WORLD)

@@ -32,7 +32,7 @@ def average(model: nn.Module) -> None:
     for parameter in trained:  # a rank without a token for an expert has no gradient for it
         parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
     # All in one message: hundreds of small ones would take longer than the model.
-    together = torch.cat([parameter.grad.flatten() for parameter in trained])
+    together = torch.cat([parameter.grad.flatten() for parameter in trained if parameter.grad is not None])
     dist.all_reduce(together)
     parts = together.div_(dist.get_world_size()).split([parameter.numel() for parameter in trained])
     for parameter, part in zip(trained, parts, strict=True):

@@ -77,7 +77,7 @@ def test_a_model_that_takes_no_logits_to_keep(monkeypatch: pytest.MonkeyPatch) -
     alone, model = build("llama").eval(), build("llama").eval()
     plain = type(model).forward
 
-    def forward(self, input_ids=None, attention_mask=None, position_ids=None, labels=None, **kwargs):  # type: ignore[no-untyped-def]
+    def forward(self, input_ids=None, attention_mask=None, position_ids=None, labels=None, **kwargs):
         assert "logits_to_keep" not in kwargs and self.loss_function is not None
         return plain(self, input_ids, attention_mask, position_ids, labels=labels, **kwargs)
 

@@ -96,7 +96,7 @@ def test_one_message_a_layer() -> None:
     class Counting(SingleRank):
         calls = 0
 
-        def all_gather(self, x: Tensor):  # type: ignore[no-untyped-def]
+        def all_gather(self, x: Tensor):
             self.calls += 1
             return super().all_gather(x)
 

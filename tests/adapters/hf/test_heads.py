@@ -48,7 +48,7 @@ HEADS: list[tuple[str, str, dict[str, Any]]] = [
     ("llama", "LlamaForTokenClassification", {"labels": LABELS.where(LABELS < 0, LABELS % 3)}),
     ("llama", "LlamaForQuestionAnswering", SPANS | {"num_labels": 2}),
 ]
-IN_5 = [
+IN_5: list[tuple[str, str, dict[str, Any]]] = [
     ("gpt2", "GPT2LMHeadModel", {"labels": IDS, "token_type_ids": KINDS}),
     ("gpt2", "GPT2ForSequenceClassification", TEXTS),
     ("bert", "BertLMHeadModel", {"labels": IDS, "token_type_ids": KINDS, "is_decoder": True}),
@@ -86,7 +86,7 @@ def heads() -> dict[str, compare.Errors]:
 
 
 def heads_here() -> list[tuple[str, str, dict[str, Any]]]:
-    return HEADS if version("transformers") < "5" else HEADS + IN_5
+    return HEADS if version("transformers") < "5" else [*HEADS, *IN_5]
 
 
 def of_head(name: str, head: str, given: dict[str, Any], **inputs: Any) -> compare.Errors:
@@ -112,7 +112,7 @@ def errors(model: PreTrainedModel, inputs: dict[str, Any]) -> compare.Errors:
 
 def padded() -> compare.Errors:
     """A text's class is read off its last real token, wherever the padding is."""
-    found = {}
+    found = compare.Errors()
     for side in ("left", "right"):
         mask = torch.ones_like(IDS)
         mask[1, slice(8) if side == "left" else slice(13, 21)] = 0
@@ -147,7 +147,7 @@ def pooled() -> compare.Errors:
     } | compare.worst(compare.gradients(sharded, alone))
 
 
-class Value(transformers.LlamaForCausalLM):  # type: ignore[misc]
+class Value(transformers.LlamaForCausalLM):
     """A head of the user's, on a class whose head runs on shards."""
 
     def forward(self, *args: Any, labels: Tensor | None = None, **kwargs: Any) -> Any:
@@ -215,12 +215,16 @@ def test_arguments_that_cannot_be_sharded(shape: tuple[int, ...]) -> None:
 
 
 def test_arguments_that_every_rank_needs_whole() -> None:
-    seen: dict[str, Tensor] = {}
+    seen: dict[str, Any] = {}
     model = ringattn.hf.parallelize(build("llama", "LlamaForCausalLM"), SingleRank())
     model.model.layers[0].self_attn.register_forward_pre_hook(lambda _, __, kw: seen.update(kw), with_kwargs=True)
-    given = {"of_rows": torch.zeros(3), "of_heads": torch.zeros(2, 4), "of_tokens": [torch.rand(3, 21, 2)]}
+    given: dict[str, Any] = {
+        "of_rows": torch.zeros(3),
+        "of_heads": torch.zeros(2, 4),
+        "of_tokens": [torch.rand(3, 21, 2)],
+    }
     model(IDS, **given)
-    assert {name: torch.equal(seen[name], given[name]) for name in ("of_rows", "of_heads")}
+    assert all(torch.equal(seen[name], given[name]) for name in ("of_rows", "of_heads"))
     order = torch.tensor(seen["ringattn_batch"].positions(0))
     assert torch.equal(seen["of_tokens"][0], given["of_tokens"][0][:, order])
 

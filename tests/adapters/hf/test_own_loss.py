@@ -176,6 +176,7 @@ def test_of_one_process(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> 
         x.requires_grad_()
         values = function(x, labels)
         (values * torch.arange(1, 9).view(2, 4)).sum().backward()
+        assert x.grad is not None
         results.append((values.detach().double(), x.grad.double()))
     for exact, usual, found in zip(*results, strict=True):
         allowed = 1e-10 if dtype == torch.float64 else 2 * (usual - exact).norm()

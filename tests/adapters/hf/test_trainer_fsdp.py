@@ -80,7 +80,7 @@ def trained(kind: type[Trainer], model: PreTrainedModel, **changed: object) -> c
     arguments = TrainingArguments(**settings(per_device_train_batch_size=8 // dist.get_world_size(), **changed))
     trainer = kind(model, arguments, train_dataset=rows(), eval_dataset=rows([9] * 8), data_collator=padded)
     ringattn.hf.parallelize(trainer, cp=2).train()
-    assert isinstance(model, FSDPModule) and all(isinstance(weight, DTensor) for weight in model.parameters())
+    assert isinstance(model, FSDPModule) and all(isinstance(weight, DTensor) for weight in model.parameters())  # type: ignore[attr-defined]
     evaluated = trainer.evaluate()["eval_loss"]
     errors = difference(trainer, model, losses, expected)
     return errors | {"evaluated": abs(evaluated / evaluation(expected) - 1)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ def test_the_example_in_the_docstring() -> None:
         (replace(ON_CPU, longest_dim=None), [(7, 7), (999, 999)], [(8, 16)], "one head dim for keys and values,"),
     ],
 )
-def test_head_dims(limits: Limits, taken: list, refused: list, words: str) -> None:
+def test_head_dims(limits: Limits, taken: list[tuple[int, int]], refused: list[tuple[int, int]], words: str) -> None:
     for dims in taken:
         assert why(limits, dims) is None
     for dims in refused:
@@ -62,7 +63,7 @@ def test_head_dims(limits: Limits, taken: list, refused: list, words: str) -> No
         ("deterministic backward", {"deterministic": True}),
     ],
 )
-def test_options(lacks: str, changes: dict) -> None:
+def test_options(lacks: str, changes: dict[str, Any]) -> None:
     options = replace(PLAIN, **changes)
     assert why(ON_CPU, options=options) is None
     assert why(replace(ON_CPU, lacks=(lacks,)), options=PLAIN) is None

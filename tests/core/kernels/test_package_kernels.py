@@ -37,7 +37,7 @@ from ringattn_core.run.kernel import NO_OUT_GRADS, Block, Kernel, Options, OutGr
 from ringattn_core.run.transport import KV
 
 SCALE = 0.3
-Make = Callable[[packages.Math], dict]
+Make = Callable[[packages.Math], dict[str, ModuleType]]
 WRAPPERS = [
     pytest.param(packages.flash_attn_2_6, FlashAttn2, 2, id="flash-attn 2.6"),
     pytest.param(packages.flash_attn_2_8, FlashAttn2, 2, id="flash-attn 2.8"),
@@ -47,10 +47,10 @@ WRAPPERS = [
 
 
 @pytest.fixture
-def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[dict], None]]:
+def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[dict[str, ModuleType]], None]]:
     """Puts modules where imports find them; the kernels that `choose` has made are forgotten before and afterwards."""
 
-    def put(modules: dict) -> None:
+    def put(modules: dict[str, ModuleType]) -> None:
         for name, module in modules.items():
             monkeypatch.setitem(sys.modules, name, module)
         flash_attn_4._functions.cache_clear()
@@ -164,7 +164,7 @@ def test_other_versions_of_flash_attn_are_refused(install) -> None:
     modules = packages.flash_attn_2_8(packages.Dense(2))
     install(modules)
     for version in ("2.5.9.post1", "3.0.0"):
-        modules["flash_attn"].__version__ = version
+        modules["flash_attn"].__version__ = version  # type: ignore[attr-defined]
         with pytest.raises(ImportError, match=version):
             FlashAttn2()
 

@@ -65,6 +65,7 @@ def test_rows_with_gaps_are_gathered(dense: packages.Dense) -> None:
     launch = Launch((Tile(range(5), range(2, 9)), Tile(range(8, 12), range(9, 12))))
     solve(TorchFlashCuda(), launch, 12, 12, Options(SCALE))
     for lengths, _ in dense.calls:
+        assert lengths.cu_seqlens_q is not None and lengths.cu_seqlens_k is not None
         assert lengths.cu_seqlens_q.tolist() == [0, 5, 9] and lengths.cu_seqlens_k.tolist() == [0, 7, 10]
 
 

@@ -200,8 +200,8 @@ def test_a_hop_on_which_all_need_all_is_a_collective() -> None:
 def test_many_pieces_travel_with_the_rows_between_them_and_are_put_in_order() -> None:
     """One box from each source; a box is read and written again, and so are its gradients."""
     schedules = causal(zigzag, gather, 2, *[8] * 40)
-    boxes = [coalesced_copies(schedule.steps[1], rank) for rank, schedule in enumerate(schedules)]
-    assert all(len(box or ()) == 2 for box in boxes) and len(schedules[0].steps[1].key_slices) > 40
+    boxes = [coalesced_copies(schedule.steps[1], rank) or () for rank, schedule in enumerate(schedules)]
+    assert all(len(box) == 2 for box in boxes) and len(schedules[0].steps[1].key_slices) > 40
     from_others = [sum(len(part.rows) for part in box if part.source != rank) for rank, box in enumerate(boxes)]
     assert len(_Pass([_Rank(), _Rank()], schedules, SMALL, PLAIN, True, False)._keys(1)) == 2, "one for each rank"
     copied = predict(schedules, SMALL, PLAIN, one_sided=True)

@@ -17,7 +17,7 @@ from ringattn_core.plan.schedule import Schedule
 
 
 def forget() -> None:
-    for cached in (planner.plan, planner._planned, planner._alive, lines.mask, lines.shards):
+    for cached in (planner.plan, planner._planned, planner._alive, lines.mask, lines.shards):  # type: ignore[attr-defined]
         cached.cache_clear()
 
 

@@ -18,7 +18,7 @@ from ringattn_core.plan.layout import Layout, contiguous, striped, zigzag
 from ringattn_core.plan.lines import shards
 from ringattn_core.plan.local_rows import default_early_rows
 from ringattn_core.plan.planner import outgoing_rows, plan
-from ringattn_core.plan.route import double_ring, gather, ring, waves
+from ringattn_core.plan.route import Route, double_ring, gather, ring, waves
 from ringattn_core.plan.schedule import Launch, Schedule
 from ringattn_core.plan.tile import Tile
 from work import instructions
@@ -367,7 +367,7 @@ def test_layouts_for_which_masks_are_no_bands_are_refused(layout: Layout) -> Non
 
 
 @pytest.mark.parametrize("route", [ring, waves(2), gather], ids=["ring", "waves", "gather"])
-def test_planning_many_documents_is_no_quadratic_affair(route: planner.Route) -> None:
+def test_planning_many_documents_is_no_quadratic_affair(route: Route) -> None:
     def work(documents: int) -> int:
         borders = tuple(range(0, 64 * documents + 1, 64))
         plan.cache_clear()

@@ -181,7 +181,7 @@ def test_schedules_are_walked_step_by_step() -> None:
     """The keys of a step are asked for only when those of the step before have been used: one buffer may serve all."""
 
     class Reused(LocalTransport):
-        def __iter__(self):  # type: ignore[no-untyped-def]
+        def __iter__(self):
             for step, part in super().__iter__():
                 buffer = KV(part.k.clone(), part.v.clone())
                 yield step, buffer

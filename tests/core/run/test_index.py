@@ -79,7 +79,7 @@ def test_what_is_kept_by_its_use_stays_for_a_graph_too(monkeypatch: pytest.Monke
     monkeypatch.setattr(index, "capturing", lambda: True)
     for make in (stream_index, sequence_index):
         found = weakref.ref(make(Sharding(LAYOUTS["striped"], (0, 11), 2), 1, CPU))
-        make.__wrapped__.cache_clear()
+        make.__wrapped__.cache_clear()  # type: ignore[attr-defined]
         assert alive([found]) == [True]
     captured.clear()
     assert alive([found]) == [False]
