@@ -88,7 +88,7 @@ def test_layouts_of_one_name_are_told_apart() -> None:
 
 def test_seeds_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads share a generator, from which each would draw another one: here it is the rank's number."""
-    monkeypatch.setattr(sys.modules["ringattn.native"], "drawn_seed", lambda dropout_p: rank_of_thread())
+    monkeypatch.setattr(sys.modules["ringattn.call"], "drawn_seed", lambda dropout_p: rank_of_thread())
     with pytest.raises(ValueError, match="seed is 0 on rank 0 and 1 on rank 1"):
         run(2, lambda comm: ask(comm, lambda rank: {"dropout_p": 0.5}), timeout=10)
 
@@ -145,3 +145,18 @@ def test_a_disagreement_is_forgotten() -> None:
 def test_one_rank_asks_nobody() -> None:
     comm = Mute(0, 1)
     assert ask(comm, told({})).shape == (1, 8, 2, 4) and not comm.said
+
+
+def test_a_shard_that_one_rank_is_refused_is_told_where_all_compare(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RINGATTN_CHECK", "1")
+
+    def main(comm: Communicator) -> str:
+        try:
+            ContextParallel(comm).shard(torch.zeros(1, 8 - comm.rank))
+        except ValueError as error:
+            return str(error)
+        return "nothing"
+
+    first, second = run(2, main, timeout=10)
+    assert "does not divide 7 tokens evenly among 2 ranks" in second
+    assert first.startswith("rank 1 refused its input: ValueError: This layout does not divide 7 tokens")

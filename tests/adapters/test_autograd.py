@@ -152,7 +152,7 @@ def test_expanded_gradients() -> None:
 def test_without_gradients(mode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is saved, and what was cached meanwhile does not hurt a later backward pass."""
     # Threads would draw from one generator, and have to have one seed.
-    monkeypatch.setattr(sys.modules["ringattn.native"], "drawn_seed", lambda dropout_p: 5)
+    monkeypatch.setattr(sys.modules["ringattn.call"], "drawn_seed", lambda dropout_p: 5)
     whole = draw(31)
     saved: list[Tensor] = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import count
@@ -148,8 +149,9 @@ class ContextParallel:
         Raises ValueError for lengths that contradict `cu_seqlens`, or that do not divide evenly without it, for tensors
         without that dimension, and where the dimension is in doubt; TypeError for an argument that is no tensor.
         """
-        dim = self._token_dim(tensors, dim)
-        index = [stream_index(self.division(x.shape[dim]), self.cp_rank, x.device) for x in tensors]
+        with agree.telling(lambda: self.communicator) if agree.checked() else nullcontext():
+            dim = self._token_dim(tensors, dim)
+            index = [stream_index(self.division(x.shape[dim]), self.cp_rank, x.device) for x in tensors]
         if agree.checked():
             agree.compare_shards(self.communicator, tensors)
         shards = tuple(x.index_select(dim, rows) for x, rows in zip(tensors, index, strict=True))
