@@ -35,7 +35,7 @@ def test_every_case_and_route_has_a_verdict(
     monkeypatch.setattr(planning, "CASES", cases)
     monkeypatch.setattr(planning, "PROOF", planning.PROOF * factor)
     assert planning.main(["--repeats", "1"]) == code
-    verdicts = [line.split()[-1] for line in capsys.readouterr().out.splitlines()]
+    verdicts = [line.split()[-1] for line in capsys.readouterr().out.splitlines() if line]
     plans = sum(len(case.routes) for case in cases)
     assert verdicts == ["budget", *[verdict] * plans, "budget", *[verdict] * len(planning.PROOFS)]
 
