@@ -18,11 +18,11 @@ class ScheduleError(ValueError):
 def verify(schedules: Sequence[Schedule], window: Window | None = None) -> None:
     """Raise ScheduleError unless the schedules, of all ranks in their order, compute the attention under this window.
 
-    Without a window, it is that for which they were planned. What is checked: every position is held by one rank; every
-    live cell of the mask is computed once; the ranks take the same steps and agree on who sends what to whom; what
-    others fetch of a rank's keys is what it finds that it lends (`planner.outgoing_rows`); keys lie in their buffers
-    where the launches look for them; and a kernel can take every launch: its window is sound, no row or column is in it
-    twice.
+    Without a window, it is the window or the mask for which they were planned. What is checked: every position is held
+    by one rank; every live cell of the mask is computed once; the ranks take the same steps and agree on who sends what
+    to whom; what others fetch of a rank's keys is what it finds that it lends (`planner.outgoing_rows`); keys lie in
+    their buffers where the launches look for them; and a kernel can take every launch: its window is sound, no row or
+    column is in it twice.
     """
     _check_group(schedules)
     for name in ("queries", "keys"):
@@ -32,21 +32,25 @@ def verify(schedules: Sequence[Schedule], window: Window | None = None) -> None:
     lengths = [schedule.key_length for schedule in schedules]
     if schedules[0].shard_size != max(lengths):
         raise ScheduleError(f"shard_size is {schedules[0].shard_size}, but a rank holds up to {max(lengths)} keys.")
-    for complaint in _complaints(schedules, window or schedules[0].window, stride):
+    for complaint in _complaints(schedules, window, stride):
         if complaint:
             raise ScheduleError(complaint)
 
 
-def _complaints(schedules: Sequence[Schedule], window: Window, stride: int) -> Iterator[str | None]:
+def _complaints(schedules: Sequence[Schedule], window: Window | None, stride: int) -> Iterator[str | None]:
     """What is wrong with pieces and tiles, or None for each kind in which nothing is."""
     # To plan takes no PyTorch, which these count with.
     from ringattn_core.look.coverage import complaint_about_cells
+    from ringattn_core.look.mask_cells import complaint_about_mask
     from ringattn_core.look.sound import complaint_about_launches, complaint_about_lending, complaint_about_pieces
 
     for schedule in schedules:
         yield complaint_about_pieces(schedule, [other.key_length for other in schedules])
         yield complaint_about_launches(schedule)
-    yield complaint_about_cells(schedules, window, stride)
+    if window is None and (mask := schedules[0].mask) is not None:
+        yield complaint_about_mask(schedules, mask)
+    else:
+        yield complaint_about_cells(schedules, window or schedules[0].window, stride)
     yield complaint_about_lending(schedules)
 
 
@@ -61,7 +65,7 @@ def _check_group(schedules: Sequence[Schedule]) -> None:
                 f"Schedule {rank} of {len(schedules)} is that of rank {schedule.cp_rank} of {schedule.cp_size}: "
                 "give the schedules of all ranks, in their order."
             )
-        for name in ("queries", "keys", "shard_size", "shifts", "route", "window"):
+        for name in ("queries", "keys", "shard_size", "shifts", "route", "window", "mask"):
             if getattr(schedule, name) != getattr(first, name):
                 raise ScheduleError(f"Ranks 0 and {rank} differ in {name}.")
         if (hops := _hops(schedule)) != _hops(first):

@@ -8,8 +8,7 @@ falls out of this.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import compress
 from operator import add
 from typing import NamedTuple
@@ -19,10 +18,12 @@ from ringattn_core.plan.alive import alive as _alive
 from ringattn_core.plan.arrange import arranged, merged
 from ringattn_core.plan.columns import KeySlices, Parts
 from ringattn_core.plan.join import joined_tiles
+from ringattn_core.plan.launches import batched, only_slice
 from ringattn_core.plan.layout import Layout, Sharding
 from ringattn_core.plan.lines import Mask, Shard, mask
 from ringattn_core.plan.local_rows import split, with_early_rows
 from ringattn_core.plan.many import full_tiles, gathered, lending
+from ringattn_core.plan.mask_planner import outgoing_rows_of_mask
 from ringattn_core.plan.memo import by_owner, recent, shared
 from ringattn_core.plan.route import Route, RouteTable, route_table
 from ringattn_core.plan.schedule import KeySlice, Launch, Schedule, Step
@@ -140,6 +141,8 @@ def outgoing_rows(schedule: Schedule, hop: int) -> KeySlices:
 
     Where the rows lie there is for that rank to say: the offsets here mean nothing.
     """
+    if schedule.mask is not None:
+        return outgoing_rows_of_mask(schedule, hop)
     whole = mask(schedule.queries, schedule.keys, schedule.window)
     everyone = route_table(schedule.route, schedule.cp_size)
     ranks, begins, counts = list[int](), list[int](), list[int]()
@@ -201,7 +204,7 @@ def _hop(
         tiles = full_tiles(mask, rank, sources[0])
         if tiles is not None:
             full = (Launch(tiles),) if tiles else ()
-            return _piece(sources[0], full), full
+            return only_slice(sources[0], full), full
     buffer = gathered(mask, rank, sources) if len(sources) > 1 else None
     shards = [] if buffer else [mask.keys.held(source) for source in sources]
     key_slices, sequences = list[KeySlice](), list[list[Tile]]()
@@ -216,30 +219,7 @@ def _hop(
         if early_rows:
             theirs = [line for line in keys if line[3] != rank]
             sequences.append(joined_tiles(mask, sequence, early_rows, merged(mask, theirs)))
-    launches = tuple(_launches(sequences))
+    launches = tuple(batched(sequences))
     if len(sources) == 1:
-        return _piece(sources[0], launches), launches
+        return only_slice(sources[0], launches), launches
     return buffer.key_slices() if buffer else tuple(key_slices), launches
-
-
-def _piece(source: int, launches: Sequence[Launch]) -> tuple[KeySlice, ...]:
-    """What is needed of one source's shard, which is the buffer: from the first row to the last."""
-    if not launches:
-        return ()
-    start, stop = min(launch.columns.start for launch in launches), max(launch.columns.stop for launch in launches)
-    return (KeySlice(source, range(start, stop), start),)
-
-
-def _launches(sequences: Iterable[list[Tile]]) -> list[Launch]:
-    """Batch tiles of one window that follow each other in rows and columns: a tile joins the first launch it can."""
-    batches: dict[Window, list[list[Tile]]] = defaultdict(list)
-    for tiles in sequences:
-        for tile in tiles:
-            top, start, same = tile.q.start, tile.k.start, batches[tile.window]
-            for batch in same:
-                if batch[-1].q.stop <= top and batch[-1].k.stop <= start:
-                    batch.append(tile)
-                    break
-            else:
-                same.append([tile])
-    return [Launch(tuple(batch)) for same in batches.values() for batch in same]

@@ -13,6 +13,7 @@ from ringattn_core.plan.tile import Tile, Window
 
 if TYPE_CHECKING:
     from ringattn_core.plan.columns import FullTiles, KeySlices
+    from ringattn_core.plan.mask import Mask
 
 _TILE, _PIECE, _STEP = 300, 200, 1000  # bytes that one takes, with its numbers
 
@@ -110,7 +111,7 @@ class Schedule:
     `queries` and `keys` say who holds which tokens; `shard_size` is the most keys that a rank holds, the length of
     every shard that travels whole. `shifts` says, for all
     ranks alike, that hop h brings the keys of the rank h before: then neighbours can hand them on. `route` and `window`
-    are what was planned for.
+    are what was planned for; of a schedule of a `mask`, that says what is live, and the borders only who holds what.
     """
 
     cp_rank: int
@@ -122,6 +123,7 @@ class Schedule:
     shifts: bool
     route: Route
     window: Window
+    mask: Mask | None = None
 
     @cached_property
     def area(self) -> int:
@@ -144,6 +146,7 @@ class Schedule:
         steps, borders = self.steps, {self.queries.cu_seqlens, self.keys.cu_seqlens}
         parts = sum(_bytes(step.key_slices, _PIECE) for step in steps)
         parts += sum(_bytes(launch.tiles, _TILE) for step in steps for launch in step.launches)
+        parts += _TILE * len(self.mask.tiles) if self.mask else 0
         return parts + _STEP * len(self.steps) + 8 * self.keys.cu_seqlens[-1] + 40 * sum(map(len, borders))
 
     def on_hop(self, hop: int) -> Step:
