@@ -24,6 +24,7 @@ from ringattn_core.plan import masks
 from ringattn_core.plan.layout import Layout, balanced, contiguous, striped, zigzag
 from ringattn_core.plan.mask import Mask
 from ringattn_core.plan.mask_planner import plan_mask
+from ringattn_core.plan.planner import outgoing_rows, plan
 from ringattn_core.plan.route import Route, gather, ring, waves
 from ringattn_core.plan.schedule import Schedule
 from ringattn_core.plan.tile import FAR, Tile
@@ -137,8 +138,6 @@ def test_random_masks_are_exact(case: Case, seed: int) -> None:
 
 @pytest.mark.parametrize("route", [ring, waves(2), gather])
 def test_a_causal_mask_takes_the_launches_of_the_causal_planner(route: Route) -> None:
-    from ringattn_core.plan.planner import plan
-
     for layout in (contiguous, zigzag):
         for rank in range(4):
             ours = plan_mask(masks.causal(64), layout, route, rank, 4)
@@ -179,3 +178,10 @@ def test_what_cannot_be_planned_is_refused() -> None:
 def test_plans_are_cached() -> None:
     first = plan_mask(masks.causal(16), contiguous, ring, 0, 2)
     assert plan_mask(masks.causal(16), contiguous, ring, 0, 2) is first
+
+
+def test_a_single_source_lends_what_lies_between_the_rows_that_are_needed() -> None:
+    mask = Mask((Tile(range(8, 16), range(2)), Tile(range(8, 16), range(4, 6))), 16, 16)
+    schedules = [plan_mask(mask, contiguous, ring, rank, 2) for rank in range(2)]
+    verify(schedules)
+    assert [key_slice.rows for key_slice in outgoing_rows(schedules[0], 1)] == [range(6)]
