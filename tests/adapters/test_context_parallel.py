@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from adapters.comms import Mute
-from ringattn import attention
 from ringattn.call import CallSpec
 from ringattn.context_parallel import ContextParallel
 from ringattn.lengths import Borders
 from ringattn_comms.backends.threads import run
 from ringattn_comms.communicator import Communicator, SingleRank
-from ringattn_core.plan.layout import Layout, contiguous, striped, zigzag
+from ringattn_core.plan.layout import contiguous, striped, zigzag
 from ringattn_core.plan.route import gather, ring, waves
 
 PACKED = [0, 5, 5, 6, 20, 31]
@@ -169,19 +168,6 @@ def test_devices() -> None:
     assert ContextParallel(Mute(0, 2)).position_ids(8, device="meta").device.type == "meta"
 
 
-@pytest.mark.parametrize(
-    ("layout", "length", "message"),
-    [
-        ("zigzag", 9, r"not divide 9 tokens evenly among 2 ranks.*cu_seqlens=\[0, 9\]"),
-        ("contiguous", 7, r"not divide 7 tokens evenly among 2 ranks.*cu_seqlens=\[0, 7\]"),
-    ],
-)
-def test_lengths_that_do_not_divide(layout: str, length: int, message: str) -> None:
-    """A rank cannot tell the whole length from its share, so uneven lengths have to be said."""
-    with pytest.raises(ValueError, match=message):
-        ContextParallel(Mute(0, 2), layout).shard(torch.zeros(1, length))
-
-
 def test_lengths_that_contradict() -> None:
     cp = ContextParallel(Mute(0, 2), cu_seqlens=[0, 9])
     with pytest.raises(ValueError, match="cu_seqlens ends at 9, but the tensor to shard has 8 tokens"):
@@ -199,19 +185,3 @@ def test_what_cannot_be_sharded() -> None:
             call([x, x])
         with pytest.raises(ValueError, match=r"There is no dimension 9 in a tensor of shape \(2, 8\)"):
             call(x, dim=9)
-
-
-@pytest.mark.parametrize(
-    ("layout", "message"),
-    [
-        (lambda extent, rank, size: (extent[rank * 2 : rank * 2 + 3],), "has position 2 twice"),
-        (lambda extent, rank, size: (extent[rank * 2 : rank * 2 + 2],), "leaves out 4 of the 8 positions"),
-    ],
-)
-def test_a_layout_of_ones_own_is_proven_before_it_is_used(layout: Layout, message: str) -> None:
-    """Before the tokens are shared out, and where they are shares already."""
-    cp, x = ContextParallel(Mute(0, 2), layout=layout, cu_seqlens=[0, 8]), torch.zeros(1, 8, 2, 4)
-    with pytest.raises(ValueError, match=message):
-        cp.shard(x)
-    with pytest.raises(ValueError, match=message):
-        attention(x[:, :3], x[:, :3], x[:, :3], cp=cp)

@@ -129,7 +129,7 @@ def other_batches(odd: bool) -> None:
 
 def another_version(odd: bool) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ringattn.call.__version__", "9.9" if odd else "0.1")
+        patch.setattr("ringattn.terms.__version__", "9.9" if odd else "0.1")
         attend()
 
 

@@ -12,23 +12,20 @@ from torch import Tensor
 
 from ringattn import agree, checks
 from ringattn.agree import UNKNOWN, Peers, telling, turn
-from ringattn.choice import Kernels, auto
-from ringattn.context_parallel import ContextParallel, alive, sound
-from ringattn.lengths import Borders, Lengths, read_both, repeated
+from ringattn.choice import Kernels
+from ringattn.context_parallel import ContextParallel, alive
+from ringattn.lengths import Lengths, read_both, repeated
 from ringattn.prepared import question_of
+from ringattn.schedules import schedules
+from ringattn.sharding import sound
 from ringattn.tensors import autocasts, flattened
-from ringattn.version import __version__
+from ringattn.terms import agreed_terms
 from ringattn_comms.communicator import Communicator
 from ringattn_comms.connect import connect
 from ringattn_comms.header import encoded
 from ringattn_core.kernels.reference import Reference
-from ringattn_core.look.auto import CANDIDATES
 from ringattn_core.plan.layout import Sharding
-from ringattn_core.plan.local_rows import default_early_rows
-from ringattn_core.plan.planner import plan
-from ringattn_core.plan.route import Route, travels_whole
 from ringattn_core.plan.schedule import Schedule
-from ringattn_core.plan.tile import Window
 from ringattn_core.run.execute import Gradients, Result
 from ringattn_core.run.head_groups import attend_backward_in_groups, attend_in_groups
 from ringattn_core.run.index import sequence_index
@@ -108,7 +105,7 @@ class CallSpec:
         borders = repeated(borders[0], batch), repeated(borders[1], batch)
         assert callable(self.cp.layout), "the name was looked up when cp was made"
         sharding = sound(Sharding(self.cp.layout, borders[0], comm.size, self.cp.per_sequence, max(batch, 1)))
-        terms = _terms(self, q, k, v, sinks, alibi_slopes, window, batch, sharding, borders)
+        terms = agreed_terms(self, q, k, v, sinks, alibi_slopes, window, batch, sharding, borders)
         if alibi_slopes is not None and alibi_slopes.dim() == 2:
             alibi_slopes = _by_token(alibi_slopes, sharding, self.cp.cp_rank)
         options = Options(self.softmax_scale, self.softcap, alibi_slopes, self.dropout_p, seed, self.deterministic)
@@ -116,7 +113,7 @@ class CallSpec:
         # the first kernel: see `Call.backward`.
         lse_gradient = self.return_lse and self.dropout_p > 0
         kernels = Kernels(flattened(q), flattened(k), flattened(v), options, self.cp.kernel, lse_gradient)
-        forward, backward = _schedules(self, sharding, borders[1], window, kernels, peers)
+        forward, backward = schedules(self, sharding, borders[1], window, kernels, peers)
         checks.shares(backward, q, k, batch)
         second = Pass(backward, kernels.choose(backward))
         first = second if forward is backward else Pass(forward, kernels.choose(forward))
@@ -188,76 +185,3 @@ def _by_token(slopes: Tensor, sharding: Sharding, cp_rank: int) -> Tensor:
     """ALiBi's slopes of a rank's tokens, (tokens, num_heads), from those of rows or of sequences."""
     in_each = (len(sharding.cu_seqlens) - 1) // max(len(slopes), 1)
     return slopes.repeat_interleave(in_each, dim=0)[sequence_index(sharding, cp_rank, slopes.device)]
-
-
-def _terms(
-    spec: CallSpec,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sinks: Tensor | None,
-    alibi_slopes: Tensor | None,
-    window: Window,
-    batch: int,
-    sharding: Sharding,
-    borders: tuple[Borders, Borders],
-) -> bytes:
-    """What all ranks must ask for alike, as part of a header. The first difference is the one that is reported."""
-    cp, slopes = spec.cp, agree.shared(alibi_slopes)
-    if travels_whole(cp.route):  # Its ranks do not know each other's sequences.
-        borders = Borders((0, borders[0][-1])), Borders((0, borders[1][-1]))
-        slopes = "none" if alibi_slopes is None else "given"
-    return encoded(
-        (
-            ("version", __version__),
-            ("RINGATTN_CHECK", agree.checked()),
-            ("num_heads", q.shape[-2]),
-            ("num_kv_heads", k.shape[-2]),
-            ("head_dim", q.shape[-1]),
-            ("head_dim_v", v.shape[-1]),
-            ("dtype", q.dtype),
-            ("device", q.device.type),
-            ("mask", window),
-            ("layout", agree.named(cp.layout)),
-            ("route", agree.named(cp.route)),
-            ("functions", agree.functions(sharding, cp.route)),
-            ("per_sequence", cp.per_sequence),
-            ("head_groups", cp.head_groups),
-            ("rows", batch),
-            ("cu_seqlens", borders[0]),
-            ("cu_seqlens_k", borders[1]),
-            # 1, 1.0 and True are one number, and one key of what `encoded` remembers.
-            ("softmax_scale", float(spec.softmax_scale)),
-            ("softcap", float(spec.softcap)),
-            ("dropout", float(spec.dropout_p)),
-            ("sinks", agree.shared(sinks)),
-            ("alibi_slopes", slopes),
-            ("deterministic", bool(spec.deterministic)),
-            ("needs_gradients", spec.needs_gradients),
-        )
-    )
-
-
-def _schedules(
-    spec: CallSpec, sharding: Sharding, borders_k: Borders, window: Window, kernels: Kernels, peers: Peers
-) -> tuple[Schedule, Schedule]:
-    """This rank's schedules of the forward and the backward pass."""
-    cp, comm, borders_q = spec.cp, spec.cp.communicator, sharding.cu_seqlens
-    if callable(cp.route):
-        first, second = cp.route, cp.route
-    else:
-        first, second = (CANDIDATES[name] for name in auto(sharding, window, kernels, peers))
-
-    def planned(route: Route, num_early_rows: int) -> Schedule:
-        return plan(
-            *(sharding.layout, route, borders_q, borders_k, comm.rank, comm.size),
-            window=window,
-            per_sequence=cp.per_sequence,
-            batch=sharding.batch,
-            num_early_rows=num_early_rows,
-        )
-
-    backward = planned(second, 0)
-    # With dropout both passes have the same launches, because a mask belongs to a launch.
-    num_early_rows = default_early_rows(borders_q[-1] // comm.size)
-    return backward if spec.dropout_p > 0 else planned(first, num_early_rows), backward

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import count
 from typing import Any, overload
 from weakref import WeakValueDictionary
@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from ringattn import agree
-from ringattn.lengths import Borders, Lengths, read, sequence_positions
+from ringattn.lengths import Lengths, read, sequence_positions
 from ringattn.no_compile import no_compile
 from ringattn.prepared import Prepared
+from ringattn.sharding import divided
 from ringattn.tensors import check_tensors
-from ringattn.unshard import lengths, unshard
+from ringattn.unshard import unshard
 from ringattn_comms.communicator import Communicator
 from ringattn_comms.connect import Group, communicator
 from ringattn_core.errors import lookup
 from ringattn_core.kernels import choose
-from ringattn_core.look.verify import check_sharding
-from ringattn_core.plan.layout import Layout, Sharding, layout_named, packed
+from ringattn_core.plan.layout import Layout, Sharding, layout_named
 from ringattn_core.plan.route import NUMBERED, ROUTES, Route
 from ringattn_core.run.index import stream_index
 
@@ -116,20 +116,8 @@ class ContextParallel:
     @no_compile
     def division(self, length: int) -> Sharding:
         """Which rank holds which of `length` tokens. Raises ValueError if `length` contradicts `cu_seqlens`."""
-        borders = Borders((0, length)) if self.cu_seqlens is None else read(self.cu_seqlens)
-        if borders[-1] != length:
-            raise ValueError(
-                f"cu_seqlens ends at {borders[-1]}, but the tensor to shard has {length} tokens along the sequence: "
-                "cu_seqlens are global borders, before sharding."
-            )
         assert callable(self.layout), "the name was looked up when this was made"
-        sharding = sound(Sharding(self.layout, borders, self.cp_size, self.per_sequence))
-        if self.cu_seqlens is None and not _even(sharding):
-            raise ValueError(
-                f"This layout does not divide {length} tokens evenly among {self.cp_size} ranks, so that a rank could "
-                f"not tell the whole length from its share. Say ContextParallel(..., cu_seqlens=[0, {length}])."
-            )
-        return sharding
+        return divided(self.layout, self.cu_seqlens, length, self.cp_size, self.per_sequence)
 
     @overload
     def shard(self, tensor: Tensor, /, *, dim: int | None = None) -> Tensor: ...
@@ -235,20 +223,3 @@ def alive(comm: Communicator) -> Communicator:
             "another one for the group that there is now (and call ringattn.hf.parallelize again)."
         )
     return comm
-
-
-def sound(sharding: Sharding) -> Sharding:
-    """The same sharding, if every token is on one rank, else ValueError. ringattn's layouts need no proof."""
-    if not packed(sharding.layout).built_in:
-        _prove(sharding)
-    return sharding
-
-
-@lru_cache(16)
-def _prove(sharding: Sharding) -> None:
-    check_sharding(sharding, "tokens")
-
-
-@lru_cache(16)
-def _even(sharding: Sharding) -> bool:
-    return len(set(lengths(sharding))) == 1
