@@ -20,6 +20,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from ringattn.cli import smollm
+from ringattn.tensors import distance
 
 TOLERANCE = 1e-4
 NEW = 32
@@ -84,7 +85,7 @@ def compare(name: str, tokens: int, cp: int, layout: str, route: str) -> bool:
         mp.spawn(sharded, (cp, files, type(model), model.config, layout, route), cp)
         together = time.perf_counter() - start
         answers = [torch.load(files / f"answers-{rank}.pt") for rank in range(cp)]
-    apart = max(abs(other - loss) for other, _ in answers)
+    apart = distance(torch.tensor([other for other, _ in answers]).double(), torch.tensor(loss).double())
     same = all(torch.equal(tokens, generated) for _, tokens in answers)
     print(f"{name}: {tokens:,} tokens, one process {alone:.0f} s, {cp} processes {together:.0f} s with their start")
     print(f"  loss {loss:.6f}, differs by {apart:.1e}")

@@ -219,17 +219,19 @@ def assemble(parts: Sequence[Part]) -> Answer:
 def errors(found: Answer, truth: Answer) -> dict[str, float]:
     """The largest absolute error of each result; what is NaN or inf in one has to be so in the other."""
     return {
-        name: _distance(getattr(found, name), getattr(truth, name))
+        name: distance(getattr(found, name), getattr(truth, name))
         for name in Answer._fields
         if getattr(truth, name) is not None
     }
 
 
-def _distance(found: Tensor, truth: Tensor) -> float:
+def distance(found: Tensor, truth: Tensor) -> float:
+    """The largest absolute error; inf where one is NaN and the other is not."""
     assert found.shape == truth.shape, f"{tuple(found.shape)} is not {tuple(truth.shape)}"
     found = found.to(torch.float64)
     same = (found == truth) | (found.isnan() & truth.isnan())
-    apart = torch.where(same, 0.0, (found - truth).abs())  # -inf less -inf is no number
+    # -inf less -inf is NaN.
+    apart = torch.where(same, 0.0, (found - truth).abs().nan_to_num(nan=torch.inf, posinf=torch.inf))
     return apart.max().item() if apart.numel() else 0.0
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 import oracle
 import ringattn
 from adapters.comms import Mute
+from problem import distance
 from ringattn import attention
 from ringattn.compat import ring_flash_attn
 from ringattn.context_parallel import ContextParallel
@@ -184,12 +185,7 @@ def dropped(whole: Whole, dropout_p: float) -> Tensor:
 def errors(found: Answer, expected: Answer) -> dict[str, float]:
     """The largest absolute error of each result; what is NaN or inf in one has to be so in the other."""
     pairs = zip(Answer._fields, found, expected, strict=True)
-    return {name: _distance(x.to(torch.float64), y.to(torch.float64)) for name, x, y in pairs}
-
-
-def _distance(x: Tensor, y: Tensor) -> float:
-    assert x.shape == y.shape
-    return torch.where((x == y) | (x.isnan() & y.isnan()), 0.0, (x - y).abs()).amax().item() if x.numel() else 0.0
+    return {name: distance(x, y.to(torch.float64)) for name, x, y in pairs}
 
 
 def at(answer: Answer, rows: Tensor) -> Answer:

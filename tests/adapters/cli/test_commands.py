@@ -7,14 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
-from ringattn.cli import sizes
+from ringattn.cli import report, sizes
 from ringattn.cli.main import app
 from ringattn.cli.progress import followed
+from ringattn_core.kernels.reference import Reference
+from ringattn_core.run.kernel import Block
 
 
 def run(*arguments: str) -> str:
@@ -165,6 +169,22 @@ def test_doctor() -> None:
         assert line in "\n".join(
             " ".join(part.split()).replace("✓ ", "✓  ").replace("– ", "–  ") for part in output.splitlines()
         )
+
+
+def test_doctor_says_which_kernel_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = Reference.forward
+
+    def nan(*given: Any) -> tuple[Block, torch.Tensor | None]:
+        block, state = forward(*given)
+        return Block(block.out.index_fill(0, torch.tensor([0]), torch.nan), block.lse), state
+
+    device = torch.device("cpu")
+    assert report._kernel("reference", device, torch.float32)[1]
+    monkeypatch.setattr(Reference, "forward", nan)
+    assert report._kernel("reference", device, torch.float32)[1:] == (
+        False,
+        "WRONG: out is off by inf, more than 1.0e-05",
+    )
 
 
 def test_help_has_examples() -> None:

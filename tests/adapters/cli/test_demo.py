@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from adapters.hf.models import build
 from ringattn import extras
-from ringattn.cli import comparison, demo, group, pictures, reference, smollm
+from ringattn.cli import comparison, demo, group, pictures, reference, smollm, worker
 from ringattn.cli.worker import Job
 
 app = typer.Typer()
@@ -37,6 +37,17 @@ def test_a_model_on_two_processes(tmp_path: Path) -> None:
     assert comparison._compare(expected, results, 33)
     assert not comparison._compare(expected, [results[0], results[1]._replace(difference=0.1)], 33)
     assert not comparison._compare(expected._replace(loss=expected.loss + 0.1), results, 33)
+
+
+@pytest.mark.parametrize("token", [0, 32])
+def test_logits_that_are_nan_are_not_the_same(tmp_path: Path, token: int) -> None:
+    job = Job(build("llama").config, tmp_path, 1, "contiguous", "ring", threads=1)
+    logits, mine = torch.randn(1, 33, 5), torch.arange(33)
+    torch.save(logits, tmp_path / "logits.pt")
+    assert worker._compared(job, logits, mine) == (0.0, logits.abs().max().item())
+    wrong = logits.index_fill(1, torch.tensor([token]), torch.nan)
+    result = worker.Result(1.0, *worker._compared(job, wrong, mine), 0.1)
+    assert not comparison._compare(reference.Reference(1.0, 0.1), [result], 33)
 
 
 def test_a_process_that_fails_says_why(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import torch
@@ -21,9 +22,13 @@ def tokens(rows: int = 2, length: int = 21, seed: int = 0) -> Tensor:
 
 
 def relative(found: Tensor, expected: Tensor, least: float = 0.0) -> float:
-    """The norm of the difference, against that of what is expected, or against `least` where that is more."""
+    """The norm of the difference, against that of what is expected, or against `least` where that is more.
+
+    It is inf where either has a NaN: `max` and `>` would pass over that.
+    """
     assert found.shape == expected.shape, (found.shape, expected.shape)
-    return (found - expected).norm().item() / (max(expected.norm().item(), least) or 1.0)
+    error = (found - expected).norm().item() / (max(expected.norm().item(), least) or 1.0)
+    return math.inf if math.isnan(error) else error
 
 
 def average(model: nn.Module) -> None:

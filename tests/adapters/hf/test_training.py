@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from typing import Any
 
@@ -101,11 +102,11 @@ def autocast() -> compare.Errors:
         name: [dict(each.named_parameters())[name].grad for each in (exact, alone, model)]
         for name, _ in exact.named_parameters()
     }
-    excess = {
-        name: compare.relative(found, precise) - 2 * compare.relative(rounded, precise)
-        for name, (precise, rounded, found) in pairs.items()
-    }
-    return compare.worst({name: max(0.0, error) for name, error in excess.items()})
+    wrong = compare.Errors()
+    for name, (precise, rounded, found) in pairs.items():
+        error, allowed = compare.relative(found, precise), 2 * compare.relative(rounded, precise)
+        wrong[name] = 0.0 if error <= allowed < math.inf else error
+    return compare.worst(wrong)
 
 
 def accumulated() -> compare.Errors:

@@ -1,6 +1,8 @@
-"""Users' tensors before they are planned for: is each a plain tensor of this rank, and in which shape and dtype?"""
+"""Users' tensors: is each a plain tensor of this rank, in which shape and dtype, and how far are two apart?"""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -54,3 +56,8 @@ def lowered(x: Tensor) -> Tensor:
     """x in the dtype in which autocast passes it to operations of low precision."""
     castable = x.is_floating_point() and x.dtype != torch.float64
     return x.to(torch.get_autocast_dtype(x.device.type)) if castable else x
+
+
+def distance(x: Tensor, y: Tensor) -> float:
+    """The largest difference of two tensors of one shape; inf if it is NaN anywhere, which `max` would pass over."""
+    return (x.double() - y.double()).abs().nan_to_num(nan=math.inf, posinf=math.inf).amax().item() if x.numel() else 0.0

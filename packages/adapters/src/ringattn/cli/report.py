@@ -12,8 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ringattn import ContextParallel, attention
-from ringattn_comms.communicator import SingleRank
+from ringattn import check
 from ringattn_core.kernels.choose import KERNELS
 
 _PACKAGES = (
@@ -71,24 +70,20 @@ def _device(device: torch.device) -> Row:
 
 
 def _kernel(name: str, device: torch.device, dtype: torch.dtype) -> Row:
-    """Run both passes of a small causal attention, and compare them with the reference."""
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(1, 256, heads, 64, generator=generator).to(device, dtype) for heads in (4, 2, 2))
-    try:
-        found, expected = (_passes(q, k, v, kernel) for kernel in (name, "reference"))
-    except (ImportError, RuntimeError, ValueError) as error:
+    """Run both passes of small problems on one rank, and compare them with dense attention in float64."""
+    column = check.Column(name, device, dtype)
+    if refusal := column.refusal:
         # What is behind the colon says why; what comes after it, what to choose instead.
-        reason = str(error).splitlines()[0].partition("cannot compute this: ")[2] or str(error)
+        reason = refusal.splitlines()[0].partition("cannot compute this: ")[2] or refusal
         return name, False, reason.partition(". Choose")[0]
-    worst = max((x - y).abs().max().item() for x, y in zip(found, expected, strict=True))
-    return name, True, f"differs from the reference by {worst:.1g} at most"
-
-
-def _passes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kernel: str) -> list[torch.Tensor]:
-    inputs = [x.clone().requires_grad_() for x in (q, k, v)]
-    out = attention(*inputs, cp=ContextParallel(SingleRank(), kernel=kernel), causal=True)
-    torch.autograd.backward(out.float().square().sum())
-    return [out.detach().float(), *(x.grad.float() for x in inputs if x.grad is not None)]
+    found = check.compare(1, "contiguous", "ring", [check.Solved(problem, column) for problem in check.PROBLEMS])
+    if found is None:
+        return name, False, "it refuses all of the problems that it is tried with"
+    return (
+        name,
+        found.exact,
+        f"its largest error is {found.error:.2g} of the limit" if found.exact else f"WRONG: {found.about}",
+    )
 
 
 def _backends(gpus: list[torch.device]) -> Iterator[Row]:

@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-import ringattn
 from ringattn.cli import exact, smollm
+from ringattn.tensors import distance
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,19 +81,23 @@ def _run(rank: int, job: Job, port: int, events: Queue[Event]) -> Result:
     with torch.inference_mode():
         output = model(input_ids=ids, labels=ids)
     seconds = time.perf_counter() - start
-    result = Result(output.loss.item(), *_compared(job, output.logits, ids.shape[1]), seconds)
+    cp = ringattn.ContextParallel(layout=job.layout, cu_seqlens=[0, ids.shape[1]])
+    mine = cp.shard(torch.arange(ids.shape[1]), dim=0)
+    result = Result(output.loss.item(), *_compared(job, output.logits, mine), seconds)
     dist.destroy_process_group()
     return result
 
 
-def _compared(job: Job, logits: Tensor, tokens: int) -> tuple[float, float]:
-    """The largest difference of this rank's logits, (1, local tokens, vocabulary), and the reference's largest."""
+def _compared(job: Job, logits: Tensor, mine: Tensor) -> tuple[float, float]:
+    """The largest difference of the logits of this rank's tokens, (1, tokens, vocabulary), and the reference's largest.
+
+    mine: (tokens,), their indices in the text.
+    """
     reference = torch.load(job.files / "logits.pt", mmap=True)[0]
-    mine = ringattn.ContextParallel(layout=job.layout, cu_seqlens=[0, tokens]).shard(torch.arange(tokens), dim=0)
     difference = largest = 0.0
     # Some hundred rows at a time: logits of all of them would be there three times.
     for start in range(0, len(mine), 256):
         part, expected = logits[0, start : start + 256], reference[mine[start : start + 256]]
-        difference = max(difference, (part - expected).abs().max().item())
+        difference = max(difference, distance(part, expected))
         largest = max(largest, expected.abs().max().item())
     return difference, largest
