@@ -1,10 +1,10 @@
 """One-sided: every rank reads the keys it needs from their owner's memory, and writes their gradients back there.
 
-Only rows that are needed move (and what lies between them, where they are in many pieces), by the copy engines where
-the memory is a GPU's and the messages are not small: nothing is forwarded through neighbours. It goes on in a stream of
-its own; a gather lays its keys out before. The ranks meet when their keys are in place, when all have read what they
-need, and in a backward pass when every gradient has arrived. So a place in the window is free again when a pass ends,
-also in a CUDA graph that is replayed.
+Only rows that are needed move (and rows between them, where they are in many slices), by the copy engines of a GPU
+unless the messages are small: nothing is forwarded through neighbours. The copies run on a separate stream; a gather
+writes its keys to the shared buffer before it reads. Ranks synchronize when their keys are in place, when all have read
+what they need, and in a backward pass when every gradient has arrived. So the shared buffer is free again when a pass
+ends, also in a CUDA graph that is replayed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class OneSided:
         self._found = list[tuple[Step, KV]]()  # the gradients that this rank's own steps give its keys
         self._shared_buffer = shared_buffers.at_least(region.end)
         self._small = sum(schedule.shard_size * x.shape[1:].numel() * x.element_size() for x in kv) <= _SMALL
-        # Until the ranks have met nobody's keys are in place.
+        # Until the first synchronization of the ranks no keys are in place.
         self._to_lay_out: list[Move] | None = self._own_keys()
         self._all_have_given: Callable[[], None] | None = None
 
@@ -58,7 +58,7 @@ class OneSided:
             keys, arrive = arrive(), self._fetch(following)
             yield step, keys
         keys = arrive()
-        if self._to_lay_out is not None:  # Of a rank that reads nobody's keys others may read.
+        if self._to_lay_out is not None:  # Other ranks may read the keys of a rank that reads none.
             self._meet(self._to_lay_out)
         all_have_read = self._meet([])
         yield steps[-1], keys
@@ -82,7 +82,7 @@ class OneSided:
         return self._total()
 
     def _meet(self, first: list[Move]) -> Callable[[], None]:
-        """Beside the attention, some moves, and then a meeting of all ranks; the answer waits for it."""
+        """Moves and a barrier of all ranks, concurrent with the attention; the returned function waits for them."""
         with self._copy_stream.after_main():
             self._shared_buffer.exchange(first, [], small=self._small)
             return self._copy_stream.event()
@@ -98,7 +98,7 @@ class OneSided:
     def _homeward(self, step: Step, grads: KV) -> list[Move]:
         """What takes the gradients that a step found to the owners of its keys."""
         packed, key_slices = coalesced_rows(self.schedule, step, grads.k.device), step.key_slices
-        if packed is not None:  # Rows between the pieces travel with them, and nobody looks at them.
+        if packed is not None:  # Rows between the slices travel with them, and are ignored.
             self._copy_stream.keep(packed.outward)
             grads, key_slices = KV(*(x.index_select(0, packed.outward) for x in grads)), packed.coalesced_copies
         return [
@@ -200,7 +200,7 @@ def _outgoing_rows(schedule: Schedule) -> range:
 
 @kept
 def _homes(schedule: Schedule, device: torch.device) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    """Where the gradients of each row of a rank's keys lie: by hop in its own steps, by slot in its inbox."""
+    """Where the gradients of each row of a rank's keys lie: by hop in this rank's steps, by slot in its inbox."""
     near, far = defaultdict[int, list[tuple[range, int]]](list), defaultdict[int, list[tuple[range, int]]](list)
     for step in schedule.steps:
         for key_slice in step.key_slices:

@@ -1,4 +1,4 @@
-"""What one-sided transports stand on: memory on every rank of a group that every rank can address."""
+"""The memory of one-sided transports: on every rank of a group a buffer that every rank can address."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ALIGNMENT = 256  # bytes: what every GPU kernel and copy engine is content with
 
 
 class SharedBuffer(ABC):
-    """As many bytes on every rank."""
+    """A buffer of the same size on every rank."""
 
     def __init__(self) -> None:
         self._tensors = dict[tuple[int, int, tuple[int, ...], torch.dtype], Tensor]()
@@ -41,7 +41,7 @@ class SharedBuffer(ABC):
         return self._tensors[key]
 
     def exchange(self, first: Sequence[Move], then: Sequence[Move], *, small: bool) -> None:
-        """Some moves, a barrier, and others: all ranks call this together, each with its own, `small` or not alike."""
+        """Moves, a barrier, and further moves. All ranks call this together, with the same `small` and any moves."""
         copy(first)
         self.barrier()
         copy(then)
@@ -54,7 +54,7 @@ def copy(moves: Sequence[Move]) -> None:
 
 
 class SharedBuffers(ABC):
-    """The window of a group: made once, grown when it must be, and used by all layers, one after the other.
+    """The shared buffer of a group: made once, replaced by a larger one when needed, used by one layer after another.
 
     Passes on two streams of a GPU would write over each other's keys, unless an event keeps them apart.
     """
@@ -65,17 +65,17 @@ class SharedBuffers(ABC):
 
     @abstractmethod
     def allocate(self, size: int) -> SharedBuffer:
-        """A window of so many bytes; all ranks ask for the same."""
+        """A buffer of `size` bytes on every rank; all ranks call this together, with the same size."""
 
     def at_least(self, size: int) -> SharedBuffer:
-        """A window of so many bytes or more."""
+        """The buffer, if it has `size` bytes or more, or else a new one of `size` bytes."""
         if self._shared_buffer is None or self._size < size:
             self._shared_buffer, self._size = self.allocate(size), size
         return self._shared_buffer
 
 
 class Region:
-    """Tensors laid out one after the other in a window, alike on every rank."""
+    """Tensors laid out one after another in a shared buffer, in the same way on every rank."""
 
     def __init__(self) -> None:
         self.end = 0

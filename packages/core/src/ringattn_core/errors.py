@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class UnsupportedError(ValueError):
-    """No kernel, backend or transport at hand can do what was asked; the message says why each refused."""
+    """No available kernel, backend or transport supports what was asked; the message says why."""
 
 
 def lookup(name: str, table: Mapping[str, T], kind: str, makers: Mapping[str, Callable[[int], T]] | None = None) -> T:

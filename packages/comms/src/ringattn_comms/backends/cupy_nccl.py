@@ -1,6 +1,6 @@
-"""NCCL through CuPy: a communicator and a stream of its own, which share no queue with those of torch.distributed.
+"""NCCL through CuPy: a separate communicator and stream, which share no queue with those of torch.distributed.
 
-It needs a store to meet over, not a process group. It offers no windows: who picks it wants messages.
+It needs a store and no process group. It has no shared buffers: its transports send messages.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class _Arriving:
 
 
 class CupyNccl(Communicator):
-    """A rank of as many as meet over a store, each on the GPU that is current when it is made.
+    """One of `size` ranks that meet over a store, on the GPU that is current when it is made.
 
-    All ranks make theirs at the same time. Raises ImportError where CuPy is missing.
+    All ranks construct it together. Raises ImportError where CuPy is missing.
     """
 
     def __init__(self, store: Store, rank: int, size: int) -> None:

@@ -1,8 +1,8 @@
-"""Small messages by the multiprocessors: one kernel writes, rings at all ranks, waits until all have rung, and reads.
+"""Small messages by the SMs: one kernel writes, signals all ranks, waits for the signals of all ranks, and reads.
 
-A barrier is a kernel of its own, and a copy engine takes its time to begin each copy. Here a block of threads goes from
-its writes to its reads as soon as the blocks of all other ranks have written, which takes about as long as a message
-between two GPUs.
+Separate copies and a barrier take a kernel more, and a copy engine takes microseconds to start each copy. Here a block
+of threads goes on from its writes to its reads as soon as the blocks of all other ranks have written, which takes about
+as long as a message between two GPUs.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ringattn_comms.shared_buffer import Move, copy
 
-# That every rank makes in an exchange, and the number of its blocks where it moves anything: few enough to find room
-# beside an attention kernel of small shards, enough to write as fast as memory takes it. To move nothing takes one.
+# The signals that a rank sends in an exchange, and its thread blocks where it moves anything (one block where it moves
+# nothing): few enough to run next to the attention kernel of small shards, enough to write at the memory's bandwidth.
 _RINGS = 64
-_READERS = 32  # of its blocks stay to read, enough to fill a link; the others leave their room to the attention
+_READERS = 32  # blocks that stay to read, enough to fill a link; the others leave their SMs to the attention
 _CHUNK = 16384  # elements that a block moves at once
 _MOST = 8  # moves that one kernel makes, before and after: more would only make it longer to compile
 

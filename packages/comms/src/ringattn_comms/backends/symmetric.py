@@ -24,7 +24,7 @@ class SymmetricSharedBuffers(SharedBuffers):
     def __init__(self, group: dist.ProcessGroup | None, device: torch.device) -> None:
         super().__init__()
         self._group, self._device = group, device
-        self._captured = set[SharedBuffer]()  # A CUDA graph writes to its window long after a larger one was made.
+        self._captured = set[SharedBuffer]()  # A CUDA graph writes to its buffer long after a larger one was made.
 
     def at_least(self, size: int) -> SharedBuffer:
         shared_buffer = super().at_least(size)
@@ -43,10 +43,10 @@ class SymmetricSharedBuffers(SharedBuffers):
         # Behind what was asked for a bell for each rank, which has not been rung when the ranks meet.
         size = -(-size // 8) * 8 + 8 * dist.get_world_size(self._group)
         own = symmetric.empty(size, dtype=torch.uint8, device=self._device).zero_()
-        # The window that this one replaces goes when all ranks have met in `rendezvous`: none may still be reading it.
+        # The buffer that this one replaces is freed when all ranks meet in `rendezvous`: none may still be reading it.
         torch.cuda.synchronize(self._device)
         group = self._group or dist.group.WORLD
-        assert group is not None, "a window was asked for, so there is a group"
+        assert group is not None, "a buffer was asked for, so there is a group"
         return _SymmetricSharedBuffer(own, symmetric.rendezvous(own, group=group))
 
 

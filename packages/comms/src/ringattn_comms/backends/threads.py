@@ -30,7 +30,7 @@ def run(size: int, main: Callable[[Communicator], T], *, timeout: float = 60.0) 
 
     The first exception of any rank stops the others and is raised here. A rank that waits for a message longer than
     `timeout` seconds raises TimeoutError. On a GPU call `attend_backward` yourself: autograd runs the backward passes
-    of all threads on one thread of its own, where each would wait for the next.
+    of all threads on a single thread, where each would wait for the next.
     """
     world = _World(size, timeout)
     with ThreadPoolExecutor(size) as pool:
@@ -201,7 +201,7 @@ class Threads(Communicator):
 
 
 class ThreadSharedBuffers(SharedBuffers):
-    """Windows of ranks that share one process: every memory is at hand."""
+    """Shared buffers of ranks that are threads of one process: each rank passes its tensor to all others."""
 
     def __init__(self, comm: Threads, device: torch.device | str = "cpu") -> None:
         super().__init__()

@@ -129,7 +129,7 @@ Make = Callable[[dist.ProcessGroup | None, *Facts], T]
 
 
 def _once(make: Make[*Facts, T]) -> Make[*Facts, T]:
-    """Make it once for every group and other facts; None is the default group, of which there may be another later."""
+    """Make it once for every group and other facts; None is the current default group, which may be replaced later."""
     made: WeakKeyDictionary[dist.ProcessGroup, dict[tuple[*Facts], T]] = WeakKeyDictionary()
 
     def get(group: dist.ProcessGroup | None, *facts: *Facts) -> T:
@@ -146,7 +146,7 @@ def _agreement(group: dist.ProcessGroup | None) -> Agreement:
     """One for all communicators of a group. All ranks ask together, when they first call anything on it."""
     rank, everyone = dist.get_rank(group), range(dist.get_world_size(group))
     names = [_name(group, other) for other in everyone]
-    # Beside a GPU the host is not to wait.
+    # A host whose tensors are on a GPU must not wait.
     channel = HostChannel(_lasting(group).get_group_store(), rank, names, waits=not _nccl(group))
     # Through a weak reference, for what is made once for a group must not keep it alive.
     lasting = ref(_lasting(group))
@@ -180,7 +180,7 @@ def _name(group: dist.ProcessGroup | None, rank: int) -> str:
 
 @_once
 def _shared_buffers(group: dist.ProcessGroup | None, device: torch.device) -> SharedBuffers | None:
-    """The group's windows, found once: all ranks ask together, when they first attend on this device."""
+    """The group's shared buffers, made once: all ranks ask together, when they first attend on this device."""
     from ringattn_comms.backends.symmetric import SymmetricSharedBuffers, unreachable
 
     return None if unreachable(group, device) else SymmetricSharedBuffers(group, device)

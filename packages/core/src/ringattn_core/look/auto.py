@@ -102,7 +102,7 @@ def _first_that_fits(
 
 
 def candidates(sharding: Sharding, window: Window, times: int = 1) -> tuple[Plans, Plans]:
-    """What each of `CANDIDATES` plans for a forward pass, and for a backward pass, over so many times as much."""
+    """What each of `CANDIDATES` plans for a forward and for a backward pass of `times` copies of the sequences."""
     forward, backward = (
         {
             name: plan_all(
@@ -159,7 +159,7 @@ def _most_sequences(sharding: Sharding) -> int:
 
 
 def _sampled(sharding: Sharding) -> tuple[Sharding, int]:
-    """One that is the same so many times over, as `typical` ones are, once."""
+    """One period of a sharding whose sequences repeat, as those of `typical` do, and the number of repetitions."""
     rows = 1 if sharding.of_sequences else sharding.batch
     lengths = [stop - start for start, stop in pairwise(sharding.cu_seqlens)]
     count = len(lengths) // rows

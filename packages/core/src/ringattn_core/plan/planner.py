@@ -29,8 +29,8 @@ from ringattn_core.plan.route import Route, RouteTable, route_table
 from ringattn_core.plan.schedule import KeySlice, Launch, Schedule, Step
 from ringattn_core.plan.tile import FULL, Tile, Window
 
-# The plans of the last batches, for every layer of a model looks up those of its batch: so many bytes of them, or those
-# of two masks forward and backward, if they are more.
+# The plans of the last batches, because every layer of a model looks up those of its batch: up to `_BUDGET` bytes, and
+# at least `_LEAST` plans, which are those of two masks, forward and backward.
 _BUDGET, _LEAST = 64 << 20, 4
 
 
@@ -52,7 +52,7 @@ def plan(
 
     `cu_seqlens_q` and `cu_seqlens_k` are the global borders of the packed sequences (the same number of sequences).
     `window` is FlashAttention's (left, right), aligned to the bottom-right corner of each sequence; -1 is an open
-    side, (-1, 0) is causal. `batch`: the stream is so many equal rows, which matters only without `per_sequence`.
+    side, (-1, 0) is causal. `batch`: the number of equal rows in the stream; it matters only without `per_sequence`.
     `num_early_rows`: where own keys come again (see `Route`), a rank that has fewer rows than this for hop 0 fills up
     to it with rows that wait for others' keys, which are computed in two parts: the last of its longest sequence, and
     none if that has too few. `local_rows.default_early_rows` says how many are worth it in a forward pass; in a
@@ -166,7 +166,7 @@ def outgoing_rows(schedule: Schedule, hop: int) -> KeySlices:
 def _needed(mask: Mask, everyone: RouteTable, hop: int, rank: int, source: int) -> tuple[list[int], list[int]]:
     """The rows of a source's shard that a rank fetches on a hop: where they begin, and how many they are.
 
-    Beside other sources' keys it needs what it needs of these alone, without gaps.
+    A step of several sources needs the same rows of each as a step of that source alone, without the gaps.
     """
     rows, theirs, key_slices = _rows(mask, everyone, rank)[hop > 0], mask.keys.held(source), list[KeySlice]()
     for sequence, lines in rows.whole.items():
@@ -177,7 +177,7 @@ def _needed(mask: Mask, everyone: RouteTable, hop: int, rank: int, source: int) 
 class _Rows(NamedTuple):
     """A rank's queries on a hop."""
 
-    whole: Shard  # they see all keys that are at hand
+    whole: Shard  # they see the keys of all sources of the hop
     early_rows: Shard  # they see those of others: their own rank's they saw on hop 0
 
 

@@ -79,7 +79,7 @@ class KeySlice:
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Step:
-    """What a rank computes while the keys of `sources` are at hand.
+    """What a rank computes with the keys of `sources`.
 
     Of one source the buffer is the shard as it is stored there, up to the last row that is needed. Of several, only the
     rows that are needed lie in it, side by side in the order of their positions, so that what can be one tile is one

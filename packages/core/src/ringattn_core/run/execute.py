@@ -23,7 +23,7 @@ from ringattn_core.run.transport import KV, Transport
 
 
 class Result(NamedTuple):
-    """What a forward pass leaves: all that a backward pass needs beside its inputs."""
+    """What a forward pass returns: all that a backward pass needs in addition to its inputs."""
 
     out: Tensor  # (tokens, num_heads, head_dim_v), in q's dtype
     lse: Tensor  # (num_heads, tokens), over all keys of all ranks and the sinks
@@ -31,10 +31,10 @@ class Result(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """What a backward pass finds, added up in the accumulator's dtype.
+    """What a backward pass returns, added up in the accumulator's dtype.
 
-    dq, dk and dv come in that dtype too, but for sums that were rounded once at their end, to the inputs' 16 bits: the
-    fused ones on a GPU.
+    dq, dk and dv are in that dtype too, except where fused sums on a GPU have rounded them once, at their end, to the
+    inputs' 16 bits.
     """
 
     dq: Tensor  # (tokens, num_heads, head_dim)
@@ -127,7 +127,7 @@ def _signed(x: Tensor, scale: float) -> Tensor:
 
 
 def _unsigned(options: Options) -> Options:
-    """The options for a q that has the sign of their scale; beside a q of zeros any scale does."""
+    """The options for a q that has the sign of their scale; for a q of zeros any scale gives the same result."""
     scale = options.softmax_scale
     return replace(options, softmax_scale=abs(scale) or 1.0) if scale <= 0 else options
 

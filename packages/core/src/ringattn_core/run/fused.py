@@ -120,7 +120,7 @@ class _Fold:
         self._outs: dict[Launch, Tensor] = {}
 
     def out_for(self, launch: Launch, box: range) -> Tensor | None:
-        """Where a part that is first everywhere may be written by whoever finds it, but for its gaps."""
+        """Where a kernel may write a part that is the first in all its rows; it leaves gaps between tiles alone."""
         if not (self.supports_out and all(write.write_index == 0 for write in self.writes.of[launch])):
             return None
         place = self._outs[launch] = self.total[box.start : box.stop]

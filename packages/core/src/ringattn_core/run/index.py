@@ -1,4 +1,4 @@
-"""What schedules say in ranges, as indices into tensors, made once for every device."""
+"""What schedules say in ranges, as index tensors, made once for every device."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def for_graphs(made: Callable[[*Key], T]) -> Callable[[*Key], T]:
             _captured[id(found)] = found
             if len(_captured) > _MOST_CAPTURED:
                 raise RuntimeError(
-                    f"CUDA graphs have been captured that read {_MOST_CAPTURED} index tensors of different plans, all "
-                    "of which are kept for them: capture one graph for each of a few packings, and use them again."
+                    f"CUDA graphs have been captured that read {_MOST_CAPTURED} index tensors of different plans, and "
+                    "each graph keeps its tensors: capture one graph for each of a few packings, and use them again."
                 )
         return found
 

@@ -1,8 +1,8 @@
 """What a kernel is: something that computes one launch, forward and backward, on one device.
 
-Tensors have no batch dimension: a batch is so many sequences of one packed stream. q is (tokens, num_heads, head_dim),
-k is (tokens, num_kv_heads, head_dim) and v is (tokens, num_kv_heads, head_dim_v); lse and delta are (num_heads,
-tokens), in the accumulator's dtype.
+Tensors have no batch dimension: the rows of a batch are sequences of one packed stream. q is (tokens, num_heads,
+head_dim), k is (tokens, num_kv_heads, head_dim) and v is (tokens, num_kv_heads, head_dim_v); lse and delta are
+(num_heads, tokens), in the accumulator's dtype.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Positions(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What one attention call asks of its kernel beside the mask.
+    """What one attention call asks of its kernel in addition to the mask.
 
     `softmax_scale` multiplies the scores; `softcap` (0 is none) then squashes them, cap * tanh(score / cap);
     `alibi_slopes`, (num_heads,) or (tokens of q, num_heads), subtract slope * distance. `dropout_p` drops
@@ -84,7 +84,7 @@ class Queries(NamedTuple):
 
 
 class Grads(NamedTuple):
-    """A launch's gradients: dq for the box `launch.rows`, dk and dv for `launch.columns`; anything beside the tiles."""
+    """A launch's gradients: dq for the box `launch.rows`, dk and dv for `launch.columns`; undefined between tiles."""
 
     dq: Tensor  # (rows, num_heads, head_dim)
     dk: Tensor  # (columns, num_kv_heads, head_dim)

@@ -1,6 +1,6 @@
 """What a transport is: something that brings each step's keys to a rank and carries their gradients home.
 
-How bytes move, and what overlaps with what, is its own affair: the executor only sees steps with their keys at hand.
+The transport alone decides how bytes move and what overlaps with what: the executor sees steps and their keys.
 """
 
 from __future__ import annotations
