@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ringattn_core.plan.mask import Mask
+from ringattn_core.plan.mask import MASKS, Mask
 from ringattn_core.plan.tile import FAR, Tile
 
 N = 13
@@ -75,6 +78,23 @@ def test_masks_are_values() -> None:
     assert repr(mask) == "<Mask of 4 x 4 tokens, 62.5 % live; tiles: 1 causal>"
     with pytest.raises(AttributeError):
         mask.num_keys = 5
+
+
+def test_masks_have_a_digest_that_is_the_same_in_all_processes() -> None:
+    tile = Tile(range(4), range(4), high=0)
+    mask = Mask((tile,), 4, 4)
+    assert mask.digest == "42dffb212f2c473d" and hash(mask) == hash(Mask((tile,), 4, 4))
+    others = [Mask((tile,), 4, 5), Mask((tile,), 5, 4), Mask((), 4, 4)]
+    others += [Mask((Tile(*cut, high=0),), 4, 4) for cut in ((range(1, 4), range(4)), (range(3), range(3)))]
+    others += [Mask((Tile(range(4), range(4), *band),), 4, 4) for band in ((-FAR, 1), (-FAR, FAR), (-1, 0))]
+    assert len({each.digest for each in (mask, *others)}) == 9
+
+
+def test_a_copy_of_a_mask_is_equal_and_has_its_number() -> None:
+    mask = Mask((Tile(range(4), range(4), high=0),), 4, 4)
+    for copied in (pickle.loads(pickle.dumps(mask)), copy.deepcopy(mask), Mask(mask.tiles, 4, 4)):
+        assert copied == mask and copied is not mask
+        assert MASKS[copied.number] is copied and MASKS[mask.number] is mask
 
 
 def test_a_mask_of_another_length_is_that_of_the_first_tokens() -> None:

@@ -171,8 +171,20 @@ def test_what_cannot_be_planned_is_refused() -> None:
         plan_mask(causal, contiguous, ring, 0, 2, cu_seqlens=(0, 8))
     with pytest.raises(ValueError, match="same number of both"):
         plan_mask(Mask((Tile(range(2), range(3)),), 2, 3), contiguous, ring, 0, 2)
+    with pytest.raises(ValueError, match="got 3 for 16 tokens"):
+        plan_mask(causal, contiguous, ring, 0, 2, batch=3)
     with pytest.raises(ValueError, match="cp_rank"):
         plan_mask(causal, contiguous, ring, 2, 2)
+
+
+@pytest.mark.parametrize("layout", [contiguous, zigzag, balanced])
+def test_a_batch_is_divided_row_by_row(layout: Layout) -> None:
+    rows = masks.end_to_end([masks.prefix(16, 5), masks.causal(16)])
+    schedules = [plan_mask(rows, layout, ring, rank, 2, per_sequence=False, batch=2) for rank in range(2)]
+    verify(schedules)
+    for rank, schedule in enumerate(schedules):
+        one = plan_mask(masks.causal(16), layout, ring, rank, 2, per_sequence=False).queries.positions(rank)
+        assert schedule.queries.positions(rank) == [*one, *(16 + position for position in one)]
 
 
 def test_plans_are_cached() -> None:

@@ -93,6 +93,21 @@ def test_chunks_and_ragged_ends() -> None:
     follows(masks.blocks([[1, 0, 1], [1, 0, 1]], (2, 3)), lambda _q, k: k // 3 != 1)
 
 
+def test_masks_of_several_streams_lie_end_to_end() -> None:
+    together = masks.end_to_end([masks.causal(3, 5), masks.prefix(4, 2), masks.window(0, 1), masks.window(5, 1)])
+    assert (together.num_queries, together.num_keys) == (12, 14)
+
+    def sees(q: int, k: int) -> bool:
+        if q < 3:
+            return k <= q + 2
+        if q < 7:
+            return 5 <= k <= max(q + 2, 6)
+        return k >= 9 and q + 1 <= k <= q + 2
+
+    follows(together, sees)
+    assert masks.end_to_end([]) == Mask((), 0, 0)
+
+
 @pytest.mark.parametrize("kind", range(4))
 @pytest.mark.parametrize(("q", "k"), [((0, 4), (1, 7)), ((1, 7), (0, 4)), ((2, 5), (2, 5))])
 def test_slices_have_the_kinds_of_magiattention(kind: int, q: tuple[int, int], k: tuple[int, int]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from plans import causal
 from ringattn_core.plan import lines, planner
 from ringattn_core.plan.layout import Layout, balanced, contiguous, striped, zigzag
-from ringattn_core.plan.memo import Shared, by_owner, recent
+from ringattn_core.plan.memo import Numbered, Shared, by_owner, recent
 from ringattn_core.plan.planner import plan
 from ringattn_core.plan.route import gather, ring, waves
 
@@ -49,6 +49,17 @@ def test_equal_arguments_share_what_is_in_use() -> None:
     del first
     gc.collect()
     assert make.cache_info() == "0 results that are in use"
+
+
+def test_an_object_is_known_by_its_number_while_it_lives() -> None:
+    numbered, owners = Numbered[Owner](), [Owner(), Owner()]
+    numbers = [numbered.add(owner) for owner in owners]
+    assert [numbered[number] for number in numbers] == owners and len(set(numbers)) == 2
+    owners.pop()
+    gc.collect()
+    with pytest.raises(RuntimeError, match="is gone before its backward pass: keep the ContextParallel and the mask"):
+        numbered[numbers[1]]
+    assert numbered[numbers[0]] is owners[0]
 
 
 def documents(seed: int, count: int, tokens: int) -> tuple[int, ...]:

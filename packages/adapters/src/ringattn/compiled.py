@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ringattn.call import CallSpec, drawn_seed
-from ringattn.context_parallel import ContextParallel
+from ringattn.context_parallel import CONTEXTS
 from ringattn.tensors import batched, flattened, flattened_lse
 from ringattn_core.errors import UnsupportedError
 from ringattn_core.run.execute import Result
@@ -130,7 +130,7 @@ _forward.register_autograd(_differentiate, setup_context=_save)
 
 
 def _request(number: int, causal: bool, left: int, right: int, *rest: Any) -> CallSpec:
-    return CallSpec(ContextParallel.numbered(number), causal, (left, right), *rest)
+    return CallSpec(CONTEXTS[number], causal, (left, right), *rest)
 
 
 def _share(a: Tensor, b: Tensor) -> bool:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import count
 from typing import Any, overload
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -24,12 +22,13 @@ from ringattn_comms.connect import Group, communicator
 from ringattn_core.errors import lookup
 from ringattn_core.kernels import choose
 from ringattn_core.plan.layout import Layout, Sharding, layout_named
+from ringattn_core.plan.memo import Numbered
 from ringattn_core.plan.route import NUMBERED, ROUTES, Route
 from ringattn_core.run.index import stream_index
 
 Tensors = tuple[Tensor, ...]
-_numbers = count()
-_by_number: WeakValueDictionary[int, ContextParallel] = WeakValueDictionary()
+CONTEXTS: Numbered[ContextParallel] = Numbered()
+"""Every one by its number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,13 +76,7 @@ class ContextParallel:
             raise ValueError(f"head_groups must be a whole number, 1 or more, got {self.head_groups!r}.")
         if self.kernel is not None:
             lookup(self.kernel, choose.KERNELS, "kernel")
-        object.__setattr__(self, "number", next(_numbers))
-        _by_number[self.number] = self
-
-    @staticmethod
-    def numbered(number: int) -> ContextParallel:
-        """The one with this number in this process: how an operator of a compiled graph finds it."""
-        return _by_number[number]
+        object.__setattr__(self, "number", CONTEXTS.add(self))
 
     @property
     def communicator(self) -> Communicator:

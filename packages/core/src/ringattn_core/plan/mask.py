@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import blake2b
 from itertools import accumulate
 
+from ringattn_core.plan.memo import Numbered
 from ringattn_core.plan.overlaps import common, overlaps, without
 from ringattn_core.plan.tile import CAUSAL, FULL, Tile
+
+MASKS: Numbered[Mask] = Numbered()
+"""Masks by their numbers."""
 
 _NAMES = {FULL: "full", CAUSAL: "causal", (0, -1): "inverse causal"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Mask:
     """Which keys each query sees: cell (q, k) is live if a tile has row q, column k and low <= k - q <= high.
 
@@ -27,13 +34,29 @@ class Mask:
     tiles: tuple[Tile, ...]
     num_queries: int
     num_keys: int
+    number: int = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         live = sorted(
             filter(None, (_checked(tile, self.num_queries, self.num_keys) for tile in self.tiles)), key=_order
         )
         check_disjoint(live, [f"{tile}" for tile in live])
-        object.__setattr__(self, "tiles", tuple(live))
+        _finish(self, live)
+
+    def __hash__(self) -> int:
+        return int(self.digest, 16)
+
+    def __reduce__(self) -> tuple[Callable[..., Mask], tuple[object, ...]]:
+        # A copy, also in another process, gets a number there.
+        return disjoint_mask, (self.tiles, self.num_queries, self.num_keys)
+
+    @cached_property
+    def digest(self) -> str:
+        """64 bits of a hash of the tiles and the lengths, the same in all processes: 16 hexadecimal digits."""
+        numbers = array("q", (self.num_queries, self.num_keys))
+        for tile in self.tiles:
+            numbers.extend((tile.q.start, tile.q.stop, tile.k.start, tile.k.stop, tile.low, tile.high))
+        return blake2b(numbers.tobytes(), digest_size=8).hexdigest()
 
     @property
     def area(self) -> int:
@@ -153,9 +176,15 @@ def disjoint_mask(tiles: Iterable[Tile], num_queries: int, num_keys: int) -> Mas
     """A mask of tiles that are disjoint and within the stream by the way they are made: neither is checked again."""
     mask = object.__new__(Mask)
     live = (cut for tile in tiles if tile.q and tile.k and (cut := tile.trim()))
-    object.__setattr__(mask, "tiles", tuple(sorted(live, key=_order)))
     object.__setattr__(mask, "num_queries", num_queries)
     object.__setattr__(mask, "num_keys", num_keys)
+    return _finish(mask, sorted(live, key=_order))
+
+
+def _finish(mask: Mask, tiles: Iterable[Tile]) -> Mask:
+    """Set what the constructor does not set, once the tiles are known to be right and in order."""
+    object.__setattr__(mask, "tiles", tuple(tiles))
+    object.__setattr__(mask, "number", MASKS.add(mask))
     return mask
 
 

@@ -45,12 +45,14 @@ def plan_mask(
     *,
     cu_seqlens: tuple[int, ...] | None = None,
     per_sequence: bool = True,
+    batch: int = 1,
 ) -> Schedule:
     """What rank `cp_rank` of `cp_size` computes of a self attention under a mask.
 
     The layout divides the stream of `mask.num_queries` tokens by the borders `cu_seqlens`, or whole without them; they
-    say who holds which tokens, and not what is live. Raises ValueError for a mask whose numbers of queries and keys
-    differ, for borders that do not end with them, for a rank that cannot be, and for a layout of stripes.
+    say who holds which tokens, and not what is live. `batch`: the stream is so many equal rows, which matters only
+    without `per_sequence`. Raises ValueError for a mask whose numbers of queries and keys differ, for borders that do
+    not end with them, for a rank or a batch that cannot be, and for a layout of stripes.
     """
     tokens = mask.num_queries
     if mask.num_keys != tokens:
@@ -63,7 +65,9 @@ def plan_mask(
         raise ValueError(f"cu_seqlens ends with {borders[-1]}, but the mask has {tokens} tokens: they must agree.")
     if not 0 <= cp_rank < cp_size:
         raise ValueError(f"cp_rank must be from 0 to cp_size - 1 = {cp_size - 1}, got {cp_rank}.")
-    return _planned(mask, Sharding(layout, borders, cp_size, per_sequence), route, cp_rank)
+    if batch < 1 or tokens % batch:
+        raise ValueError(f"batch must be a number of rows of equal length, got {batch} for {tokens} tokens.")
+    return _planned(mask, Sharding(layout, borders, cp_size, per_sequence, batch), route, cp_rank)
 
 
 @recent(_BUDGET, lambda planned: planned.size, least=_LEAST)

@@ -14,6 +14,7 @@ __all__ = [
     "blocks",
     "causal",
     "chunked",
+    "end_to_end",
     "first",
     "full",
     "of_dense",
@@ -133,6 +134,21 @@ def chunked(num_tokens: int, size: int) -> Mask:
 def first(num_tokens: int, count: int) -> Mask:
     """Every query sees the first `count` tokens, up to its position: global tokens, or attention sinks."""
     return Mask((Tile(range(num_tokens), range(min(count, num_tokens)), high=0),), num_tokens, num_tokens)
+
+
+def end_to_end(parts: Iterable[Mask]) -> Mask:
+    """The masks of several streams, such as the rows of a batch, as one: each sees its own keys alone."""
+    tiles, rows, columns = list[Tile](), 0, 0
+    for part in parts:
+        for tile in part.tiles:
+            low = tile.low if tile.low == -FAR else tile.low + columns - rows
+            high = tile.high if tile.high == FAR else tile.high + columns - rows
+            q, k = tile.q, tile.k
+            tiles.append(
+                Tile(range(q.start + rows, q.stop + rows), range(k.start + columns, k.stop + columns), low, high)
+            )
+        rows, columns = rows + part.num_queries, columns + part.num_keys
+    return disjoint_mask(tiles, rows, columns)
 
 
 def blocks(live: Sequence[Sequence[bool | int]], size: int | tuple[int, int]) -> Mask:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from functools import update_wrapper, wraps
+from itertools import count
 from threading import Lock
 from typing import Any, Generic, TypeVar, TypeVarTuple
 from weakref import WeakKeyDictionary, WeakValueDictionary
@@ -95,3 +96,26 @@ class Shared(Generic[T]):
 
 shared = Shared
 """Equal arguments share one result: see `Shared`."""
+
+
+class Numbered(Generic[T]):
+    """Objects by their numbers, while they live: operators of compiled graphs take numbers, and no other objects."""
+
+    def __init__(self) -> None:
+        self._numbers, self._objects = count(), WeakValueDictionary[int, T]()
+
+    def add(self, made: T) -> int:
+        """A new number, by which the object is known from now on."""
+        number = next(self._numbers)
+        self._objects[number] = made
+        return number
+
+    def __getitem__(self, number: int) -> T:
+        """The object. Raises RuntimeError if it is gone."""
+        found = self._objects.get(number)
+        if found is None:
+            raise RuntimeError(
+                "What a compiled forward pass was given is gone before its backward pass: keep the ContextParallel and "
+                "the mask until then."
+            )
+        return found
