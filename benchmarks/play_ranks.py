@@ -10,7 +10,7 @@ the size, as a share of the slowest rank's time.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
 import torch
@@ -24,11 +24,12 @@ from ringattn_core.plan.layout import layout_named
 from ringattn_core.plan.planner import plan
 from ringattn_core.plan.route import route_named
 from ringattn_core.plan.schedule import Schedule
-from ringattn_core.run.execute import attend, attend_backward
+from ringattn_core.run.execute import Gradients, Result, attend, attend_backward
 from ringattn_core.run.kernel import Options
 from ringattn_core.run.transport import KV, LocalTransport, Transport
 
 HEADS, KV_HEADS, DIM = 32, 8, 128
+Backward = Callable[[Result], Gradients]
 
 
 class Played(SharedBuffers):
@@ -61,24 +62,35 @@ def _memories(size: int) -> tuple[Tensor, Tensor]:
     return torch.zeros(size, dtype=torch.uint8, device="cuda"), torch.zeros(size, dtype=torch.uint8, device="cuda")
 
 
-def passes(schedule: Schedule, kernel: str | None, tokens: int) -> tuple[Callable[[], object], Callable[[], object]]:
-    """A forward pass, and a forward with its backward pass, of one rank."""
-    q, dout = (torch.randn(tokens, HEADS, DIM, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    k, v = (torch.randn(tokens, KV_HEADS, DIM, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    options, kv, shared_buffers = Options(DIM**-0.5), KV(k, v), Played(schedule.cp_rank)
+def passes(schedule: Schedule, kernel: str | None, tensors: Sequence[Tensor]) -> tuple[Callable[[], Result], Backward]:
+    """The forward and the backward pass of one rank; tensors: its q, k, v and dout, each (tokens, heads, head_dim)."""
+    q, k, v, dout = tensors
+    options, kv, shared_buffers = Options(q.shape[-1] ** -0.5), KV(k, v), Played(schedule.cp_rank)
     chosen = choose(q, k, v, schedule, options, kernel)
 
     def transport() -> Transport:
         return OneSided(schedule, kv, shared_buffers) if schedule.cp_size > 1 else LocalTransport(schedule, kv)
 
-    def forward() -> object:
+    def forward() -> Result:
         return attend(transport(), chosen, q, options)
 
-    def both() -> object:
-        result = attend(transport(), chosen, q, options)
+    def backward(result: Result) -> Gradients:
         return attend_backward(transport(), chosen, dout, q, result, options)
 
-    return forward, both
+    return forward, backward
+
+
+def drawn(tokens: int) -> list[Tensor]:
+    """q, k, v and dout of a rank."""
+    heads = HEADS, KV_HEADS, KV_HEADS, HEADS
+    return [torch.randn(tokens, count, DIM, device="cuda", dtype=torch.bfloat16) for count in heads]
+
+
+def fwd_and_both(schedule: Schedule, kernel: str | None, tokens: int) -> Iterator[Callable[[], object]]:
+    """A forward pass, and a forward with its backward pass, of one rank."""
+    forward, backward = passes(schedule, kernel, drawn(tokens))
+    yield forward
+    yield lambda: backward(forward())
 
 
 PACKINGS = {
@@ -112,12 +124,13 @@ def play(arguments: argparse.Namespace, local: int, packing: str) -> None:
     window = (arguments.window, 0)
     whole = plan(layout_named("contiguous"), route_named("ring"), borders, borders, 0, 1, window=window)
     repeats = max(3, arguments.repeats * 8192 // local)
-    cases = dict(zip(("one fwd", "one both"), passes(whole, arguments.kernel, local * size), strict=True))
+    cases = dict(zip(("one fwd", "one both"), fwd_and_both(whole, arguments.kernel, local * size), strict=True))
     for route in arguments.routes:
         for rank in range(size):
             layout = layout_named(arguments.layout)
             schedule = plan(layout, route_named(route), borders, borders, rank, size, window=window)
-            cases[f"{route} {rank} fwd"], cases[f"{route} {rank} both"] = passes(schedule, arguments.kernel, local)
+            calls = fwd_and_both(schedule, arguments.kernel, local)
+            cases.update(zip((f"{route} {rank} fwd", f"{route} {rank} both"), calls, strict=True))
     times = interleaved(cases, repeats)
     one = f"{times['one fwd'].gpu:.2f} / {times['one both'].gpu:.2f} ms"
     print(f"\n{local} tokens on each of {size} ranks, packing {packing}, window {window}; one GPU: {one}")
