@@ -114,3 +114,22 @@ def test_a_reader_runs_a_page_under_torchrun(tmp_path: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert result.stdout == "torchrun --nproc-per-node=2 .tutorials/good.py\ntotal 1\n"
+
+
+def test_a_page_that_does_not_exist_is_answered_by_those_that_do(tmp_path: Path) -> None:
+    shutil.copy(COLLECTOR, tmp_path)
+    for name in ("combining", "packed-sft-with-trl", "ring-attention-in-five-lines"):
+        (tmp_path / f"{name}.md").write_text(GOOD)
+
+    def answer(*arguments: str) -> list[str]:
+        command = [sys.executable, str(tmp_path / COLLECTOR.name), *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert result.returncode == 1 and not result.stdout
+        return result.stderr.splitlines()
+
+    heading, *pages = answer("docs/tutorials/ring-atention.md")
+    assert heading == "There is no tutorial docs/tutorials/ring-atention.md; there are, the most similar name first:"
+    assert pages[0] == "  docs/tutorials/ring-attention-in-five-lines.md" and len(pages) == 3
+    assert answer("trl")[1] == "  docs/tutorials/packed-sft-with-trl.md"
+    assert answer()[0] == "Name the one page to run, got 0:"
+    assert answer("combining", "trl")[0] == "Name the one page to run, got 2:"

@@ -16,7 +16,8 @@ import re
 import runpy
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from difflib import SequenceMatcher
 from importlib.util import find_spec
 from itertools import zip_longest
 from multiprocessing.connection import wait
@@ -189,12 +190,20 @@ def tidy(text: str) -> str:
     return "\n".join(line.rstrip() for line in text.strip("\n").splitlines()).strip("\n")
 
 
+def listed(heading: str, pages: Iterable[str]) -> str:
+    """Pages as they can be given to `main`, one in a line."""
+    return "\n  ".join([heading, *(f"docs/tutorials/{page}.md" for page in pages)])
+
+
 def main(arguments: list[str]) -> str | int:
     """Run a page, and show what its processes print as they do. Returns what is wrong, or the exit status."""
     pages = {path.stem: path for path in sorted(HERE.glob("*.md"))}
-    name = Path(arguments[0]).stem if len(arguments) == 1 else ""
+    if len(arguments) != 1:
+        return listed(f"Name the one page to run, got {len(arguments)}:", pages)
+    name = Path(arguments[0]).stem
     if name not in pages:
-        return "\n  ".join(["Say which page to run:", *(f"docs/tutorials/{page}.md" for page in pages)])
+        alike = sorted(pages, key=lambda page: SequenceMatcher(None, name, page).ratio(), reverse=True)
+        return listed(f"There is no tutorial {arguments[0]}; there are, the most similar name first:", alike)
     page = pages[name].read_text(encoding="utf-8")
     missing = [module for module in front_matter(page, "needs").split() if find_spec(module) is None]
     if missing:

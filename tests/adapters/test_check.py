@@ -8,6 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from ringattn import check
 from ringattn.check import main
 from ringattn.cli.main import app
 from ringattn_core.kernels.reference import Reference
@@ -47,6 +48,20 @@ def test_a_wrong_result_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     monkeypatch.setattr(Reference, "forward", off)
     verdict = few(capsys, ("ring", "gather"), wrong=2)
     assert "zigzag, ring, reference cpu float64: dk is off by " in verdict and "more than 1.0e-10" in verdict
+
+
+def test_the_table_marks_what_its_rule_calls_wrong(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Errors that are all written 1: those of more than the limit are marked, as the line above the table says."""
+    for error, sign in ((0.996, ""), (1.0, ""), (1.0 + 1e-12, "!"), (1.004, "!")):
+        found = check.Finding(error, "as given")
+        monkeypatch.setattr(check, "compare", lambda *_, found=found: found)
+        assert main(2, ["zigzag"], ["ring"], ["reference"]) == (1 if sign else 0)
+        _, rule, _, header, row, *_ = capsys.readouterr().out.splitlines()
+        assert "more than 1 is wrong, and marked !." in rule
+        assert row.split() == ["zigzag", "ring", f"1{sign}"]
+        assert row.rstrip().removesuffix(sign) == row[: len(header.rstrip())]  # a column under its title
 
 
 def test_a_gradient_that_is_nan_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,6 +46,14 @@ def test_what_does_not_fit_the_gpu_is_marked_and_never_taken() -> None:
     assert "✗" not in run("plan", "--seqlen", "128k", "--cp", "8")
 
 
+def test_plan_without_a_causal_mask() -> None:
+    causal, both = (run("plan", "--seqlen", "64k", *more) for more in ((), ("--no-causal",)))
+    flop = [float(re.findall(r"Work of a layer: (\S+) FLOP", output)[0]) for output in (causal, both)]
+    assert 1.99 < flop[1] / flop[0] < 2.01
+    window = run("plan", "--seqlen", "64k", "--no-causal", "--window", "4096")
+    assert float(re.findall(r"Work of a layer: (\S+) FLOP", window)[0]) < flop[1] / 6
+
+
 def test_plan_of_auto_alone() -> None:
     output = run("plan", "--seqlen", "1e6", "--route", "auto")
     assert "1,000,000 tokens on 8 ranks" in output and "auto = gather / waves " in output
@@ -114,6 +122,8 @@ def test_draw(tmp_path: Path) -> None:
     picture = tmp_path / "mask.svg"
     assert str(picture) in run("draw", "--seqlen", "7,5,12", "--window", "4", "--svg", str(picture)).replace("\n", "")
     assert picture.read_text().startswith("<svg")
+    legend = "A sign is the sequence of a token, from 0 to 2; · is held by another rank."
+    assert legend in run("draw", "--seqlen", "7,5,12") and "A sign" not in output
 
 
 def test_a_picture_is_what_its_name_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

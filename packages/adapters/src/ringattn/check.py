@@ -88,7 +88,9 @@ def main(
     problems = {column: [Solved(problem, column) for problem in PROBLEMS] for column in columns}
     widths = [max(len(column.title), 9) for column in columns]
     print(f"Attention on {ranks} ranks, forward and backward, against dense attention in float64.")
-    print("The largest error as a share of its limit; more than 1 is wrong. - is refused by the kernel.\n")
+    print(
+        "The largest error as a share of its limit; more than 1 is wrong, and marked !. - is refused by the kernel.\n"
+    )
     print(
         f"{'layout':<14}{'route':<16}",
         *(f"{column.title:>{width}}  " for column, width in zip(columns, widths, strict=True)),
@@ -99,7 +101,7 @@ def main(
         for column, width in zip(columns, widths, strict=True):
             found = compare(ranks, layout, route, problems[column])
             count += found is not None
-            print(f" {'-' if found is None else f'{found.error:.2g}':>{width}}  ", end="", flush=True)
+            print(f" {_cell(found):>{width + 1}} ", end="", flush=True)
             if found is not None and not found.exact:
                 wrong.append(f"  {layout}, {route}, {column.title}: {found.about}")
         print()
@@ -107,6 +109,11 @@ def main(
     verdict = verdict if count else "Every kernel refuses all of this: nothing was checked."
     print("\n".join(["", verdict, *wrong]))
     return 1 if wrong or not count else 0
+
+
+def _cell(found: Finding | None) -> str:
+    """A number, and a sign that tells 1.004, which is wrong, from 0.996: both are written 1."""
+    return "- " if found is None else f"{found.error:.2g}{' ' if found.exact else '!'}"
 
 
 def _columns() -> Iterator[Column]:

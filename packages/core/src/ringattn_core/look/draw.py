@@ -70,7 +70,16 @@ def ownership(sharding: Sharding, *, width: int = 96) -> str:
         mine = {number for _, number in held(sharding, rank, positions)}
         line = "".join(sign if number in mine else "·" for number, sign in enumerate(signs))
         lines.append(f"rank {rank:{margin}} |{line}| {sharding.length(rank):,} tokens")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_signs(len(sharding.cu_seqlens) - 1)])
+
+
+def _signs(sequences: int) -> list[str]:
+    """What the signs of `ownership` mean; of one sequence they need no word."""
+    if sequences == 1:
+        return []
+    last = f"{sequences - 1:,}" if sequences <= 10 else f"{sequences - 1:,}, which is {symbol(sequences - 1)}"
+    again = f"; after {SYMBOLS[-1]} they start again" if sequences > len(SYMBOLS) else ""
+    return [f"A sign is the sequence of a token, from 0 to {last}{again}; · is held by another rank."]
 
 
 def symbol(number: int) -> str:
