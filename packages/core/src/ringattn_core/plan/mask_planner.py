@@ -50,7 +50,7 @@ def plan_mask(
     """What rank `cp_rank` of `cp_size` computes of a self attention under a mask.
 
     The layout divides the stream of `mask.num_queries` tokens by the borders `cu_seqlens`, or whole without them; they
-    say who holds which tokens, and not what is live. `batch`: the stream is so many equal rows, which matters only
+    say who holds which tokens, and not what is live. `batch`: equal rows of the stream, which matter only
     without `per_sequence`. Raises ValueError for a mask whose numbers of queries and keys differ, for borders that do
     not end with them, for a rank or a batch that cannot be, and for a layout of stripes.
     """

@@ -137,7 +137,7 @@ def first(num_tokens: int, count: int) -> Mask:
 
 
 def end_to_end(parts: Iterable[Mask]) -> Mask:
-    """The masks of several streams, such as the rows of a batch, as one: each sees its own keys alone."""
+    """The masks of several streams, such as the rows of a batch, as one: no stream sees the keys of another."""
     tiles, rows, columns = list[Tile](), 0, 0
     for part in parts:
         for tile in part.tiles:
