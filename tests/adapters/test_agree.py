@@ -112,6 +112,13 @@ def test_what_shard_is_given_is_compared_where_the_environment_says_so(monkeypat
         run(2, main, timeout=10)
 
 
+def test_how_many_tensors_are_sharded_is_compared_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RINGATTN_CHECK", "1")
+    for more in (0, 1):
+        with pytest.raises(ValueError, match=r"tensor 1 of shard is .* on rank 0 and .* on rank 1"):
+            run(2, lambda comm, more=more: ContextParallel(comm).shard(*[torch.ones(1, 8)] * (1 + (comm.rank == more))))
+
+
 @pytest.mark.parametrize("calls", [1, 3])
 def test_a_pass_costs_one_header_whatever_was_asked_before(calls: int) -> None:
     """And nothing else is sent to agree: `Mute` fails the test in every other call."""

@@ -49,6 +49,18 @@ def test_everything_fits(length: int) -> None:
         assert len(header.encode()) <= SIZE and Header.decode(header.encode()).terms == said
 
 
+@pytest.mark.parametrize("few", [(), (("tensor 0", "x"),)], ids=["none", "one"])
+@pytest.mark.parametrize("many", [2, 100], ids=["two", "so many that they are hashed"])
+def test_a_term_that_one_rank_does_not_state_is_a_difference(many: int, few: tuple[tuple[str, object], ...]) -> None:
+    """Whichever rank has more of them; ranks that begin a call with different actions compare what both state."""
+    terms = [encoded(few), encoded(tuple((f"tensor {place}", "x" * 40 if place else "x") for place in range(many)))]
+    for said in (terms, terms[::-1]):
+        with pytest.raises(DisagreementError, match="not given on rank [01]"):
+            compare([Header(3, "shard", each).encode() for each in said])
+        with pytest.raises(OutOfStepError, match="rank 0 begins pass 3, shard, and rank 1 pass 3, forward"):
+            compare([Header(3, action, each).encode() for action, each in zip(("shard", "forward"), said, strict=True)])
+
+
 def test_differences_are_named() -> None:
     said = [Header(3, "forward", TERMS)] * 2
     for odd, kind, message in (

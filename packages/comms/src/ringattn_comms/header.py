@@ -17,6 +17,7 @@ SIZE = 4096  # bytes that a header takes at most: two texts and all terms
 _PROTOCOL = "ringattn agreement 1"  # the first line; it changes when this file changes what a header is
 _TERM, _TERMS = 96, 2600  # bytes of one value, and of all terms
 _TEXT = 600  # bytes of a message, or of what a rank says about itself
+_NOT_GIVEN = "not given"  # in place of a term that a rank does not state
 _BEGINNINGS = {"forward", "introduction", "shard"}  # ranks that differ in their arguments may begin a call with each
 
 
@@ -99,16 +100,18 @@ def compare(rows: Sequence[bytes]) -> None:
             raise RefusedError(f"rank {rank} refused its input: {header.refused}")
     actions = {header.action for header in headers}
     if len(actions) == 1 or actions <= _BEGINNINGS:
-        _compare_terms([json.loads(header.terms) for header in headers])
+        _compare_terms([json.loads(header.terms) for header in headers], all_of_them=len(actions) == 1)
     _compare_order(headers)
 
 
-def _compare_terms(said: Sequence[Mapping[str, str]]) -> None:
-    for name, value in said[0].items():
-        for rank, other in enumerate(said):
-            if name in other and other[name] != value:
+def _compare_terms(said: Sequence[Mapping[str, str]], *, all_of_them: bool) -> None:
+    """Raise for the first term that differs; one action has the same terms on all ranks, two may share only some."""
+    for name in dict.fromkeys(name for terms in said for name in terms):
+        values = [terms.get(name, _NOT_GIVEN) for terms in said]
+        for rank, value in enumerate(values):
+            if value != values[0] and (all_of_them or _NOT_GIVEN not in (value, values[0])):
                 raise DisagreementError(
-                    f"The ranks of a group ask for different attention: {name} is {value} on rank 0 and {other[name]} "
+                    f"The ranks of a group ask for different attention: {name} is {values[0]} on rank 0 and {value} "
                     f"on rank {rank}. All ranks call attention with the same arguments, and with their share of q, k "
                     "and v."
                 )
