@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
+from threading import Event, Thread
 
 import pytest
 
@@ -55,7 +57,7 @@ def test_a_term_that_one_rank_does_not_state_is_a_difference(many: int, few: tup
     """Whichever rank has more of them; ranks that begin a call with different actions compare what both state."""
     terms = [encoded(few), encoded(tuple((f"tensor {place}", "x" * 40 if place else "x") for place in range(many)))]
     for said in (terms, terms[::-1]):
-        with pytest.raises(DisagreementError, match="not given on rank [01]"):
+        with pytest.raises(DisagreementError, match=r"not given on rank [01]"):
             compare([Header(3, "shard", each).encode() for each in said])
         with pytest.raises(OutOfStepError, match="rank 0 begins pass 3, shard, and rank 1 pass 3, forward"):
             compare([Header(3, action, each).encode() for action, each in zip(("shard", "forward"), said, strict=True)])
@@ -123,3 +125,25 @@ def test_a_side_that_does_not_come_back_is_released_or_ended(
         time.sleep(0.02)
     assert released == [True] and ended == [1]
     assert "ringattn, rank 0: The ranks of a group are out of step" in capsys.readouterr().err
+
+
+def test_a_side_is_looked_after_while_it_goes_on() -> None:
+    """The thread that looks reads the headers under way while the caller adds and takes some."""
+    interval = sys.getswitchinterval()
+    side, done = Agreement(0, lambda header: Heard([header], arrived=False)), Event()
+
+    def goes_on() -> None:
+        while not done.is_set():
+            side._pending.append((Heard([]), TERMS))
+            side._pending.popleft()
+
+    caller = Thread(target=goes_on)
+    caller.start()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(200_000):
+            assert side.stuck_with(None)[1] is None
+    finally:
+        sys.setswitchinterval(interval)
+        done.set()
+        caller.join()

@@ -120,8 +120,11 @@ class Agreement:
 
     def stuck_with(self, said: Said | None) -> tuple[Said | None, Exception | None]:
         """The oldest headers that nothing has compared, and if they are still `said`, what is wrong with them."""
-        oldest = next(iter(self._pending), (None, b""))[0]
-        if oldest is None or oldest is not said or not oldest.ready():
+        try:
+            oldest, _ = self._pending[0]  # Not by an iterator: that fails where the caller adds a header meanwhile.
+        except IndexError:
+            return None, None
+        if oldest is not said or not oldest.ready():
             return oldest, None
         try:
             compare(oldest.wait())
