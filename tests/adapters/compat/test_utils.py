@@ -59,6 +59,23 @@ def test_update_out_and_lse() -> None:
     torch.testing.assert_close(far[1], lse)
 
 
+@pytest.mark.parametrize("odd", [torch.nan, torch.inf, -torch.inf])
+def test_update_out_and_lse_with_rows_that_are_not_finite(odd: float) -> None:
+    """A row of one block whose lse is NaN or +inf is NaN, before or after another; one of -inf has no key there."""
+    out, finite = torch.ones(1, 3, 1, 4), torch.zeros(1, 1, 3)
+    other = finite.clone()
+    other[..., 1] = odd
+    for blocks in ([(out, finite), (5 * out, other)], [(5 * out, other), (out, finite)]):
+        sums: tuple[Tensor | None, Tensor | None] = None, None
+        for block in blocks:
+            sums = utils.update_out_and_lse(*sums, *block)
+        found, lse = sums
+        assert found is not None and lse is not None
+        assert found[0, ::2].eq(3.0).all() and torch.equal(lse[0, ::2, 0, 0], torch.full((2,), 2.0).log())
+        assert found[0, 1].eq(1.0).all() if odd == -torch.inf else found[0, 1].isnan().all()
+        assert lse[0, 1].eq(0.0).all() if odd == -torch.inf else not lse[0, 1].isfinite().any()
+
+
 def test_communication() -> None:
     for found in processes.run(3, communication):
         assert found == {"k": 0.0, "v": 0.0, "gathered": 0.0, "in a group": 0.0}

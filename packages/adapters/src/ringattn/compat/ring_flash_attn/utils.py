@@ -121,8 +121,8 @@ def update_out_and_lse(
 
 def _added(out: Tensor, lse: Tensor, block_out: Tensor, block_lse: Tensor) -> tuple[Tensor, Tensor]:
     total = torch.logaddexp(lse, block_lse)
-    # A row without a key so far has lse - total = -inf + inf: its weight is 0.
-    old, new = (torch.exp(part - total).nan_to_num(0.0) for part in (lse, block_lse))
+    # A row without a key so far has lse - total = -inf + inf: its weight is 0. NaN and +inf stay visible in out.
+    old, new = (torch.exp(part - total).masked_fill(part == -torch.inf, 0.0) for part in (lse, block_lse))
     return out * old + block_out * new, total
 
 
