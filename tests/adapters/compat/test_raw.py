@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -14,7 +15,7 @@ import processes
 from adapters.hf import compare
 from ringattn.compat import ring_flash_attn as rfa
 from ringattn.compat.ring_flash_attn import stripe_flash_attn, zigzag_ring_flash_attn_varlen
-from ringattn.compat.ring_flash_attn.ring_flash_attn import ring_flash_attn_forward
+from ringattn.compat.ring_flash_attn.ring_flash_attn import ring_flash_attn_backward, ring_flash_attn_forward
 from ringattn_comms.backends import threads
 from ringattn_comms.communicator import Communicator
 
@@ -72,6 +73,33 @@ def test_what_one_rank_is_refused_all_are_told(fault: dict[str, Any]) -> None:
         given = {"q": x, "k": x, "v": x} | (fault if comm.rank else {})
         with pytest.raises((TypeError, ValueError)) as caught:
             ring_flash_attn_forward(comm, softmax_scale=0.3, **given)
+        return str(caught.value)
+
+    told, own = threads.run(2, rank, timeout=10)
+    assert told.startswith("rank 1 refused its input") and own in told
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("dout", lambda x: None),
+        ("dout", lambda x: x[:, :, :1]),
+        ("dout", lambda x: x.double()),
+        ("out", lambda x: x[:, :2]),
+        ("softmax_lse", lambda x: None),
+        ("softmax_lse", lambda x: x.transpose(1, 2)),
+    ],
+)
+def test_what_a_backward_pass_is_refused_all_are_told(name: str, change: Callable[[torch.Tensor], Any]) -> None:
+    """One rank lacks or has cut what its forward pass returned."""
+    x = torch.randn(1, 4, 2, 8)
+
+    def rank(comm: Communicator) -> str:
+        out, lse = ring_flash_attn_forward(comm, x, x, x, 0.3)
+        given = {"dout": x, "out": out, "softmax_lse": lse}
+        given[name] = change(given[name]) if comm.rank else given[name]
+        with pytest.raises((TypeError, ValueError), match=name) as caught:
+            ring_flash_attn_backward(comm, q=x, k=x, v=x, softmax_scale=0.3, **given)
         return str(caught.value)
 
     told, own = threads.run(2, rank, timeout=10)

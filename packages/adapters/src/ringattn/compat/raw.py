@@ -19,6 +19,7 @@ from ringattn.functions import FUNCTIONS
 from ringattn.tensors import batched, check_tensors, flattened, flattened_lse
 from ringattn_comms.connect import communicator
 from ringattn_core.run.execute import Result
+from ringattn_core.run.kernel import accumulator_dtype
 from ringattn_core.run.transport import KV
 
 _SAVED = "dout", "q", "k", "v", "out", "softmax_lse"
@@ -44,6 +45,8 @@ def exports(prefix: str, *others: Function) -> dict[str, Any]:
                     f"pass: call {prefix}_func, which keeps them."
                 )
         call = _planned(convention, given)
+        with telling(lambda: communicator(given["process_group"])):
+            _check_saved(given)
         dout, q, k, v, out = (flattened(given[name]) for name in _SAVED[:-1])
         result = Result(out, flattened_lse(given["softmax_lse"]), [])
         with torch.no_grad():
@@ -61,6 +64,23 @@ def exports(prefix: str, *others: Function) -> dict[str, Any]:
         arguments = "process_group", *required[way]
         found[name] = function(module, name, docs[way].format(prefix), arguments, RAW_TAIL, compute)
     return {"__all__": sorted(found), **found}
+
+
+def _check_saved(given: Given) -> None:
+    """Raise unless dout, out and softmax_lse are of the forward pass of q, k and v, which have been checked."""
+    q, v = given["q"], given["v"]
+    check_tensors(
+        "dout, out and softmax_lse must be tensors", *(given[name] for name in ("dout", "out", "softmax_lse"))
+    )
+    rows, lse_dtype = (*q.shape[:-1], v.shape[-1]), accumulator_dtype(q.dtype)
+    lse_rows = (*q.shape[:-3], q.shape[-2], q.shape[-3])
+    for name, shape, dtype in (("dout", rows, q.dtype), ("out", rows, q.dtype), ("softmax_lse", lse_rows, lse_dtype)):
+        x = given[name]
+        if (x.shape, x.dtype, x.device) != (shape, dtype, q.device):
+            raise ValueError(
+                f"{name} must be {shape} in {dtype} on {q.device}, as the forward pass of these q, k and v has it; got "
+                f"{tuple(x.shape)} in {x.dtype} on {x.device}."
+            )
 
 
 def _planned(convention: Convention, given: Given) -> Call:
