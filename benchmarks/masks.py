@@ -157,6 +157,8 @@ def flex(mod: Mod, whole: Sequence[Tensor]) -> tuple[Passes, Tensor, Tensor]:
 def measure(name: str, n: int, heads: tuple[int, int], asked: argparse.Namespace) -> None:
     """Print what one mask takes."""
     case, (query_heads, kv_heads) = CASES[name](n), heads
+    # PyTorch compiles eight variants of a function and no more; FlexAttention that is not compiled is dense.
+    torch.compiler.reset()
     torch.manual_seed(0)
     counts = query_heads, kv_heads, kv_heads, query_heads
     whole = [torch.randn(n, count, DIM, device="cuda", dtype=torch.bfloat16) for count in counts]
