@@ -14,7 +14,7 @@ from ringattn.context_parallel import ContextParallel
 from ringattn.lengths import Borders
 from ringattn_comms.backends.threads import run
 from ringattn_comms.communicator import Communicator, SingleRank
-from ringattn_core.plan.layout import contiguous, striped, zigzag
+from ringattn_core.plan.layout import Sharding, contiguous, striped, zigzag
 from ringattn_core.plan.route import gather, ring, waves
 
 PACKED = [0, 5, 5, 6, 20, 31]
@@ -119,6 +119,16 @@ def test_gradient_of_unshard(layout: str, cu_seqlens: Sequence[int]) -> None:
             grad.sum().backward()
 
     run(3, main)
+
+
+def test_the_shares_of_all_ranks_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often tensors of a batch are put together, forward and backward; a rank checks its part each time."""
+    counted, length = list[int](), Sharding.length
+    monkeypatch.setattr(Sharding, "length", lambda self, rank: counted.append(rank) or length(self, rank))
+    cp, calls = ContextParallel(SingleRank(), cu_seqlens=[0, 3, 23]), 4
+    for _ in range(calls):
+        cp.unshard(torch.zeros(1, 23, requires_grad=True)).sum().backward()
+    assert len(counted) == calls + 1
 
 
 def test_gradient_of_shard() -> None:

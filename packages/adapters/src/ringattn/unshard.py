@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,9 +21,10 @@ def unshard(x: Tensor, sharding: Sharding, comm: Communicator) -> Tensor:
     return whole
 
 
-def lengths(sharding: Sharding) -> list[int]:
-    """How many tokens each rank holds."""
-    return [sharding.length(rank) for rank in range(sharding.cp_size)]
+@lru_cache(16)
+def lengths(sharding: Sharding) -> tuple[int, ...]:
+    """How many tokens each rank holds, counted once: of many sequences it takes tens of milliseconds."""
+    return tuple(map(sharding.length, range(sharding.cp_size)))
 
 
 class _Gathering:
@@ -67,4 +69,4 @@ class _Unshard(torch.autograd.Function):
             parts[rank, :length] = grad[stream_index(sharding, rank, grad.device)]
         with agree.turn(comm, f"backward of {ctx.run.number}", ctx.run.terms, grad.device):
             own = comm.reduce_scatter(parts).wait() if comm.size > 1 else parts[0]
-        return own[: sharding.length(comm.rank)], None
+        return own[: lengths(sharding)[comm.rank]], None
