@@ -112,11 +112,9 @@ def test_a_group_that_is_no_longer_used_is_freed_without_the_garbage_collector()
 
 def test_bad_input_is_refused_as_before(prepared) -> None:
     cp, q = ContextParallel(SingleRank()), drawn()
-    for window in ([3, 0], ([3], 0)):
-        try:
-            attention(*q, cp=cp, window_size=window)
-        except TypeError as error:
-            assert "window_size must be (left, right)" in str(error)
+    attention(*q, cp=cp, window_size=[3, 0])
+    with pytest.raises(TypeError, match=r"window_size must be \(left, right\)"):
+        attention(*q, cp=cp, window_size=([3], 0))
     with pytest.raises(ValueError, match="contradict"):
         attention(*q, cp=cp, causal=True, window_size=(3, 3))
     attention(*q, cp=cp)

@@ -94,7 +94,8 @@ def test_plans_of_many_documents_for_many_ranks_are_small(layout: Layout) -> Non
             for borders in [documents(0, 60, 30_000)]
             for route in (ring, waves(2))
         ]
-        assert all(len(tuple(step.key_slices)) >= 0 for each in planned for step in each.steps)
+        for step in (step for each in planned for step in each.steps):
+            tuple(step.key_slices)  # They are worked out when they are looked at.
         planner._planned.cache_clear()
         lines.mask.cache_clear()
         lines.shards.cache_clear()

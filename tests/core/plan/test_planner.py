@@ -17,7 +17,7 @@ from ringattn_core.plan import planner
 from ringattn_core.plan.layout import Layout, contiguous, striped, zigzag
 from ringattn_core.plan.lines import shards
 from ringattn_core.plan.local_rows import default_early_rows
-from ringattn_core.plan.planner import outgoing_rows, plan
+from ringattn_core.plan.planner import outgoing_rows, plan, plan_all
 from ringattn_core.plan.route import Route, double_ring, gather, ring, waves
 from ringattn_core.plan.schedule import Launch, Schedule
 from ringattn_core.plan.tile import Tile
@@ -337,6 +337,13 @@ def test_what_is_lent_is_what_others_fetch(case: Case) -> None:
 
 def test_plans_are_kept() -> None:
     assert causal(zigzag, ring, 2, 8)[0] is causal(zigzag, ring, 2, 8)[0]
+
+
+def test_the_plans_of_all_ranks_are_those_of_each() -> None:
+    case = Case(zigzag, gather, (0, 6, 20), (0, 9, 12), 3, (4, 2), per_sequence=False, batch=2, num_early_rows=4)
+    options = {"window": case.window, "per_sequence": False, "batch": 2, "num_early_rows": 4}
+    every = plan_all(zigzag, gather, case.cu_seqlens_q, 3, cu_seqlens_k=case.cu_seqlens_k, **options)
+    assert every == tuple(case.plan())
 
 
 def test_bad_borders_are_refused() -> None:
