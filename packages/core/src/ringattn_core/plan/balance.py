@@ -1,9 +1,9 @@
-"""Which rank gets what of a packed stream: equal tokens and equal causal work for each, and few documents cut.
+"""Which rank gets what of a packed stream: equal tokens and equal work for each, and few documents cut.
 
-The documents stand in a line, the longest first, each from its last row to its first: rows that see many keys come
-before rows that see few. A rank takes rows from both ends of what is left; how many from which end decides how much
-work it gets. For one document this is zigzag, to a few rows. Only documents at the ends of these pieces are cut, so
-most of many documents lie whole on a rank.
+The documents stand in a line, those whose rows see the most keys first, each from its last row to its first: under a
+causal mask, rows that see many keys come before rows that see few. A rank takes rows from both ends of what is left;
+how many from which end decides how much work it gets. For one document this is zigzag, to a few rows. Only documents at
+the ends of these pieces are cut, so most of many documents lie whole on a rank.
 
 Three documents of 8, 4 and 4 tokens for two ranks; the work of a row is the number of keys that it sees:
 
@@ -20,32 +20,57 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from ringattn_core.plan.tile import chunk, joined_runs, triangle
 
 _EVEN = 1.01  # times the mean counts as even
-_HALVINGS = 6
+_HALVINGS, _LEAST = 6, 64  # of documents; more for other masks, until parts have no more rows than this
 
 
 class Share(NamedTuple):
-    """What a rank gets: runs of the stream, in its order, and how many cells of a causal mask are in their rows."""
+    """What a rank gets: runs of the stream, in its order, and how many live cells are in their rows."""
 
     runs: tuple[range, ...]
     work: int
 
 
-def deal(cu_seqlens: Sequence[int], cp_size: int) -> list[Share]:
+class Work(Protocol):
+    """What the rows of a stream cost."""
+
+    most: int  # live cells of the row that has the most
+
+    def before(self, row: int) -> int:
+        """The live cells of all rows before this one of the stream."""
+
+
+class CausalWork:
+    """The work of packed documents with these borders under a causal mask."""
+
+    def __init__(self, cu_seqlens: Sequence[int]) -> None:
+        lengths = [stop - start for start, stop in pairwise(cu_seqlens)]
+        self.most = max(lengths, default=0)
+        self._borders, self._cells = cu_seqlens, [0, *accumulate(map(triangle, lengths))]
+
+    def before(self, row: int) -> int:
+        """The live cells of all rows before this one."""
+        document = bisect_right(self._borders, row) - 1
+        return self._cells[document] + triangle(row - self._borders[document])
+
+
+def deal(cu_seqlens: Sequence[int], cp_size: int, work: Work | None = None) -> list[Share]:
     """Every rank's share; their lengths differ by one token at most.
 
-    Where a few documents are most of the work, no two pieces of the line may have the work of a share: then documents
-    are cut into halves before they are lined up, or into quarters, and so on.
+    `work` is what rows cost, that of a causal mask where none is given; the documents are parts of the stream that are
+    better not cut. Where a few documents are most of the work, no two pieces of the line may have the work of a share:
+    then documents are cut into halves before they are lined up, or into quarters, and so on.
     """
-    longest, found = max((stop - start for start, stop in pairwise(cu_seqlens)), default=0), list[list[Share]]()
-    for halvings in range(_HALVINGS + 1):
-        found.append(list(_Line(cu_seqlens, max(longest >> halvings, 1)).shares(cp_size)))
+    work, found = work or CausalWork(cu_seqlens), list[list[Share]]()
+    longest = max((stop - start for start, stop in pairwise(cu_seqlens)), default=0)
+    for halvings in range(max(_HALVINGS, (longest // _LEAST).bit_length()) + 1):
+        found.append(list(_Line(cu_seqlens, max(longest >> halvings, 1), work).shares(cp_size)))
         mean = sum(share.work for share in found[-1]) / cp_size
-        if _most(found[-1]) <= _EVEN * mean + longest:  # or a row more
+        if _most(found[-1]) <= _EVEN * mean + work.most:  # or a row more
             break
     return min(found, key=_most)
 
@@ -57,15 +82,18 @@ def _most(shares: Sequence[Share]) -> int:
 class _Line:
     """Parts of documents, of `longest` tokens at most, in the order of the keys that their rows see, most first."""
 
-    def __init__(self, cu_seqlens: Sequence[int], longest: int) -> None:
-        parts = list[tuple[int, range]]()
+    def __init__(self, cu_seqlens: Sequence[int], longest: int, work: Work) -> None:
+        self._of = work
+        parts = list[range]()
         for start, stop in pairwise(cu_seqlens):
             count = -((start - stop) // longest)
-            parts += ((start, chunk(range(start, stop), index, count)) for index in range(count))
+            parts += (chunk(range(start, stop), index, count) for index in range(count))
+        cells = [work.before(part.stop) - work.before(part.start) for part in parts]
         # By the mean number of keys that a row sees; of equal ones, the last of the stream first.
-        self._parts = sorted(parts, key=lambda part: (2 * part[0] - part[1].start - part[1].stop, -part[1].start))
-        self._borders = [0, *accumulate(len(part) for _, part in self._parts)]
-        self._work = [0, *accumulate(_cells(part, start) for start, part in self._parts)]
+        line = sorted(zip(parts, cells, strict=True), key=lambda each: (-each[1] / len(each[0]), -each[0].start))
+        self._parts = [part for part, _ in line]
+        self._borders = [0, *accumulate(map(len, self._parts))]
+        self._work = [0, *accumulate(cells for _, cells in line)]
 
     def shares(self, cp_size: int) -> Iterator[Share]:
         """The shares in rank order, each taken from what the ranks before have left."""
@@ -95,13 +123,13 @@ class _Line:
         index = bisect_right(self._borders, row) - 1
         if index == len(self._parts):
             return self._work[-1]
-        start, part = self._parts[index]
-        return self._work[index] + _cells(range(part.stop - (row - self._borders[index]), part.stop), start)
+        stop = self._parts[index].stop
+        return self._work[index] + self._of.before(stop) - self._of.before(stop - (row - self._borders[index]))
 
     def _runs(self, first: int, last: int) -> Iterator[range]:
         """The runs of the stream that are these rows of the line."""
         for index in range(bisect_right(self._borders, first) - 1, bisect_left(self._borders, last)):
-            part, border = self._parts[index][1], self._borders[index]
+            part, border = self._parts[index], self._borders[index]
             yield part[max(len(part) - (last - border), 0) : len(part) - max(first - border, 0)]
 
 
@@ -113,8 +141,3 @@ def _nearest(work: Callable[[int], int], most: int, wanted: float) -> int:
     sign = 1 if work(0) <= work(most) else -1
     above = bisect_left(range(most), sign * wanted, key=lambda rows: sign * work(rows))
     return min(above, max(above - 1, 0), key=lambda rows: abs(work(rows) - wanted))
-
-
-def _cells(rows: range, start: int) -> int:
-    """Live cells of a causal mask in consecutive rows of a document that starts at `start`."""
-    return triangle(rows.stop - start) - triangle(rows.start - start)

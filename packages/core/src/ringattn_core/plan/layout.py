@@ -39,6 +39,7 @@ class PackedLayout:
         *,
         runs: Callable[[Sequence[int], int, int], Runs] | None = None,
         owners: Callable[[int], Sequence[int]] | None = None,
+        by_work: bool = False,
         built_in: bool = False,
     ) -> None:
         """divide: the layout of an extent.
@@ -46,9 +47,10 @@ class PackedLayout:
         runs: (borders, cp_rank, cp_size) -> what a rank holds of the stream from the first border to the last. Without
         it `divide` gets the extent of the stream; with it, single sequences are never divided.
         owners: cp_size -> the ranks that hold the equal chunks into which every extent is cut, in order, if it is.
+        by_work: it divides by the work of rows, and under a mask `mask_layout.layout_for` takes the mask's instead.
         built_in: every extent is known to be divided correctly; the runs of other layouts are checked.
         """
-        self._divide, self.owners, self.built_in = divide, owners, built_in
+        self._divide, self.owners, self.by_work, self.built_in = divide, owners, by_work, built_in
         self.divides_sequences = runs is None
         self.runs = runs or (lambda borders, *rank: divide(range(borders[0], borders[-1]), *rank))
         update_wrapper(self, divide)
@@ -59,7 +61,7 @@ class PackedLayout:
     def __repr__(self) -> str:
         return self.__name__
 
-    def __reduce__(self) -> tuple[Callable[[str], Layout], tuple[str]]:
+    def __reduce__(self) -> tuple[Callable[..., Layout], tuple[object, ...]]:
         # There is one object of each, by which plans are looked up, and pickles refer to it.
         return layout_named, (self.__name__,)
 
@@ -68,8 +70,9 @@ def _built_in(
     *,
     runs: Callable[[Sequence[int], int, int], Runs] | None = None,
     owners: Callable[[int], Sequence[int]] | None = None,
+    by_work: bool = False,
 ) -> Callable[[Layout], PackedLayout]:
-    return lambda divide: PackedLayout(divide, runs=runs, owners=owners, built_in=True)
+    return lambda divide: PackedLayout(divide, runs=runs, owners=owners, by_work=by_work, built_in=True)
 
 
 def packed(layout: Layout) -> PackedLayout:
@@ -125,7 +128,7 @@ def _dealt(borders: tuple[int, ...], cp_size: int) -> list[Runs]:
     return [share.runs for share in deal(borders, cp_size)]
 
 
-@_built_in(runs=_share)
+@_built_in(runs=_share, by_work=True)
 def balanced(extent: range, cp_rank: int, cp_size: int) -> Runs:
     """Parts of a packed stream: equal tokens and equal work under a causal mask for each rank, few sequences cut.
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
-from itertools import accumulate
 
 from ringattn_core.plan.memo import Numbered
 from ringattn_core.plan.overlaps import common, overlaps, without
+from ringattn_core.plan.row_work import RowWork
 from ringattn_core.plan.tile import CAUSAL, FULL, Tile
 
 MASKS: Numbered[Mask] = Numbered()
@@ -96,21 +96,8 @@ class Mask:
         rows = range(self.num_queries) if rows is None else rows
         if rows and not (min(rows) >= 0 and max(rows) < self.num_queries):
             raise ValueError(f"The mask has rows 0 to {self.num_queries - 1}, got {rows}.")
-        # Along a tile's rows the count grows by one a row, stays, and falls by one: second differences, summed twice.
-        bends, jumps = [0] * (self.num_queries + 2), [0] * (self.num_queries + 2)
-        for tile in self.tiles:
-            q, k = tile.q, tile.k
-            jumps[q.start] += _count(tile, q.start)
-            jumps[q.stop] -= _count(tile, q.stop - 1)
-            # The right border moves until it meets the last column, the left one from where it leaves the first. Both
-            # rows are within a trimmed tile; of an open side nothing moves.
-            right_moves, left_moves = (q.start, k.stop - 1 - tile.high), (k.start - tile.low, q.stop - 1)
-            for (start, stop), slope in ((right_moves, 1), (left_moves, -1)):
-                if start < stop:
-                    bends[start + 1] += slope
-                    bends[stop + 1] -= slope
-        work = list(accumulate(map(sum, zip(jumps, accumulate(bends), strict=True))))
-        return [work[row] for row in rows]
+        work = RowWork(self.tiles, self.num_queries)
+        return [work.of(row) for row in rows]
 
     def dense(self) -> list[bytes]:
         """One `bytes` for each query, with a 1 where it sees the key and a 0 where not."""
