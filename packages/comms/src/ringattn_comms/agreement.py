@@ -61,7 +61,8 @@ class Agreement:
 
     def __init__(self, rank: int, say: Callable[[bytes], Said], release: Callable[[], None] | None = None) -> None:
         self._rank, self._say, self._number = rank, say, 0
-        self._release, self._watched = release, False
+        # What ends the waits of this rank's GPU, where the host does not return; nothing to do so: hosts always return.
+        self.releases, self._watched = [release] if release else list[Callable[[], None]](), False
         self._pending, self._shared = deque[tuple[Said, bytes]](), set[bytes]()
         self._introduced = dict[str, tuple[str, ...]]()
         self._busy = Lock()
@@ -134,10 +135,10 @@ class Agreement:
 
     def _watch(self) -> None:
         """Look after this side from a thread: the caller may wait for a GPU that waits for another pass's message."""
-        if self._release is not None and not self._watched:
+        if self.releases and not self._watched:
             self._watched = True
             atexit.register(_flush, ref(self))
-            Thread(target=_watch, args=(ref(self), self._rank, self._release), daemon=True).start()
+            Thread(target=_watch, args=(ref(self), self._rank, self.releases), daemon=True).start()
 
     def _meet(self, header: bytes, terms: bytes, *, wait: bool) -> Sequence[bytes]:
         self._number += 1
@@ -170,7 +171,7 @@ def _flush(agreement: ref[Agreement]) -> None:
         side.flush()
 
 
-def _watch(agreement: ref[Agreement], rank: int, release: Callable[[], None]) -> None:
+def _watch(agreement: ref[Agreement], rank: int, releases: Sequence[Callable[[], None]]) -> None:
     """Say what is wrong where the caller does not come back to hear of it; release its GPU, or else end the process."""
     said: Said | None = None
     stuck = 0
@@ -181,11 +182,11 @@ def _watch(agreement: ref[Agreement], rank: int, release: Callable[[], None]) ->
         if stuck == 1:
             sys.stderr.write(
                 f"ringattn, rank {rank}: {error} This process has not come back to hear of it, so its GPU may wait for "
-                "a message that does not come: its NCCL group is aborted.\n"
+                "a message that does not come: its NCCL group is aborted, and its shared buffers are released.\n"
             )
-            release()
+            for release in releases:
+                release()
         if stuck == _ENDS_AFTER:
-            # Kernels that wait for other ranks' memory cannot be released.
             sys.stderr.write(f"ringattn, rank {rank}: its GPU still waits, so this process ends.\n")
             sys.stderr.flush()
             _end(1)

@@ -6,6 +6,8 @@ NVLink multicast is not used.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import Thread
+from time import sleep
 from typing import Any
 
 import torch
@@ -13,9 +15,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ringattn_comms.backends.objects import gather_objects
-from ringattn_comms.shared_buffer import Move, SharedBuffer, SharedBuffers
+from ringattn_comms.shared_buffer import Move, SharedBuffer, SharedBuffers, copy
 from ringattn_core.run.accumulate import has_triton
 from ringattn_core.run.streams import capturing
+
+_RELEASES = 4000  # times in some milliseconds each: hosts may be many barriers ahead of their GPU
 
 
 class SymmetricSharedBuffers(SharedBuffers):
@@ -25,8 +29,14 @@ class SymmetricSharedBuffers(SharedBuffers):
         super().__init__()
         self._group, self._device = group, device
         self._captured = set[SharedBuffer]()  # A CUDA graph writes to its buffer long after a larger one was made.
+        self._released = False
 
     def at_least(self, size: int) -> SharedBuffer:
+        if self._released:
+            raise RuntimeError(
+                "The ranks of this group have fallen out of step, and a pass went on without the others' signals: its "
+                "shared buffers cannot be used again. Make a new process group."
+            )
         shared_buffer = super().at_least(size)
         if capturing():
             self._captured.add(shared_buffer)
@@ -49,6 +59,16 @@ class SymmetricSharedBuffers(SharedBuffers):
         assert group is not None, "a buffer was asked for, so there is a group"
         return _SymmetricSharedBuffer(own, symmetric.rendezvous(own, group=group))
 
+    def release(self) -> None:
+        """Let this rank's GPU go on, for some seconds, without the signals of ranks that do not send them.
+
+        What it computes meanwhile is wrong: call this only where an error is about to be raised.
+        """
+        self._released = True
+        for shared_buffer in {self._shared_buffer, *self._captured}:
+            if isinstance(shared_buffer, _SymmetricSharedBuffer):
+                Thread(target=shared_buffer.release, daemon=True).start()
+
 
 class _SymmetricSharedBuffer(SharedBuffer):
     def __init__(self, own: Tensor, handle: Any) -> None:
@@ -59,12 +79,39 @@ class _SymmetricSharedBuffer(SharedBuffer):
         ]
         self._own = own  # The memory lives as long as this tensor does.
         self._signals = tuple(memory[-8 * handle.world_size :].view(torch.int64) for memory in self._memories)
+        # Made now: while a kernel waits, a GPU may not get to what it does for the first time.
+        self._forged, self._stream = self._forged_signals(), torch.cuda.Stream(own.device)  # type: ignore[no-untyped-call]
 
     def memory(self, rank: int) -> Tensor:
         return self._memories[rank]
 
     def barrier(self) -> None:
         self._handle.barrier(channel=0)
+
+    def release(self) -> None:
+        """Send this rank the signals that it may wait for, as if they came from the others, again and again."""
+        with torch.inference_mode(), torch.cuda.stream(self._stream):
+            for _ in range(_RELEASES):
+                copy(self._forged)
+                self._stream.synchronize()
+                sleep(0.001)
+
+    def _forged_signals(self) -> list[Move]:
+        """Copies from the host, for which a copy engine is enough: kernels may have to wait for the one that waits."""
+        rank, size = self._handle.rank, self._handle.world_size
+        pads = [self._handle.get_signal_pad(other, (size,), torch.int32) for other in range(size)]
+        many, arrived, gone = (
+            torch.tensor([value], dtype=dtype).pin_memory()
+            for value, dtype in ((2**62, torch.int64), (1, torch.int32), (0, torch.int32))
+        )
+        forged = list[Move]()
+        for other in range(size):
+            if other != rank:
+                forged.append((self._signals[rank][other : other + 1], many))  # of `exchange`
+                # PyTorch's barrier: a rank waits for a 1 of each other in its pad, and before for a 0 in theirs.
+                forged.append((pads[rank][other : other + 1], arrived))
+                forged.append((pads[other][rank : rank + 1], gone))
+        return forged
 
     def exchange(self, first: Sequence[Move], then: Sequence[Move], *, small: bool) -> None:
         if small and has_triton():

@@ -183,7 +183,11 @@ def _shared_buffers(group: dist.ProcessGroup | None, device: torch.device) -> Sh
     """The group's shared buffers, made once: all ranks ask together, when they first attend on this device."""
     from ringattn_comms.backends.symmetric import SymmetricSharedBuffers, unreachable
 
-    return None if unreachable(group, device) else SymmetricSharedBuffers(group, device)
+    if unreachable(group, device):
+        return None
+    buffers = SymmetricSharedBuffers(group, device)
+    _agreement(group).releases.append(buffers.release)
+    return buffers
 
 
 @_once
