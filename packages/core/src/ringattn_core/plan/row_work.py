@@ -59,5 +59,5 @@ class RowWork:
 
 
 def _cells(rows: int, first: int, slope: int) -> int:
-    """The cells of successive rows, the first of which has `first`, and each `slope` more than the one before."""
+    """The cells of successive rows: `first` in the first row, and `slope` more in each row than in the one before."""
     return rows * first + slope * (rows * (rows - 1) // 2)
