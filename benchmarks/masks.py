@@ -27,6 +27,7 @@ from ringattn import masks
 from ringattn.masks import Mask
 from ringattn_core.errors import UnsupportedError
 from ringattn_core.plan.layout import layout_named
+from ringattn_core.plan.mask_layout import layout_for
 from ringattn_core.plan.mask_planner import plan_mask
 from ringattn_core.plan.route import route_named
 
@@ -124,8 +125,9 @@ class Passes(NamedTuple):
 
 def on_ranks(mask: Mask, layout: str, route: str, size: int, kernel: str, whole: Sequence[Tensor]) -> Iterator[Passes]:
     """Each rank's passes, over its rows of the whole q, k, v and dout."""
+    shared = layout_for(layout_named(layout), mask)
     for rank in range(size):
-        schedule = plan_mask(mask, layout_named(layout), route_named(route), rank, size)
+        schedule = plan_mask(mask, shared, route_named(route), rank, size)
         tensors = [x[: schedule.queries.length(rank)] for x in whole]  # Which rows they are takes no time.
         forward, backward = passes(schedule, kernel, tensors)
         yield Passes(forward, partial(backward, forward()))
