@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from adapters.comms import Mute
-from ringattn import ContextParallel, attention
+from ringattn import ContextParallel, attention, zigzag_ring_flash_attn_func
 from ringattn_comms.backends.threads import run
 from ringattn_comms.communicator import Communicator
 from ringattn_comms.header import DisagreementError
@@ -136,6 +136,14 @@ def test_a_rank_that_refuses_tells_the_others_once() -> None:
     assert [(header.action, header.refused.partition(",")[0]) for header in comm.said] == [
         ("refusal", "ValueError: softcap must be positive")
     ]
+
+
+def test_a_window_that_a_function_of_ring_flash_attention_refuses_is_told_too() -> None:
+    comm, q = Mute(0, 2), torch.zeros(1, 8, 2, 4)
+    with pytest.raises(TypeError, match="window_size must be"):
+        zigzag_ring_flash_attn_func(q, q, q, window_size=("wide", 0), group=comm)
+    (header,) = comm.said
+    assert header.action == "refusal" and "window_size must be" in header.refused
 
 
 def test_a_disagreement_is_forgotten() -> None:

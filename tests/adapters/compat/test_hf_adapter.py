@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import processes
+from adapters.comms import Mute
 from adapters.compat import packed
 from adapters.hf.models import build
 from ringattn.compat import ring_flash_attn
@@ -170,6 +171,17 @@ def test_what_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hf_adapter, "_forwards", [])
     with pytest.raises(ValueError, match="call substitute_hf_flash_attn"):
         hf_adapter.flash_attention_forward(nn.ModuleDict({"o_proj": nn.Linear(4, 4)}), x, x, x)
+
+
+def test_what_one_rank_is_refused_the_others_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = ring_flash_attn.llama3_flash_attn_prepare_cu_seqlens(torch.tensor([0, 16]), True, 1, 2)
+    monkeypatch.setattr(hf_adapter, "DATA_PARAMS", dict(zip(KEYS, told, strict=True)))
+    comm, x = Mute(1, 2), torch.randn(1, 7, 2, 4)
+    (forward,) = hf_adapter.create_ring_flash_attention_forward(comm, 1)
+    with pytest.raises(ValueError, match="do not describe the tokens 7 to 14 that rank 1 of 2 holds"):
+        forward(x, x, x)
+    (header,) = comm.said
+    assert header.action == "refusal" and "do not describe the tokens 7 to 14" in header.refused
 
 
 def test_30_check_params() -> None:

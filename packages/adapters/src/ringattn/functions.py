@@ -25,11 +25,12 @@ def _made(convention: Convention, packing: str) -> Function:
         with telling(lambda: communicator(given["group"])):
             q, k, v = _separate(given, tensors[-1], convention.rows)
             cp, borders, slopes = divide(convention, given["group"], q, k, v, given)
+            window = checks.causal_window(given["causal"], given["window_size"])
         out = attention(
             *(q, k, v),
             cp=cp,
             causal=given["causal"],
-            window_size=checks.causal_window(given["causal"], given["window_size"]),
+            window_size=window,
             alibi_slopes=slopes,
             softmax_scale=given["softmax_scale"],
             dropout_p=given["dropout_p"],

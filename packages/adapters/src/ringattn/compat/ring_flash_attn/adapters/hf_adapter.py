@@ -15,11 +15,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ringattn.agree import telling
 from ringattn.context_parallel import ContextParallel
+from ringattn.lengths import Borders
 from ringattn.llama3 import ContractError, head_groups, llama3_flash_attn_prepare_cu_seqlens, stream_borders
 from ringattn.native import attention
 from ringattn.no_compile import no_compile
 from ringattn.tensors import autocasts
+from ringattn_comms.connect import communicator
 from ringattn_core.plan.layout import contiguous
 from ringattn_core.plan.route import at_once
 
@@ -78,19 +81,8 @@ def create_ring_flash_attention_forward(process_group: dist.ProcessGroup, heads_
         deterministic: bool | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        if query_states.shape[0] != 1:
-            raise ValueError(
-                f"The batch must be one packed row, (1, tokens, heads, head_dim), got {tuple(query_states.shape)}: "
-                "ringattn.hf.parallelize takes batches of any number of rows."
-            )
-        if not is_causal:
-            raise ContractError(
-                "Only causal attention goes over the ranks here, because update_ring_flash_attn_params cuts the keys "
-                "after a rank's last query: load a model that is not causal with another attn_implementation."
-            )
-        cp = ContextParallel(
-            process_group, contiguous, at_once, per_sequence=False, head_groups=head_groups(key_states, heads_k_stride)
-        )
+        with telling(lambda: communicator(process_group)):
+            cp, borders = _divided(process_group, heads_k_stride, query_states, key_states, is_causal)
         left = -1 if sliding_window is None else sliding_window - 1
         if deterministic is None:
             deterministic = os.environ.get("FLASH_ATTENTION_DETERMINISTIC", "0") == "1"
@@ -106,14 +98,33 @@ def create_ring_flash_attention_forward(process_group: dist.ProcessGroup, heads_
             softmax_scale=softmax_scale,
             dropout_p=dropout,
             deterministic=deterministic,
-            cu_seqlens=_borders(cp, query_states.shape[1]),
+            cu_seqlens=borders,
         )
         return out[None]
 
     return [no_compile(_flash_attention_forward)]
 
 
-def _borders(cp: ContextParallel, tokens: int) -> Any:
+def _divided(
+    process_group: dist.ProcessGroup, heads_k_stride: int, query: Tensor, key: Tensor, is_causal: bool
+) -> tuple[ContextParallel, Borders]:
+    """How a call is divided among the ranks. Raises ValueError for what cannot be."""
+    if query.shape[0] != 1:
+        raise ValueError(
+            f"The batch must be one packed row, (1, tokens, heads, head_dim), got {tuple(query.shape)}: "
+            "ringattn.hf.parallelize takes batches of any number of rows."
+        )
+    if not is_causal:
+        raise ContractError(
+            "Only causal attention goes over the ranks here, because update_ring_flash_attn_params cuts the keys "
+            "after a rank's last query: load a model that is not causal with another attn_implementation."
+        )
+    groups = head_groups(key, heads_k_stride)
+    cp = ContextParallel(process_group, contiguous, at_once, per_sequence=False, head_groups=groups)
+    return cp, _borders(cp, query.shape[1])
+
+
+def _borders(cp: ContextParallel, tokens: int) -> Borders:
     missing = [name for name in _KEYS if name not in DATA_PARAMS]
     if missing:
         raise ValueError(
