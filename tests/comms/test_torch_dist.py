@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
+from weakref import ref
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 import processes
 from problem import Part, Problem, assert_exact, assert_fair
 from ringattn_comms.backends import torch_dist
+from ringattn_comms.backends.symmetric import SymmetricSharedBuffers
 from ringattn_comms.backends.torch_dist import TorchDist
 from ringattn_comms.connect import communicator, connect
 from ringattn_core import gather, plan, ring, zigzag
@@ -149,6 +152,23 @@ def test_a_default_group_that_comes_later_is_another_one() -> None:
             dist.destroy_process_group()
         assert found == [2 * life + 1] * 3 + [2 * life + 2] * 3
     assert made == ["a", "b"] * 2
+
+
+def test_a_group_that_was_destroyed_goes_with_all_that_was_made_for_it() -> None:
+    """Its shared buffers, which take as much memory as all shards, and how its ranks agree."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    try:
+        buffers = torch_dist._once(lambda group: SymmetricSharedBuffers(group, torch.device("cuda", 0)))
+        for made_once in (buffers, torch_dist._agreement):
+            group = dist.new_group([0])
+            made_once(group)
+            gone = ref(group)
+            dist.destroy_process_group(group)
+            del group
+            gc.collect()
+            assert gone() is None
+    finally:
+        dist.destroy_process_group()
 
 
 def test_devices_that_a_group_has_no_backend_for() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from threading import Thread
 from time import sleep
 from typing import Any
+from weakref import ref
 
 import torch
 import torch.distributed as dist
@@ -27,7 +28,8 @@ class SymmetricSharedBuffers(SharedBuffers):
 
     def __init__(self, group: dist.ProcessGroup | None, device: torch.device) -> None:
         super().__init__()
-        self._group, self._device = group, device
+        # Weakly: what is made once for a group, such as this, is kept as long as the group lives.
+        self._group, self._device = None if group is None else ref(group), device
         self._captured = set[SharedBuffer]()  # A CUDA graph writes to its buffer long after a larger one was made.
         self._released = False
 
@@ -50,13 +52,13 @@ class SymmetricSharedBuffers(SharedBuffers):
                 f"A CUDA graph is being captured, and this call needs {size} bytes that all ranks can address, which "
                 "cannot be had meanwhile: run the model once with these shapes before you capture it."
             )
+        group = dist.group.WORLD if self._group is None else self._group()
+        assert group is not None, "a buffer was asked for, so there is a group"
         # Behind what was asked for a bell for each rank, which has not been rung when the ranks meet.
-        size = -(-size // 8) * 8 + 8 * dist.get_world_size(self._group)
+        size = -(-size // 8) * 8 + 8 * dist.get_world_size(group)
         own = symmetric.empty(size, dtype=torch.uint8, device=self._device).zero_()
         # The buffer that this one replaces is freed when all ranks meet in `rendezvous`: none may still be reading it.
         torch.cuda.synchronize(self._device)
-        group = self._group or dist.group.WORLD
-        assert group is not None, "a buffer was asked for, so there is a group"
         return _SymmetricSharedBuffer(own, symmetric.rendezvous(own, group=group))
 
     def release(self) -> None:
