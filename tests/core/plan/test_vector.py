@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ringattn_core.plan.vector import Vector
 
-NUMBERS = st.integers(0, 1 << 58)
+NUMBERS = st.integers(0, 2) | st.integers(0, 1 << 58)
 PAIRS = st.lists(st.tuples(NUMBERS, NUMBERS) | NUMBERS.map(lambda number: (number, number)), min_size=1, max_size=9)
 FACTORS = st.lists(st.integers(0, 1 << 40), min_size=1, max_size=9)
 
