@@ -96,7 +96,6 @@ TO_REWORD: set[str] = {
     "packages/adapters/src/ringattn/hf/states.py",
     "packages/adapters/src/ringattn/hf/texts.py",
     "packages/adapters/src/ringattn/hf/towers.py",
-    "packages/adapters/src/ringattn/hf/trainer.py",
     "packages/adapters/src/ringattn/hf/unsupported.py",
 }
 

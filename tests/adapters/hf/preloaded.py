@@ -20,9 +20,9 @@ LAZY = {
     "datasets": ("Dataset",),
     "peft": ("LoraConfig",),
     "trl": ("SFTTrainer", "DPOTrainer", "RewardTrainer", "GRPOTrainer", "RLOOTrainer"),
-    "trl.experimental.orpo": (),
-    "trl.experimental.gkd": (),
 }
+_EXPERIMENTAL = ("a2po", "cpo", "gkd", "gmpo", "gold", "iw_opd", "online_dpo", "orpo", "sdft", "sdpo", "tpo")
+LAZY |= {f"trl.experimental.{name}": () for name in _EXPERIMENTAL}
 for library, names in LAZY.items():
     with suppress(ImportError):  # not every environment has all of them
         module = import_module(library)

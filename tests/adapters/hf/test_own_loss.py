@@ -53,15 +53,12 @@ def test_training() -> None:
 
 def trained() -> dict[str, Run]:
     as_launched()
-    pytest.importorskip("trl")
     shards = {"logits": "shards"}
     return {
         "from logits": run(plain(FromLogits)),
         "from shards": run(plain(FromShards), **shards),
         "from log-probabilities of whole logits": run(plain(FromShards)),
         "smoothed": run(plain(Trainer, label_smoothing_factor=0.1)),
-        "orpo": run(orpo()),
-        "gkd": run(gkd()),
     }
 
 
@@ -84,42 +81,6 @@ def plain(kind: type[Trainer], **changed: Any) -> Trainer:
     arguments = TrainingArguments(**settings(num_train_epochs=1, gradient_accumulation_steps=1, **changed))
     data = rows(LENGTHS)
     return kind(build("mistral"), arguments, train_dataset=data, eval_dataset=data[:2], data_collator=padded)
-
-
-def orpo() -> Any:
-    from datasets import Dataset
-    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
-
-    from adapters.hf.test_trl import tokenizer
-
-    texts = [{"prompt": f"{n} {n + 1}", "chosen": f" {n} {n} 4 5", "rejected": f" {n} 3 4"} for n in range(5, 9)]
-    arguments = ORPOConfig(**settings(num_train_epochs=1, bf16=False, max_length=24))
-    return ORPOTrainer(
-        build("mistral"), args=arguments, train_dataset=Dataset.from_list(texts), processing_class=tokenizer()
-    )
-
-
-def gkd() -> Any:
-    """A teacher that runs whole on every rank, beside a student that is sharded."""
-    from datasets import Dataset
-    from trl.experimental.gkd import GKDConfig, GKDTrainer
-
-    from adapters.hf.test_trl import tokenizer
-
-    told = tokenizer()
-    told.chat_template = "{% for message in messages %}{{ message.content }} {% endfor %}"
-    talks = [
-        {"messages": [{"role": "user", "content": f"{n} {n + 1}"}, {"role": "assistant", "content": f"{n} 7 {n} 4"}]}
-        for n in range(5, 9)
-    ]
-    arguments = GKDConfig(**settings(num_train_epochs=1, bf16=False, max_length=24, lmbda=0.0))
-    return GKDTrainer(
-        build("mistral"),
-        build("mistral", seed=1),
-        args=arguments,
-        train_dataset=Dataset.from_list(talks),
-        processing_class=told,
-    )
 
 
 def test_shards_for_a_loss_from_logits() -> None:

@@ -1,12 +1,15 @@
-"""TRL's preference trainers whose losses stand outside the model, on two processes that share their texts."""
+"""TRL's other trainers on two processes that share their texts: losses, metrics and weights of one, or a refusal."""
 
 from __future__ import annotations
 
-import inspect
-from importlib import import_module
+import importlib
+import pkgutil
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -14,60 +17,106 @@ import processes
 import ringattn.hf
 from adapters.hf import compare
 from adapters.hf.models import build
-from adapters.hf.test_trainer import as_launched, settings
-from adapters.hf.test_trl import tokenizer
+from adapters.hf.test_trainer import as_launched
 
-pytest.importorskip("trl")
+trl = pytest.importorskip("trl")
+from adapters.hf.trl_kinds import KINDS, QUEUED, make  # noqa: E402
 
-NUMBERS = range(5, 9)
-PAIRS = [{"prompt": f"{n} {n + 1}", "chosen": f" {n} {n} 4 5", "rejected": f" {n} 3 4"} for n in NUMBERS]
-LABELLED = [{"prompt": f"{n} {n + 1}", "completion": f" {n} {n} 4 5", "label": n % 2 == 0} for n in NUMBERS]
-REFERRED = [pair | {"reference": f" {pair['chosen']} 9"} for pair in PAIRS]
-# Where each trainer is, its data, and what its configuration gets.
-KINDS: dict[str, tuple[str, list[Any], dict[str, Any]]] = {
-    "CPO": ("experimental.cpo", PAIRS, {}),
-    "CPO as SimPO": ("experimental.cpo", PAIRS, {"loss_type": "simpo", "cpo_alpha": 0.0}),
-    "KTO": ("trainer", LABELLED, {}),
-    "TPO": ("experimental.tpo", REFERRED, {}),
-}
+PAGE = Path(__file__).parents[3] / "docs/tutorials/packed-sft-with-trl.md"
+# Means over all tokens, padding among them, whose logits depend on the attention implementation in one process too.
+_OF_PADDING = {"logits/chosen", "logits/rejected", "objective/entropy"}
+Run = tuple[list[dict[str, float]], Tensor]  # what was logged, and how far training has moved the weights
 
 
-def test_preference_trainers_train_as_in_one_process() -> None:
-    (alone,), *shared = (processes.run(size, train, timeout=180) for size in (1, 2))
-    for found in shared[0]:
-        for kind, trained in alone.items():
-            for name, weight in trained.items():
-                assert compare.relative(found[kind][name], weight) <= 1e-5, (kind, name)
-    start = dict(build("llama").named_parameters())
-    for kind, trained in alone.items():
-        assert any(compare.relative(weight, start[name].detach()) > 1e-4 for name, weight in trained.items()), kind
+def test_trainers_train_as_in_one_process() -> None:
+    (alone,) = processes.run(1, train, timeout=240)
+    for found in processes.run(2, train, timeout=300):
+        assert found.keys() == alone.keys() == KINDS.keys()
+        for kind, (logged, moved) in alone.items():
+            assert moved.norm() > 1e-3, kind
+            assert compare.relative(found[kind][1], moved) <= 5e-4, kind
+            assert len(found[kind][0]) == len(logged) > 1, kind
+            for entry, expected in zip(found[kind][0], logged, strict=True):
+                assert entry == pytest.approx(expected, rel=1e-3, abs=1e-5), kind
 
 
-def train() -> dict[str, dict[str, Tensor]]:
-    """The weights after an epoch with each trainer."""
+def train() -> dict[str, Run]:
+    """An epoch with each trainer."""
     as_launched()
     found = {}
-    for kind in KINDS:
+    start = torch.cat([weight.detach().flatten() for weight in build("llama").parameters()])
+    for name, kind in KINDS.items():
         trainer = make(kind)
         if dist.get_world_size() > 1:
             ringattn.hf.parallelize(trainer, cp=2)
         trainer.train()
-        found[kind] = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
+        weights = torch.cat([weight.detach().flatten() for weight in trainer.model.parameters()])
+        found[name] = [_numbers(entry) for entry in trainer.state.log_history], weights - start
     return found
 
 
-def make(name: str) -> Any:
-    from datasets import Dataset
+def _numbers(entry: dict[str, Any]) -> dict[str, float]:
+    timed = ("runtime", "per_second", "step_time")
+    return {name: value for name, value in entry.items() if name not in _OF_PADDING and not name.endswith(timed)}
 
-    where, data, changed = KINDS[name]
-    module, kind = import_module(f"trl.{where}"), name.split(maxsplit=1)[0]
-    config, trainer = getattr(module, f"{kind}Config"), getattr(module, f"{kind}Trainer")
-    known = inspect.signature(config).parameters
-    arguments = {"num_train_epochs": 1, "bf16": False, "per_device_train_batch_size": 2, "max_length": 24} | changed
-    return trainer(
-        model=build("llama"),
-        args=config(**{key: value for key, value in settings(**arguments).items() if key in known}),
-        train_dataset=Dataset.from_list(data),
-        processing_class=tokenizer(),
-        **({"ref_model": build("llama", seed=1)} if kind == "KTO" else {}),
-    )
+
+def test_batches_that_one_process_hands_out() -> None:
+    for messages in processes.run(2, refused, timeout=120):
+        assert len(messages) == len(QUEUED)
+        for kind, message in zip(QUEUED.values(), messages, strict=True):
+            assert f"{kind.trainer} trains on completions from a queue" in message
+            assert "such as GRPOTrainer, RLOOTrainer or DistillationTrainer" in message
+
+
+def refused() -> list[str]:
+    as_launched()
+    messages = []
+    for kind in QUEUED.values():
+        trainer = make(kind)
+        with pytest.raises(ringattn.UnsupportedError) as raised:
+            ringattn.hf.parallelize(trainer, cp=2)
+        assert "get_train_dataloader" not in vars(trainer)
+        messages.append(str(raised.value))
+    return messages
+
+
+def test_the_table_of_trainers() -> None:
+    """It has every trainer of this version of TRL, with what the tests above show of it."""
+    rows = re.findall(r"^\| `(trl\.\S+Trainer)` \| ([^|]+) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    told = dict(rows)
+    assert len(rows) == len(told) and told.keys() == trainers().keys()
+    exact = {kind.path for kind in KINDS.values()} | _ELSEWHERE.keys() | _ALIASES.keys()
+    assert {path for path, state in rows if state == "as in one process"} == exact
+    assert {path for path, state in rows if state == "refused"} == {kind.path for kind in QUEUED.values()}
+    for path, name in _ELSEWHERE.items():
+        assert path.rpartition(".")[2] in (Path(__file__).parent / name).read_text(encoding="utf-8")
+    for path, stable in _ALIASES.items():
+        assert issubclass(trainers()[path], trainers()[stable])
+
+
+_ELSEWHERE = {
+    "trl.SFTTrainer": "test_trl.py",
+    "trl.DPOTrainer": "test_trl.py",
+    "trl.RewardTrainer": "test_heads.py",
+    "trl.GRPOTrainer": "test_rollouts.py",
+    "trl.RLOOTrainer": "test_rollouts.py",
+}
+_ALIASES = {
+    "trl.experimental.kto.KTOTrainer": "trl.KTOTrainer",
+    "trl.experimental.distillation.DistillationTrainer": "trl.DistillationTrainer",
+}
+
+
+def trainers() -> dict[str, type]:
+    """All trainers by where they are imported from."""
+    found = {f"trl.{name}": getattr(trl, name) for name in filter(_names_trainer, dir(trl))}
+    experimental = importlib.import_module("trl.experimental")
+    for module in pkgutil.iter_modules(experimental.__path__, "trl.experimental."):
+        if module.ispkg:
+            package = importlib.import_module(module.name)
+            found |= {f"{module.name}.{name}": getattr(package, name) for name in filter(_names_trainer, dir(package))}
+    return found
+
+
+def _names_trainer(name: str) -> bool:
+    return name.endswith("Trainer") and not name.startswith("_")

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ringattn.context_parallel import ContextParallel
 from ringattn.hf.cache import ShardedCache
@@ -31,6 +31,7 @@ class ShardedBatch:
     targets: how many targets a row has for the caller: one less than tokens, if the model was to shift the labels.
     cache: where the keys are to be kept, if the batch is a prompt.
     mask, position_ids: as the model got them, (rows, tokens) or None, for what else of the model needs them.
+    entry: the module whose call was sharded, and whose outputs are to be gathered.
     """
 
     # No dataclass: with mixed precision FSDP2 takes those among a layer's arguments apart, and makes new ones.
@@ -46,6 +47,7 @@ class ShardedBatch:
         self.row, self.stream, self.rows, self.tokens = row, stream, rows, tokens
         self.targets, self.cache = targets, cache
         self.kept: Kept | None = None  # what the logits are to become, where every rank gets them
+        self.entry: nn.Module | None = None
         self.was_used = False  # has any layer's attention found its way here?
         self.mask: Tensor | None = None
         self.position_ids: Tensor | None = None

@@ -87,12 +87,12 @@ def counting(args: TrainingArguments, dp: DeviceMesh, *, with_rank: bool) -> Ite
     with_rank: whether the rank of this process is one along `dp` too. By its rank a trainer also says which process
     writes files, so this is for what makes loaders alone.
     """
-    before = {"distributed_state": args.distributed_state}
+    before: dict[str, Any] = {"distributed_state": args.distributed_state}
     rank = dp.get_local_rank() if with_rank else args.process_index
     changed: dict[str, Any] = {"distributed_state": _Counted(args.distributed_state, dp.size(), rank)}
-    rollouts = vars(args).get("generation_batch_size")  # of TRL's online trainers, for all processes together
-    if rollouts is not None:
-        before["generation_batch_size"] = rollouts
+    if vars(args).get("steps_per_generation") is not None:
+        # Such configurations of TRL count completions for all processes together, others for each process.
+        rollouts = before["generation_batch_size"] = vars(args)["generation_batch_size"]
         changed["generation_batch_size"] = rollouts // args.world_size * dp.size()
     vars(args).update(changed)
     try:

@@ -12,7 +12,7 @@ from functools import cached_property, partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ringattn.agree import turn
 from ringattn.hf.cache import ShardedCache
@@ -33,6 +33,7 @@ class Decoding:
     # No dataclass, for the reason that `ShardedBatch` is none.
     def __init__(self, cache: ShardedCache, tokens: int, mask: Tensor | None, device: torch.device) -> None:
         self.cache, self.tokens, self.mask, self.device = cache, tokens, mask, device
+        self.entry: nn.Module | None = None  # the module whose call this is
         self._spans: dict[int | None, tuple[int, int, int]] = {}
 
     @property

@@ -58,6 +58,7 @@ class Hooks:
         self.whole: tuple[str, ...] = ("logits",) if whole_logits else ()
         if below_head:
             self.whole = outputs.PER_TOKEN
+        self.has_head = _has_head(model)
         self.last: ShardedBatch | None = None
         self.first_calls = FirstCalls()
         tower = unsupported.tower(model)
@@ -68,9 +69,10 @@ class Hooks:
             *relay.hooks(tower),
             *positions.hooks(tower),
             *router.hooks(model),
-            model.register_forward_pre_hook(self.before, with_kwargs=True),
-            model.register_forward_hook(self.after, with_kwargs=True),
         ]
+        # A loss may call the part below the head by itself. In a call that begins further out these hooks do nothing.
+        entries = dict.fromkeys((model, model.base_model, tower))
+        self._handles += [each.register_forward_pre_hook(self.before, with_kwargs=True) for each in entries]
         if (pooler := heads.pooler(tower)) is not None:
             self._handles.append(pooler.register_forward_pre_hook(self.pooling))
         if self.has_tower:
@@ -78,6 +80,7 @@ class Hooks:
                 tower.register_forward_pre_hook(self.inside, with_kwargs=True),
                 tower.register_forward_hook(towers.keep, with_kwargs=True),
             ]
+        self._handles += [each.register_forward_hook(self.after, with_kwargs=True) for each in entries]
         setattr(model, _ATTRIBUTE, self)
         if isinstance(model, GenerationMixin):
             # Bound to the model, so that a copy of the model has a copy that is bound to it.
@@ -87,7 +90,7 @@ class Hooks:
         copied = memo[id(self)] = Hooks.__new__(Hooks)
         # A copy of the model runs over the same ranks, and a process group cannot be copied.
         copied.cp, copied.has_tower, copied.whole, copied.last = self.cp, self.has_tower, self.whole, None
-        copied.is_unshifted = self.is_unshifted
+        copied.is_unshifted, copied.has_head = self.is_unshifted, self.has_head
         copied.first_calls, copied.has_attention, copied.counted = FirstCalls(), self.has_attention, self.counted
         copied.config, copied._handles = copy.deepcopy((self.config, self._handles), memo)
         return copied
@@ -105,8 +108,14 @@ class Hooks:
         """The whole batch's arguments become this rank's, or planned, where only a tower's are to be."""
         signature = inspect.signature(model.forward)
         arguments, chooses = _named(signature, args, kwargs), logits.NAME in signature.parameters
-        if arguments.get(KEYWORD) is not None:
-            return None  # a parallelized model around this one has done it
+        if hybrid.batch_of(arguments) is not None:
+            return None  # A module around this one has done it.
+        if not {"input_ids", "inputs_embeds"} & {*signature.parameters, *arguments}:
+            # This is not the model's forward. A trainer has put a function in its place, which DDP or FSDP is to call,
+            # and the model is called within that function.
+            return None
+        if not _has_head(model):
+            arguments = logits.replaced(arguments, None)  # There are no logits, and the model ignores it.
         unsupported.check_call(type(model).__name__, arguments, self.config)
         inputs.check(arguments)
         if self.is_unshifted:
@@ -121,6 +130,7 @@ class Hooks:
             planned = inputs.planned(arguments, self.last)
             if logits.asked(arguments):
                 planned = generate.keep(planned, self.last, chooses and not self.has_tower)
+        planned[KEYWORD].entry = model
         return (), planned if self.has_tower else self._local(planned, partial(neftune.local, model))
 
     @no_compile
@@ -142,7 +152,9 @@ class Hooks:
     @no_compile
     def after(self, model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         """The loss becomes the whole batch's. Raises UnsupportedError for a model whose attention went elsewhere."""
-        batch = kwargs[KEYWORD]
+        batch = hybrid.batch_of(kwargs)
+        if batch is None or batch.entry is not model:
+            return output
         if isinstance(batch, Decoding):
             batch.cache.finish()
             return output
@@ -160,7 +172,8 @@ class Hooks:
             batch,
             with_loss=kwargs.get("labels") is not None,
             local_loss=self._loss_of(kwargs),
-            whole=self.whole,
+            # What is computed from the outputs of the part below a head knows nothing of shards.
+            whole=outputs.PER_TOKEN if self.has_head and not _has_head(model) else self.whole,
         )
 
     def _loss_of(self, planned: dict[str, Any]) -> Callable[[Tensor], Tensor]:
@@ -175,6 +188,10 @@ def _prepare_cache_for_generation(
     assert hooks is not None, "this goes with the hooks"
     generate.prepare_cache(model, hooks.cp, config, arguments, mode)
     type(model)._prepare_cache_for_generation(model, config, arguments, mode, *rest)
+
+
+def _has_head(model: nn.Module) -> bool:
+    return getattr(model, "base_model", model) is not model
 
 
 def _named(signature: inspect.Signature, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:

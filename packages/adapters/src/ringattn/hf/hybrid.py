@@ -90,6 +90,12 @@ class InPlaceOfMask:
         self.batch = batch
 
 
+def batch_of(arguments: dict[str, Any]) -> ShardedBatch | Decoding | None:
+    """The batch among a call's arguments, by its name or in place of a mask; None in a call that is not planned yet."""
+    mask = arguments.get(MASK)
+    return arguments.get(KEYWORD, mask.batch if isinstance(mask, InPlaceOfMask) else None)
+
+
 @no_compile
 def _also_as_mask(caller: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
     """Some layers that have the batch by its name do not pass **kwargs on to their mixer."""
@@ -105,9 +111,10 @@ def _also_as_mask(caller: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple
 @no_compile
 def _also_by_keyword(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
     """Some models without attention have the batch as a mask, and pass **kwargs on rather than this."""
-    parameters = inspect.signature(model.forward).parameters.values()
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
-        return args, kwargs | {KEYWORD: kwargs[MASK].batch}
+    parameters, mask = inspect.signature(model.forward).parameters.values(), kwargs.get(MASK)
+    takes_more = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+    if takes_more and isinstance(mask, InPlaceOfMask):
+        return args, kwargs | {KEYWORD: mask.batch}
     return None
 
 
@@ -133,9 +140,8 @@ class WholeSequences:
         Raises UnsupportedError where the batch has not come through.
         """
         (_, hidden), *rest = _by_name(self._signature, args, kwargs).items()
-        given = dict(rest)
-        mask = given.pop(MASK, None)
-        batch = given.pop(KEYWORD, mask.batch if isinstance(mask, InPlaceOfMask) else None)
+        batch = batch_of(dict(rest))
+        given = {name: value for name, value in rest if name not in (MASK, KEYWORD)}
         if batch is None:
             raise UnsupportedError(
                 f"{type(self._mixer).__name__} mixes tokens of whole sequences, and got no plan of the batch: call it "

@@ -75,9 +75,10 @@ def replaced(arguments: dict[str, Any], rows: Tensor | None) -> dict[str, Any]:
 
 
 def whole(output: Any, batch: ShardedBatch) -> Any:
-    """The output, a ModelOutput or a tuple, with the logits that were asked for."""
+    """The output, a ModelOutput or a tuple, with the logits that were asked for; without a head, all hidden states."""
     assert batch.kept is not None, "a plan was made"
     if isinstance(output, tuple):
         return (batch.kept.whole(output[0], batch), *output[1:])
-    output["logits"] = batch.kept.whole(output["logits"], batch)
+    name = "logits" if "logits" in output else "last_hidden_state"
+    output[name] = batch.kept.whole(output[name], batch)
     return output

@@ -34,8 +34,8 @@ def _embedded(model: nn.Module, planned: dict[str, Any]) -> dict[str, Any]:
     batch, ids = planned[KEYWORD], planned.get("input_ids")
     if not isinstance(batch, ShardedBatch) or not isinstance(model, PreTrainedModel) or ids is None:
         return planned
-    layer = model.get_input_embeddings()
-    if not layer.training or getattr(layer, "neftune_noise_alpha", None) is None:  # set by TrainingArguments
+    layer = next((each for each in model.modules() if _gets_noise(each)), None) if model.training else None
+    if layer is None:
         return planned
     if "per_layer_inputs" in inspect.signature(model.base_model.forward).parameters:
         raise UnsupportedError(
@@ -44,3 +44,8 @@ def _embedded(model: nn.Module, planned: dict[str, Any]) -> dict[str, Any]:
         )
     share_random_state(batch.row.communicator, ids.device)
     return {name: value for name, value in planned.items() if name != "input_ids"} | {"inputs_embeds": layer(ids)}
+
+
+def _gets_noise(layer: nn.Module) -> bool:
+    """Has Trainer set the attribute that its hook on the embedding layer reads?"""
+    return getattr(layer, "neftune_noise_alpha", None) is not None

@@ -47,7 +47,8 @@ def parallelize(
     logits: "shards" are this rank's tokens' alone, see `unshard` and `token_logprobs`; "whole" are all tokens', on
         every rank, for losses that are computed outside the model. None is "shards", and "whole" for a Trainer that
         computes its loss itself: one whose class overrides `compute_loss`, or that has a compute_loss_func or
-        label_smoothing_factor. Of a head that is computed on every rank they are whole.
+        label_smoothing_factor. Of a head that is computed on every rank they are whole, and so are the hidden states of
+        the part below a head where that is called by itself.
 
     From then on every rank of the group calls the model with the same whole batch: input_ids (rows, tokens), labels,
     and what else the collator gives: attention_mask with padding at either side, and for packed sequences cu_seq_lens_q
@@ -88,8 +89,8 @@ def _parallelize_trainer(
     given: Trainer, cp: int, of_mesh: Callable[[DeviceMesh], ContextParallel], logits: str | None
 ) -> None:
     """Its models are hooked over `cp` neighbouring processes, which get the same batches."""
-    whole = trainer.computes_loss(given) if logits is None else logits == "whole"
     trainer.check(given)
+    whole = trainer.computes_loss(given) if logits is None else logits == "whole"
     mesh = trainer.mesh_of(given, cp)
     trainer.check_groups(given, mesh["dp"].size())
     shared = of_mesh(mesh["cp"])

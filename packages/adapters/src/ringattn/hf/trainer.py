@@ -32,9 +32,9 @@ _GATHERING = ("train", "evaluate", "predict")
 
 
 def models(trainer: Trainer) -> list[nn.Module]:
-    """The model that is trained, and the one that it is compared with, where a trainer of TRL has such a one."""
-    reference = getattr(trainer, "ref_model", None)
-    return [trainer.model] if reference is None else [trainer.model, reference]
+    """The model that is trained, and the reference or the teacher that a trainer of TRL compares it with."""
+    others = (getattr(trainer, name, None) for name in ("ref_model", "teacher_model"))
+    return list(dict.fromkeys([trainer.model, *(each for each in others if each is not None)]))
 
 
 def mesh_of(trainer: Trainer, cp: int) -> DeviceMesh:
@@ -54,11 +54,17 @@ def mesh_of(trainer: Trainer, cp: int) -> DeviceMesh:
 
 
 def check(trainer: Trainer) -> None:
-    """Raise UnsupportedError for what a trainer counts on its own, past its accelerator."""
+    """Raise UnsupportedError for a trainer that counts past its accelerator, or whose batches one process makes."""
     if getattr(trainer.args, "use_legacy_prediction_loop", False):
         raise UnsupportedError(
             f"{type(trainer).__name__} has use_legacy_prediction_loop=True, which counts every process by itself, also "
             "those that share a sequence: leave it out."
+        )
+    if "rollout_queue" in vars(trainer):
+        raise UnsupportedError(
+            f"{type(trainer).__name__} trains on completions from a queue that its first process alone reads, and "
+            "hands them out one row to a process, so that no processes can share a sequence. Use a trainer that "
+            "generates in the processes that train, such as GRPOTrainer, RLOOTrainer or DistillationTrainer."
         )
 
 
@@ -68,8 +74,8 @@ def check_groups(trainer: Trainer, dp_size: int) -> None:
     dp_size: the number of processes, those that share a sequence being one.
     """
     args = trainer.args
-    if getattr(args, "generation_batch_size", None) is None:
-        return
+    if getattr(args, "steps_per_generation", None) is None:
+        return  # Without it, TRL's configurations count the completions of each process by themselves.
     _check_groups(trainer, "num_generations", "per_device_train_batch_size", args.steps_per_generation, dp_size)
     if trainer.eval_dataset is not None:
         _check_groups(trainer, "num_generations_eval", "per_device_eval_batch_size", 1, dp_size)
@@ -124,12 +130,13 @@ def share_batches(trainer: Trainer, mesh: DeviceMesh) -> None:
     for name in (*_LOADERS, *_COUNTING, *_GATHERING):
         vars(trainer)[name] = _along_dp(trainer, name, mesh["dp"])
     vars(trainer)["prediction_step"] = partial(_prediction_step, trainer)
+    vars(trainer)["floating_point_ops"] = partial(_floating_point_ops, trainer, mesh["cp"].size())
 
 
 def unshare_batches(trainer: Trainer) -> None:
     """Undo `share_batches`; without it, do nothing."""
     widen(trainer.accelerator)
-    for name in (*_LOADERS, *_COUNTING, *_GATHERING, "prediction_step", "compute_loss"):
+    for name in (*_LOADERS, *_COUNTING, *_GATHERING, "prediction_step", "floating_point_ops", "compute_loss"):
         vars(trainer).pop(name, None)
 
 
@@ -166,6 +173,12 @@ def _prediction_step(trainer: Trainer, model: nn.Module, inputs: Any, prediction
     """A step of `evaluate` or `predict`, with outputs of whole rows where any are wanted besides the loss."""
     with nullcontext() if prediction_loss_only else _whole_outputs(trainer):
         return type(trainer).prediction_step(trainer, model, inputs, prediction_loss_only, **kwargs)
+
+
+def _floating_point_ops(trainer: Trainer, cp_size: int, inputs: Any) -> float:
+    """This rank's share of the operations in a batch. A trainer adds those of all processes, past its accelerator."""
+    operations: float = type(trainer).floating_point_ops(trainer, inputs)
+    return operations / cp_size
 
 
 @contextmanager
