@@ -30,6 +30,7 @@ from torch import Tensor
 from ringattn.context_parallel import ContextParallel
 from ringattn.lengths import Lengths
 from ringattn.llama3 import llama3_flash_attn_prepare_cu_seqlens
+from ringattn.mask_rows import Masks
 from ringattn_comms.backends.threads import run
 from ringattn_comms.connect import Group
 from ringattn_core.errors import UnsupportedError

@@ -96,8 +96,13 @@ def solve_native(
     sinks: Tensor | None = None,
     **options: Any,
 ) -> Answer:
-    """The native API's answer on `size` threads; options of `ContextParallel` are taken out of the others."""
-    own = {name: options.pop(name) for name in ("route", "per_sequence", "head_groups", "kernel") if name in options}
+    """The native API's answer on `size` threads; options of `ContextParallel` are taken out of the others.
+
+    `mask` is that of the ContextParallel, and `call_mask` that of the call.
+    """
+    names = "route", "per_sequence", "head_groups", "kernel", "mask"
+    own = {name: options.pop(name) for name in names if name in options}
+    options["mask"] = options.pop("call_mask", None)
     cp = ContextParallel(None, layout, **own)
     lengths = [None if x is None else torch.as_tensor(x).tolist() for x in (cu_seqlens, cu_seqlens_k)]
     rows = rows_of(replace(cp, cu_seqlens=lengths[0]), whole.q.shape[-3], size)
@@ -153,13 +158,15 @@ def truth(
     borders_k = tuple(cu_seqlens_k or (borders if cu_seqlens else (0, k.shape[-3])))
     options["window"] = (window_size[0], 0 if causal else window_size[1])
     options["softmax_scale"] = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
-    slopes, kept = options.pop("alibi_slopes", None), options.pop("kept", None)
+    slopes, kept, live = (options.pop(name, None) for name in ("alibi_slopes", "kept", "live"))
 
     def row(at: int, *x: Tensor) -> tuple[Tensor, Tensor]:
         of_rows = q.dim() == 4 and slopes is not None and slopes.dim() > 1
         own_slopes = slopes[at] if of_rows else slopes  # (heads,) or (tokens, heads)
         own_kept = kept[at] if kept is not None and kept.dim() == 4 else kept
-        return oracle.attention(*x, borders, borders_k, alibi_slopes=own_slopes, kept=own_kept, **options)
+        own_live = live[at] if live is not None and live.dim() == 3 else live  # (tokens, tokens)
+        given = {"alibi_slopes": own_slopes, "kept": own_kept, "live": own_live}
+        return oracle.attention(*x, borders, borders_k, **given, **options)
 
     if q.dim() == 3:
         out, lse = row(0, q, k, v)

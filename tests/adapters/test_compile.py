@@ -8,6 +8,8 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 import ringattn
+from ringattn import masks
+from ringattn.masks import Mask
 from ringattn_comms.backends.threads import run
 from ringattn_comms.communicator import Communicator, SingleRank
 
@@ -46,6 +48,37 @@ def test_other_lengths_need_no_other_code() -> None:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
 
 
+def test_masks() -> None:
+    """A mask of the call, one for each row, and that of the ContextParallel; another one needs no other code."""
+    made = [masks.prefix(24, 9), masks.causal(24) | masks.two_way([range(3, 8)], 24), masks.chunked(24, 7)]
+    *tensors, sinks = inputs()
+
+    def call(cp: ringattn.ContextParallel, mask: Mask | list[Mask] | None, *tensors: Tensor) -> Tensor:
+        return ringattn.attention(*tensors, cp=cp, mask=mask, sinks=sinks).sin().sum()
+
+    for asked in (
+        [(CP, mask) for mask in made],
+        [(CP, [mask, made[0]]) for mask in made],
+        [(CP.with_mask(mask), None) for mask in made],
+    ):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+        for cp, mask in asked:
+            got = torch.autograd.grad(compiled(cp, mask, *tensors), tensors)
+            want = torch.autograd.grad(call(cp, mask, *tensors), tensors)
+            for mine, other in zip(got, want, strict=True):
+                torch.testing.assert_close(mine, other)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
+
+
+def test_what_is_gone_before_the_backward_pass_is_named() -> None:
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    out = compiled(CP.with_cu_seqlens([0, 5, 24]), *inputs())
+    with pytest.raises(RuntimeError, match="is gone before its backward pass: keep the ContextParallel and the mask"):
+        out.backward()
+
+
 def test_lengths_in_a_list() -> None:
     def call(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
         return ringattn.attention(q, k, v, cp=CP, cu_seqlens=lengths)
@@ -72,8 +105,11 @@ def test_the_operator_is_well_made() -> None:
     assert callable(ringattn.attention)  # whose module makes the operator
     tensors = inputs()
     asked = (CP.number, True, -1, -1, 0.0, 0.3, 0.0, False, True)
+    mask = masks.prefix(24, 9)
     for lengths in ((None, None), ([0, 7, 24], None)):
         torch.library.opcheck(torch.ops.ringattn.attention, (*tensors, None, *asked, *lengths))
+    under_mask = (CP.number, False, *asked[2:], None, None, True, [mask.number])
+    torch.library.opcheck(torch.ops.ringattn.attention, (*tensors, None, *under_mask))
 
 
 def test_a_rank_whose_gradients_come_in_one_message_returns_them_apart() -> None:

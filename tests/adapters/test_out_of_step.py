@@ -20,7 +20,7 @@ from torch import Tensor
 
 import processes
 import ringattn
-from ringattn import ContextParallel, attention
+from ringattn import ContextParallel, attention, masks
 
 SIZE, TOKENS = 3, 48
 ODD = SIZE - 1  # the rank that does something else
@@ -143,6 +143,22 @@ FAULTS: dict[str, tuple[Callable[[bool], object], str, str]] = {
         "",
     ),
     "window": (lambda odd: attend(odd, window_size=[(4, 0), (5, 0)]), OTHER + r"mask is \(4, 0\) .* on rank 2", ""),
+    "any mask": (
+        lambda odd: attend(odd, mask=[masks.causal(TOKENS), masks.prefix(TOKENS, 9)]),
+        OTHER + rf"mask is {masks.causal(TOKENS).digest} \(1 tiles, 48 tokens\) on rank 0 and "
+        rf"{masks.prefix(TOKENS, 9).digest} \(2 tiles, 48 tokens\) on rank 2",
+        "",
+    ),
+    "a mask on one rank": (
+        lambda odd: attend(odd, mask=[None, masks.causal(TOKENS)]),
+        OTHER + rf"mask is \(-1, -1\) on rank 0 and {masks.causal(TOKENS).digest} \(1 tiles, 48 tokens\) on rank 2",
+        "",
+    ),
+    "refused mask": (
+        lambda odd: attend(odd, mask=[masks.causal(TOKENS), masks.causal(TOKENS + 3)]),
+        r"rank 2 refused its input: ValueError: q has 16 tokens, but rank 2 of 3 holds 17 of the 51 in all",
+        "q has 16 tokens, but rank 2 of 3 holds 17 of the 51 in all, which are those of the mask",
+    ),
     "layout": (warm_then_differ, OTHER + "layout is zigzag on rank 0 and striped on rank 2", ""),
     "route": (lambda odd: attend(odd, route=["ring", "waves"]), OTHER + r"route is ring .* waves\(2\) on rank 2", ""),
     "dtype": (

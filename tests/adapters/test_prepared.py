@@ -9,7 +9,7 @@ from weakref import ref
 import pytest
 import torch
 
-from ringattn import ContextParallel, attention
+from ringattn import ContextParallel, attention, masks
 from ringattn.call import CallSpec
 from ringattn_comms.communicator import SingleRank
 
@@ -32,6 +32,17 @@ def drawn(tokens: int = 12, kv_heads: int = 2) -> list[torch.Tensor]:
     return [torch.randn(1, tokens, heads, 8) for heads in (4, kv_heads, kv_heads)]
 
 
+def test_layers_with_masks_prepare_one_call_for_each(prepared) -> None:
+    """A mask that is made anew is the same; that of a ContextParallel is asked for with the call."""
+    cp = ContextParallel(SingleRank(), mask=masks.prefix(12, 5))
+    for _ in range(3):
+        attention(*drawn(), cp=cp)
+        attention(*drawn(), cp=cp, mask=masks.prefix(12, 5))
+        attention(*drawn(), cp=cp, mask=masks.window(12, 3))
+        attention(*drawn(), cp=cp, mask=[masks.window(12, 4)])
+    assert len(prepared) == 3
+
+
 def test_layers_prepare_one_call_together(prepared) -> None:
     cp, borders = ContextParallel(SingleRank()), torch.tensor([0, 5, 12])
     for _ in range(3):
@@ -51,6 +62,8 @@ def test_layers_prepare_one_call_together(prepared) -> None:
         {"deterministic": True},
         {"cu_seqlens": [0, 5, 12]},
         {"sinks": torch.zeros(4)},
+        {"mask": masks.prefix(12, 5), "causal": False},
+        {"mask": [masks.causal(12)], "causal": False},
         {"cu_seqlens": [0, 5, 12], "cu_seqlens_k": [0, 6, 12]},
     ],
 )

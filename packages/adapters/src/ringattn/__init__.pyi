@@ -7,6 +7,7 @@ from torch import Tensor
 from ringattn.context_parallel import ContextParallel
 from ringattn.lengths import Lengths
 from ringattn.llama3 import llama3_flash_attn_prepare_cu_seqlens
+from ringattn.mask_rows import Masks
 from ringattn_comms.backends.threads import run
 from ringattn_comms.connect import Group
 from ringattn_core.errors import UnsupportedError
@@ -48,27 +49,27 @@ __all__ = [
 @overload
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *, cp: ContextParallel | None = None, causal: bool = False,
-    window_size: tuple[int, int] = (-1, -1), softcap: float = 0.0, sinks: Tensor | None = None,
-    alibi_slopes: Tensor | None = None, softmax_scale: float | None = None, dropout_p: float = 0.0,
-    deterministic: bool = False, return_lse: Literal[False] = False, cu_seqlens: Lengths | None = None,
-    cu_seqlens_k: Lengths | None = None,
+    window_size: tuple[int, int] = (-1, -1), mask: Masks | None = None, softcap: float = 0.0,
+    sinks: Tensor | None = None, alibi_slopes: Tensor | None = None, softmax_scale: float | None = None,
+    dropout_p: float = 0.0, deterministic: bool = False, return_lse: Literal[False] = False,
+    cu_seqlens: Lengths | None = None, cu_seqlens_k: Lengths | None = None,
 ) -> Tensor: ...
 
 @overload
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *, cp: ContextParallel | None = None, causal: bool = False,
-    window_size: tuple[int, int] = (-1, -1), softcap: float = 0.0, sinks: Tensor | None = None,
-    alibi_slopes: Tensor | None = None, softmax_scale: float | None = None, dropout_p: float = 0.0,
-    deterministic: bool = False, return_lse: Literal[True], cu_seqlens: Lengths | None = None,
+    window_size: tuple[int, int] = (-1, -1), mask: Masks | None = None, softcap: float = 0.0,
+    sinks: Tensor | None = None, alibi_slopes: Tensor | None = None, softmax_scale: float | None = None,
+    dropout_p: float = 0.0, deterministic: bool = False, return_lse: Literal[True], cu_seqlens: Lengths | None = None,
     cu_seqlens_k: Lengths | None = None,
 ) -> tuple[Tensor, Tensor]: ...
 
 @overload
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *, cp: ContextParallel | None = None, causal: bool = False,
-    window_size: tuple[int, int] = (-1, -1), softcap: float = 0.0, sinks: Tensor | None = None,
-    alibi_slopes: Tensor | None = None, softmax_scale: float | None = None, dropout_p: float = 0.0,
-    deterministic: bool = False, return_lse: bool = False, cu_seqlens: Lengths | None = None,
+    window_size: tuple[int, int] = (-1, -1), mask: Masks | None = None, softcap: float = 0.0,
+    sinks: Tensor | None = None, alibi_slopes: Tensor | None = None, softmax_scale: float | None = None,
+    dropout_p: float = 0.0, deterministic: bool = False, return_lse: bool = False, cu_seqlens: Lengths | None = None,
     cu_seqlens_k: Lengths | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Exact attention of this rank's queries over the keys of all ranks of `cp` (None: this process alone).
@@ -78,6 +79,8 @@ def attention(
     k, v: (batch, tokens of k, num_kv_heads, head_dim) and (..., head_dim_v); num_kv_heads divides num_heads.
     causal, window_size: query i sees key j if -left <= j - i <= right, -1 being an open side, `causal` being right = 0;
         the last query of a sequence stands at its last key.
+    mask: any union of bands, of the tokens of all ranks, instead of causal and window_size (`ringattn.masks`); one for
+        all rows of a batch, or a list of one for each; None is cp's. Then cu_seqlens only say how tokens are shared.
     softcap: scores become softcap * tanh(score / softcap); 0 is none.
     sinks: (num_heads,) logits of one more key per head whose value is 0; their gradient is this rank's share, as that
         of any replicated weight is.

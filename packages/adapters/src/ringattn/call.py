@@ -15,6 +15,7 @@ from ringattn.agree import UNKNOWN, Peers, telling, turn
 from ringattn.choice import Kernels
 from ringattn.context_parallel import ContextParallel, alive
 from ringattn.lengths import Lengths, read_both, repeated
+from ringattn.mask_rows import live, tokens
 from ringattn.prepared import question_of
 from ringattn.schedules import schedules
 from ringattn.sharding import sound
@@ -25,6 +26,7 @@ from ringattn_comms.connect import connect
 from ringattn_comms.header import encoded
 from ringattn_core.kernels.reference import Reference
 from ringattn_core.plan.layout import Sharding
+from ringattn_core.plan.mask import Mask
 from ringattn_core.plan.schedule import Schedule
 from ringattn_core.run.execute import Gradients, Result
 from ringattn_core.run.head_groups import attend_backward_in_groups, attend_in_groups
@@ -48,6 +50,7 @@ class CallSpec:
     cu_seqlens: Lengths | None = None
     cu_seqlens_k: Lengths | None = None
     needs_gradients: bool = False
+    masks: tuple[Mask, ...] | None = None
 
     def plan(
         self,
@@ -97,15 +100,16 @@ class CallSpec:
         checks.head_groups(self.cp.head_groups, k)
         comm = self.cp.communicator
         batch = q.shape[0] if q.dim() == 4 else 1
+        masks = self.masks or self.cp.masks
         cu_seqlens = self.cp.cu_seqlens if self.cu_seqlens is None else self.cu_seqlens
-        borders = read_both(cu_seqlens, self.cu_seqlens_k, q.shape[-3] * comm.size, k.shape[-3] * comm.size)
+        lengths = (tokens(masks),) * 2 if masks else (q.shape[-3] * comm.size, k.shape[-3] * comm.size)
+        borders = read_both(cu_seqlens, self.cu_seqlens_k, *lengths)
         sequences = batch * (len(borders[0]) - 1)
         checks.options(q, sinks, alibi_slopes, sequences, self.dropout_p, self.softcap, self.softmax_scale)
-        window = checks.window(self.causal, self.window_size)
+        seen = live(masks, checks.window(self.causal, self.window_size), borders, batch)
         borders = repeated(borders[0], batch), repeated(borders[1], batch)
-        assert callable(self.cp.layout), "the name was looked up when cp was made"
-        sharding = sound(Sharding(self.cp.layout, borders[0], comm.size, self.cp.per_sequence, max(batch, 1)))
-        terms = agreed_terms(self, q, k, v, sinks, alibi_slopes, window, batch, sharding, borders)
+        sharding = sound(Sharding(self.cp.token_layout, borders[0], comm.size, self.cp.per_sequence, max(batch, 1)))
+        terms = agreed_terms(self, q, k, v, sinks, alibi_slopes, seen, batch, sharding, borders)
         if alibi_slopes is not None and alibi_slopes.dim() == 2:
             alibi_slopes = _by_token(alibi_slopes, sharding, self.cp.cp_rank)
         options = Options(self.softmax_scale, self.softcap, alibi_slopes, self.dropout_p, seed, self.deterministic)
@@ -113,7 +117,7 @@ class CallSpec:
         # the first kernel: see `Call.backward`.
         lse_gradient = self.return_lse and self.dropout_p > 0
         kernels = Kernels(flattened(q), flattened(k), flattened(v), options, self.cp.kernel, lse_gradient)
-        forward, backward = schedules(self, sharding, borders[1], window, kernels, peers)
+        forward, backward = schedules(self, sharding, borders[1], seen, kernels, peers)
         checks.shares(backward, q, k, batch)
         second = Pass(backward, kernels.choose(backward))
         first = second if forward is backward else Pass(forward, kernels.choose(forward))

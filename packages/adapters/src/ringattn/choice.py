@@ -15,6 +15,7 @@ from ringattn_core.look.auto import Routes, auto_routes, typical
 from ringattn_core.look.machine import machine_of
 from ringattn_core.look.shape import ACCUMULATOR, Shape
 from ringattn_core.plan.layout import Sharding
+from ringattn_core.plan.mask import Mask
 from ringattn_core.plan.schedule import Schedule
 from ringattn_core.plan.tile import Window
 from ringattn_core.run.kernel import Kernel, Options
@@ -42,15 +43,16 @@ class Kernels(NamedTuple):
             return None
 
 
-def auto(sharding: Sharding, window: Window, kernels: Kernels, peers: Peers) -> Routes:
+def auto(sharding: Sharding, seen: Window | Mask, kernels: Kernels, peers: Peers) -> Routes:
     """The names of the routes that are predicted to be the fastest, the same on all ranks.
 
-    Where the ranks' devices differ, or are none that predictions are made for, it is "waves".
+    Where the ranks' devices differ, or are none that predictions are made for, it is "waves". So it is for a mask: to
+    plan all ranks' schedules of all routes for each new one would take longer than the choice is worth.
     """
-    if not peers.alike:
+    if not peers.alike or isinstance(seen, Mask):
         return Routes("waves", "waves")
     like = typical(sharding)
-    asked = like, window, peers.one_sided, question(*kernels)
+    asked = like, seen, peers.one_sided, question(*kernels)
     if asked not in _ROUTES:
         if len(_ROUTES) == 256:
             _ROUTES.clear()
@@ -61,7 +63,7 @@ def auto(sharding: Sharding, window: Window, kernels: Kernels, peers: Peers) -> 
             grad_itemsize=itemsize if peers.one_sided else ACCUMULATOR,
         )
         machine = machine_of(torch.cuda.get_device_name(q.device))
-        _ROUTES[asked] = auto_routes(like, window, shape, machine, one_sided=peers.one_sided, speed=kernels.speed)
+        _ROUTES[asked] = auto_routes(like, seen, shape, machine, one_sided=peers.one_sided, speed=kernels.speed)
     return _ROUTES[asked]
 
 

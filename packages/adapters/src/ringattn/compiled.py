@@ -1,10 +1,12 @@
 """`attention` as a registered operator: torch.compile keeps it in one graph and does not look inside.
 
-An operator takes only tensors and numbers, so a `ContextParallel` is passed by its number; planning happens inside.
+An operator takes only tensors and numbers, so a `ContextParallel` and masks are passed by their numbers; planning
+happens inside.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from ringattn.call import CallSpec, drawn_seed
 from ringattn.context_parallel import CONTEXTS
 from ringattn.tensors import batched, flattened, flattened_lse
 from ringattn_core.errors import UnsupportedError
+from ringattn_core.plan.mask import MASKS
 from ringattn_core.run.execute import Result
 from ringattn_core.run.kernel import accumulator_dtype
 from ringattn_core.run.transport import KV
@@ -22,8 +25,10 @@ _INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? sinks, Tensor? alibi_slopes"
 _ASKED = (
     "SymInt number, bool causal, int left, int right, float softcap, float softmax_scale, float dropout_p, "
     "bool deterministic, bool return_lse, SymInt[]? cu_seqlens, SymInt[]? cu_seqlens_k, "
-    "bool needs_gradients=False"
+    "bool needs_gradients=False, SymInt[]? masks=None"
 )
+
+_OPTIONS = 8  # of those, from softcap to needs_gradients
 
 
 def attend(
@@ -36,6 +41,7 @@ def attend(
         *(request.dropout_p, request.deterministic, request.return_lse),
         *(None if borders is None else [*borders] for borders in lengths),
         request.needs_gradients,
+        None if request.masks is None else [mask.number for mask in request.masks],
     )
     out, lse, _ = torch.ops.ringattn.attention(q, k, v, sinks, alibi_slopes, *asked)
     return out, lse
@@ -130,7 +136,10 @@ _forward.register_autograd(_differentiate, setup_context=_save)
 
 
 def _request(number: int, causal: bool, left: int, right: int, *rest: Any) -> CallSpec:
-    return CallSpec(CONTEXTS[number], causal, (left, right), *rest)
+    # PyTorch leaves out the last arguments of an operator where they are as by default.
+    spec = CallSpec(CONTEXTS[number], causal, (left, right), *rest[:_OPTIONS])
+    masks = rest[_OPTIONS] if len(rest) > _OPTIONS else None
+    return spec if masks is None else replace(spec, masks=tuple(MASKS[mask] for mask in masks))
 
 
 def _share(a: Tensor, b: Tensor) -> bool:

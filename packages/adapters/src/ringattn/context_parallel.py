@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ringattn import agree
 from ringattn.lengths import Lengths, read, sequence_positions
+from ringattn.mask_rows import Masks, read_masks, tokens
 from ringattn.no_compile import no_compile
 from ringattn.prepared import Prepared
 from ringattn.sharding import divided
@@ -22,6 +23,8 @@ from ringattn_comms.connect import Group, communicator
 from ringattn_core.errors import lookup
 from ringattn_core.kernels import choose
 from ringattn_core.plan.layout import Layout, Sharding, layout_named
+from ringattn_core.plan.mask import Mask
+from ringattn_core.plan.mask_layout import layout_for
 from ringattn_core.plan.memo import Numbered
 from ringattn_core.plan.route import NUMBERED, ROUTES, Route
 from ringattn_core.run.index import stream_index
@@ -44,13 +47,15 @@ class ContextParallel:
     cu_seqlens: global borders of packed sequences, as list or tensor; None is one sequence that divides
         evenly among the ranks. For one that does not, say [0, length].
     per_sequence: the layout divides each packed sequence separately; else the whole stream, as "balanced" always does.
+    mask: which keys each query sees, for all calls of `attention` with it that give none (`ringattn.masks`): one mask
+        for all rows of a batch, or a list of one for each. It says the length of the sequence too.
     head_groups: the number of groups of kv heads in which keys travel: more take less memory, and more messages.
     kernel: the name of a kernel; None chooses.
 
     Raises ValueError for an unknown layout, route or kernel (with the nearest name) or bad borders, and TypeError for a
-    layout or route that is neither a name nor a function. On first use: TypeError for an object that is no group, and
-    ValueError for a group without this process, a mesh of several dimensions, None before torch.distributed is
-    initialized, or a layout function that does not give every token to exactly one rank.
+    layout or route that is neither a name nor a function, or for something that is no mask. On first use: TypeError for
+    an object that is no group, and ValueError for a group without this process, a mesh of several dimensions, None
+    before torch.distributed is initialized, or a layout function that does not give every token to exactly one rank.
     """
 
     group: Group = None
@@ -60,6 +65,7 @@ class ContextParallel:
     per_sequence: bool = True
     head_groups: int = 1
     kernel: str | None = None
+    mask: Masks | None = None
     number: int = field(init=False, repr=False)
 
     @no_compile
@@ -72,6 +78,8 @@ class ContextParallel:
                 raise TypeError(f"{kind} must be a name or a function, got {function!r}.")
         if self.cu_seqlens is not None:
             object.__setattr__(self, "cu_seqlens", read(self.cu_seqlens))
+        if self.mask is not None and not isinstance(self.mask, Mask):
+            object.__setattr__(self, "mask", read_masks(self.mask))
         if self.head_groups not in range(1, 1 << 20):  # neither 0 nor "2"
             raise ValueError(f"head_groups must be a whole number, 1 or more, got {self.head_groups!r}.")
         if self.kernel is not None:
@@ -106,11 +114,35 @@ class ContextParallel:
         """A copy for sequences of other lengths: make one for each batch, and use it in all layers."""
         return replace(self, cu_seqlens=cu_seqlens)
 
+    def with_mask(self, mask: Masks | None) -> ContextParallel:
+        """A copy for another mask: make one for each batch, and use it in all layers."""
+        return replace(self, mask=mask)
+
+    @property
+    def masks(self) -> tuple[Mask, ...] | None:
+        """`mask` as a tuple."""
+        return read_masks(self.mask)
+
+    @property
+    def borders(self) -> Lengths | None:
+        """`cu_seqlens`, or those of the one sequence of the mask; None where neither says how long it is."""
+        return (0, tokens(self.masks)) if self.masks and self.cu_seqlens is None else self.cu_seqlens
+
+    @cached_property
+    def token_layout(self) -> Layout:
+        """The layout by which tokens are shared: "balanced" is even to the work of `mask`, if there is one."""
+        assert callable(self.layout), "the name was looked up when this was made"
+        return layout_for(self.layout, self.masks) if self.masks else self.layout
+
     @no_compile
     def division(self, length: int) -> Sharding:
-        """Which rank holds which of `length` tokens. Raises ValueError if `length` contradicts `cu_seqlens`."""
-        assert callable(self.layout), "the name was looked up when this was made"
-        return divided(self.layout, self.cu_seqlens, length, self.cp_size, self.per_sequence)
+        """Which rank holds which of `length` tokens. Raises ValueError if `cu_seqlens` or `mask` has another length."""
+        if self.masks and tokens(self.masks) != length:
+            raise ValueError(
+                f"The mask has {tokens(self.masks)} tokens, but the tensor to shard has {length} along the sequence: a "
+                "mask is of the whole sequence, before sharding."
+            )
+        return divided(self.token_layout, self.borders, length, self.cp_size, self.per_sequence)
 
     @overload
     def shard(self, tensor: Tensor, /, *, dim: int | None = None) -> Tensor: ...
@@ -187,7 +219,7 @@ class ContextParallel:
         check_tensors("Tensors go in one by one, as in cp.shard(q, k, v)", *given)
         for x in given:
             # With cu_seqlens the length of the dimension would not match theirs if it were another one.
-            if dim is None and x.dim() == 3 and self.cu_seqlens is None:
+            if dim is None and x.dim() == 3 and self.borders is None:
                 raise ValueError(
                     f"A tensor of shape {tuple(x.shape)} may be (batch, tokens, hidden), for which say dim=1, or "
                     "(tokens, heads, head_dim), for which say dim=0."
@@ -198,7 +230,7 @@ class ContextParallel:
 
     def _unshard(self, x: Tensor, dim: int) -> Tensor:
         with agree.telling(lambda: self.communicator):
-            length = x.shape[dim] * self.cp_size if self.cu_seqlens is None else read(self.cu_seqlens)[-1]
+            length = x.shape[dim] * self.cp_size if self.borders is None else read(self.borders)[-1]
             sharding = self.division(length)
             if x.shape[dim] != sharding.length(self.cp_rank):
                 raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from ringattn.call import CallSpec
 from ringattn.checks import parallel
 from ringattn.context_parallel import ContextParallel
 from ringattn.lengths import Lengths
+from ringattn.mask_rows import Masks, read_masks
 from ringattn.no_compile import no_compile
 from ringattn.planned import Run
 from ringattn.tensors import autocasts, batched, check_tensors, flattened, lowered
@@ -36,6 +37,7 @@ def attention(
     cp: ContextParallel | None = None,
     causal: bool = False,
     window_size: tuple[int, int] = (-1, -1),
+    mask: Masks | None = None,
     softcap: float = 0.0,
     sinks: Tensor | None = None,
     alibi_slopes: Tensor | None = None,
@@ -53,6 +55,8 @@ def attention(
     k, v: (batch, tokens of k, num_kv_heads, head_dim) and (..., head_dim_v); num_kv_heads divides num_heads.
     causal, window_size: query i sees key j if -left <= j - i <= right, -1 being an open side, `causal` being right = 0;
         the last query of a sequence stands at its last key.
+    mask: any union of bands, of the tokens of all ranks, instead of causal and window_size (`ringattn.masks`); one for
+        all rows of a batch, or a list of one for each; None is cp's. Then cu_seqlens only say how tokens are shared.
     softcap: scores become softcap * tanh(score / softcap); 0 is none.
     sinks: (num_heads,) logits of one more key per head whose value is 0; their gradient is this rank's share, as that
         of any replicated weight is.
@@ -70,6 +74,7 @@ def attention(
     not fit, before anything is communicated. Ring attention: Liu et al. 2023, arXiv:2310.01889.
     """
     try:
+        masks = read_masks(mask)
         check_tensors("q, k and v must be tensors", q, k, v)
         for name, given in (("sinks", sinks), ("alibi_slopes", alibi_slopes)):
             if given is not None:
@@ -83,13 +88,14 @@ def attention(
         *(_ALONE if cp is None else cp, causal, window_size, softcap, scale, dropout_p, deterministic, return_lse),
         *(cu_seqlens, cu_seqlens_k),
         needs_gradients=torch.is_grad_enabled() and any(getattr(x, "requires_grad", False) for x in (q, k, v)),
+        masks=masks,
     )
     attend = compiled.attend if _traceable(q, cu_seqlens, cu_seqlens_k) else _attend
     out, lse = attend(spec, q, k, v, sinks, alibi_slopes)
     return (out, lse) if return_lse else out
 
 
-def _refuse(error: TypeError, cp: ContextParallel) -> None:
+def _refuse(error: TypeError, cp: ContextParallel) -> NoReturn:
     """Raise the error, and tell the other ranks."""
     parallel(cp)
     with telling(lambda: cp.communicator):

@@ -54,5 +54,6 @@ def question_of(
         *(bool(spec.causal), window, spec.softcap, spec.softmax_scale, bool(spec.deterministic), bool(spec.return_lse)),
         None if cu_seqlens is None else read(cu_seqlens),
         None if cu_seqlens_k is None else read(cu_seqlens_k, "cu_seqlens_k"),
+        spec.masks or spec.cp.masks,
         *(spec.needs_gradients, torch.are_deterministic_algorithms_enabled()),
     )

@@ -8,9 +8,11 @@ from torch import Tensor
 
 from ringattn import agree
 from ringattn.lengths import Borders
+from ringattn.mask_rows import described
 from ringattn.version import __version__
 from ringattn_comms.header import encoded
 from ringattn_core.plan.layout import Sharding
+from ringattn_core.plan.mask import Mask
 from ringattn_core.plan.route import travels_whole
 from ringattn_core.plan.tile import Window
 
@@ -25,7 +27,7 @@ def agreed_terms(
     v: Tensor,
     sinks: Tensor | None,
     alibi_slopes: Tensor | None,
-    window: Window,
+    seen: Window | Mask,
     batch: int,
     sharding: Sharding,
     borders: tuple[Borders, Borders],
@@ -45,7 +47,7 @@ def agreed_terms(
             ("head_dim_v", v.shape[-1]),
             ("dtype", q.dtype),
             ("device", q.device.type),
-            ("mask", window),
+            ("mask", described(seen)),
             ("layout", agree.named(cp.layout)),
             ("route", agree.named(cp.route)),
             ("functions", agree.functions(sharding, cp.route)),
