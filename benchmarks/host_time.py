@@ -1,12 +1,15 @@
-"""What a call of `attention` costs its host, beside the same attention kernels called by hand: one GPU plays one rank.
+"""What a call of `attention` costs its host, and what the same attention kernels cost it: one device plays one rank.
 
     python benchmarks/host_time.py calls  [--kernels flash_attn_4 torch_flash] [--tokens 1024 8192] [--sizes 1 2 4 8]
     python benchmarks/host_time.py layers [--kernels flash_attn_4] [--tokens 1024 4096 8192]
+    python benchmarks/host_time.py python [--sizes 1 2 4 8]
 
 `calls`: the GPU is idle, a call is made, and the host's time until it returns is taken; "bare" are the very calls that
 ours made of the kernel package, recorded with their arguments and made again. "GPU" is the time of our call for a GPU
 whose host is ahead. `layers`: forward and backward of 16 layers of a model with 1B parameters on one rank of two, and
-beside it the same layers with the bare kernel over the rank's own tokens.
+beside it the same layers with the bare kernel over the rank's own tokens. `python`: on a CPU, over 64 tokens a rank and
+with a kernel that returns zeros: the Python of a call and the PyTorch operators around its kernels, in microseconds of
+the calling thread.
 
 The rank's peers are another buffer of the same GPU (`play_ranks.Played`), and their headers are its own: what hosts say
 to each other before a pass is measured by agreement.py. Milliseconds, medians.
@@ -21,7 +24,7 @@ from functools import partial
 from itertools import product
 from random import Random
 from statistics import median
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Any, NamedTuple
 
 import torch
@@ -33,7 +36,10 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 from ringattn import ContextParallel, attention
 from ringattn_comms.communicator import Communicator, Done, Work
 from ringattn_comms.shared_buffer import SharedBuffers
-from ringattn_core.kernels import flash_attn_4
+from ringattn_core.kernels import choose, flash_attn_4
+from ringattn_core.plan.schedule import Launch
+from ringattn_core.run.kernel import Block, Grads, Kernel, Options, OutGrads, Queries
+from ringattn_core.run.transport import KV
 
 HEADS, KV_HEADS, DIM = 32, 8, 128
 
@@ -41,8 +47,8 @@ HEADS, KV_HEADS, DIM = 32, 8, 128
 class PlayedGroup(Communicator):
     """One rank of a group whose other ranks always agree with it."""
 
-    def __init__(self, rank: int, size: int) -> None:
-        self.rank, self.size, self._shared_buffers = rank, size, Played(rank)
+    def __init__(self, rank: int, size: int, device: str = "cuda") -> None:
+        self.rank, self.size, self._shared_buffers = rank, size, Played(rank, device)
 
     def say(self, header: bytes) -> _Echo:
         return _Echo([header] * self.size)
@@ -77,8 +83,8 @@ class _Echo:
         return self._rows
 
 
-def drawn(*shape: int) -> Tensor:
-    return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
+def drawn(*shape: int, device: str = "cuda") -> Tensor:
+    return torch.randn(*shape, device=device, dtype=torch.bfloat16)
 
 
 class Case(NamedTuple):
@@ -90,10 +96,10 @@ class Case(NamedTuple):
     size: int
     tokens: int  # of a rank
 
-    def parallel(self) -> ContextParallel:
+    def parallel(self, device: str = "cuda") -> ContextParallel:
         rank = min(1, self.size - 1)
         layout = "zigzag" if self.mask == "causal" else "balanced"
-        group = PlayedGroup(rank, self.size)
+        group = PlayedGroup(rank, self.size, device)
         return ContextParallel(group, layout=layout, route=self.route, kernel=self.kernel, cu_seqlens=self.borders())
 
     def borders(self) -> list[int] | None:
@@ -103,12 +109,14 @@ class Case(NamedTuple):
         total, count = self.tokens * self.size, int(self.mask.split()[0])
         return [0, *sorted(Random(0).sample(range(1, total), count - 1)), total]
 
-    def passes(self) -> tuple[Callable[[], object], Callable[[], object]]:
-        """A forward pass, and a forward with its backward pass."""
-        cp = self.parallel()
+    def passes(
+        self, device: str = "cuda", heads: tuple[int, int] = (HEADS, KV_HEADS), dim: int = DIM
+    ) -> tuple[Callable[[], object], Callable[[], object]]:
+        """A forward pass, and a forward with its backward pass; `heads` are those of queries and of keys."""
+        cp = self.parallel(device)
         # The shard of a layout may be some tokens shorter than another rank's.
         own = cp.position_ids(self.tokens * self.size).numel()
-        q, k, v, dout = (drawn(1, own, heads, DIM) for heads in (HEADS, KV_HEADS, KV_HEADS, HEADS))
+        q, k, v, dout = (drawn(1, own, heads[of], dim, device=device) for of in (0, 1, 1, 0))
         leaves = [x.detach().requires_grad_() for x in (q, k, v)]
 
         def both() -> object:
@@ -199,6 +207,42 @@ def _row_of_calls(case: Case, repeats: int) -> None:
     )
 
 
+class Zeros(Kernel):
+    """A kernel that computes nothing."""
+
+    name = "zeros"
+
+    def supports(self, launch: Launch, q: Tensor, kv: KV, options: Options) -> str | None:
+        return None
+
+    def forward(
+        self, q: Tensor, kv: KV, launch: Launch, options: Options, out_block: Block | None = None
+    ) -> tuple[Block, Tensor | None]:
+        lse = q.new_zeros((q.shape[1], len(launch.rows)))
+        return Block(q.new_zeros((len(launch.rows), q.shape[1], kv.v.shape[2])), lse), None
+
+    def backward(
+        self, queries: Queries, kv: KV, launch: Launch, options: Options, rng_state: Tensor | None, out_grads: OutGrads
+    ) -> Grads:
+        dk, dv = (x.new_zeros((len(launch.columns), *x.shape[1:])) for x in kv)
+        return Grads(queries.q.new_zeros((len(launch.rows), *queries.q.shape[1:])), dk, dv)
+
+
+def table_of_python(sizes: Sequence[int], repeats: int) -> None:
+    choose.KERNELS["zeros"] = f"{__name__}:Zeros"
+    print("| ranks | mask, route | forward us | with backward us |\n|---|---|---|---|")
+    masks = (("causal", "waves"), ("causal", "gather"), ("16 documents", "waves"))
+    for size, (mask, route) in product(sizes, masks):
+        if size > 1 or (mask == "causal" and route == "waves"):
+            forward, both = Case("zeros", mask, route, size, 64).passes("cpu", heads=(4, 2), dim=8)
+            times: tuple[list[float], list[float]] = [], []
+            for own, call in [*zip(times, (forward, both), strict=True)] * repeats:
+                began = thread_time()
+                call()
+                own.append((thread_time() - began) * 1e6)
+            print(f"| {size} | {mask}, {route} | {' | '.join(f'{median(own[5:]):.0f}' for own in times)} |", flush=True)
+
+
 WIDTH, MIDDLE, LAYERS = 2048, 8192, 16
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -275,7 +319,7 @@ def _step_times(steps: Sequence[Callable[[], None]], repeats: int) -> list[tuple
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", choices=("calls", "layers"))
+    parser.add_argument("table", choices=("calls", "layers", "python"))
     parser.add_argument("--kernels", nargs="+", default=["flash_attn_4", "torch_flash"])
     parser.add_argument("--tokens", type=int, nargs="+")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4, 8])
@@ -283,6 +327,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.table == "calls":
         table_of_calls(given.kernels, given.tokens or [1024, 8192], given.sizes, given.repeats)
+    elif given.table == "python":
+        table_of_python(given.sizes, 10 * given.repeats)
     else:
         table_of_layers(given.kernels, given.tokens or [1024, 4096, 8192], given.repeats)
 

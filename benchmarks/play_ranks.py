@@ -33,21 +33,21 @@ Backward = Callable[[Result], Gradients]
 
 
 class Played(SharedBuffers):
-    """Windows of a rank whose peers are one other buffer of the same GPU: nobody is waited for."""
+    """Shared buffers of a rank whose peers are one other buffer of the same device, and are never waited for."""
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, rank: int, device: str = "cuda") -> None:
         super().__init__()
-        self.rank = rank
+        self.rank, self.device = rank, device
 
     def allocate(self, size: int) -> SharedBuffer:
-        return _PlayedWindow(self.rank, size)
+        return _PlayedBuffer(self.rank, size, self.device)
 
 
-class _PlayedWindow(SharedBuffer):
-    def __init__(self, rank: int, size: int) -> None:
+class _PlayedBuffer(SharedBuffer):
+    def __init__(self, rank: int, size: int, device: str) -> None:
         super().__init__()
         self.rank = rank
-        self.own, self.others = _memories(size)
+        self.own, self.others = _memories(size, device)
 
     def memory(self, rank: int) -> Tensor:
         return self.own if rank == self.rank else self.others
@@ -57,9 +57,10 @@ class _PlayedWindow(SharedBuffer):
 
 
 @cache
-def _memories(size: int) -> tuple[Tensor, Tensor]:
-    """The same for every case, of which one runs at a time."""
-    return torch.zeros(size, dtype=torch.uint8, device="cuda"), torch.zeros(size, dtype=torch.uint8, device="cuda")
+def _memories(size: int, device: str) -> tuple[Tensor, Tensor]:
+    """The same for every case, because one case runs at a time."""
+    own, others = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
+    return own, others
 
 
 def passes(schedule: Schedule, kernel: str | None, tensors: Sequence[Tensor]) -> tuple[Callable[[], Result], Backward]:
