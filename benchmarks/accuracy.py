@@ -27,6 +27,7 @@ from ringattn_core.plan.layout import layout_named
 from ringattn_core.plan.planner import plan
 from ringattn_core.plan.route import route_named
 from ringattn_core.plan.schedule import Schedule, Step
+from ringattn_core.run.device_plan import device_plan
 from ringattn_core.run.execute import attend, attend_backward
 from ringattn_core.run.gradient import DkvAccumulator, DqAccumulator
 from ringattn_core.run.kernel import NO_OUT_GRADS, Block, Kernel, Options, Queries
@@ -107,7 +108,8 @@ def narrow(problem: Problem, size: int) -> Results:
     for rank in range(size):
         schedule, rows, kernel, options = problem.on(rank, size)
         q, dout = problem.q[rows], problem.dout[rows]
-        partial, dq = OutAccumulator(q, problem.v.shape[2]), DqAccumulator(q)
+        indices = device_plan(schedule, q.device)
+        partial, dq = OutAccumulator(indices, q, problem.v.shape[2]), DqAccumulator(indices, q)
         for step, columns in at_hand(schedule, q.device):
             for launch in step.launches:
                 block, _ = kernel.forward(q, KV(problem.k[columns], problem.v[columns]), launch, options)
@@ -117,7 +119,7 @@ def narrow(problem: Problem, size: int) -> Results:
         queries = Queries(q, out, dout, lse, (dout.float() * out.float()).sum(-1).T)
         for step, columns in at_hand(schedule, q.device):
             kv = KV(problem.k[columns], problem.v[columns])
-            dk, dv = (DkvAccumulator(x) for x in kv)
+            dk, dv = (DkvAccumulator(indices, x) for x in kv)
             for launch in step.launches:
                 grads = kernel.backward(queries, kv, launch, options, None, NO_OUT_GRADS)
                 dq.add(launch, rounded(grads.dq, dtype))

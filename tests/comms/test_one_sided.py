@@ -15,7 +15,7 @@ from ringattn_comms import one_sided
 from ringattn_comms.backends.threads import Threads, ThreadSharedBuffers, run
 from ringattn_comms.one_sided import OneSided
 from ringattn_comms.shared_buffer import Move, SharedBuffer, copy
-from ringattn_core.plan.layout import balanced, contiguous, zigzag
+from ringattn_core.plan.layout import zigzag
 from ringattn_core.plan.planner import plan
 from ringattn_core.plan.route import Route, gather, ring, waves
 from ringattn_core.plan.schedule import Schedule
@@ -176,30 +176,3 @@ def test_gradients_are_kept_until_they_are_copied(notes: Notes, route: Route) ->
         lengths = [schedule.buffer_length(step) for step in schedule.steps]
         lengths[0] = schedule.key_length if len(schedule.steps[0].sources) == 1 else lengths[0]
         assert [kept for kept in notes.kept[rank] if len(kept) == 2] == [(length, length) for length in lengths]
-
-
-@pytest.mark.parametrize("layout", [zigzag, contiguous, balanced], ids=str)
-@pytest.mark.parametrize("route", [waves(2), ring, gather], ids=str)
-@pytest.mark.parametrize("window", [-1, 3])
-def test_a_rank_lays_out_what_others_fetch_and_no_more(layout, route: Route, window: int) -> None:
-    plans = [plan(layout, route, DOCUMENTS, DOCUMENTS, rank, 4, window=(window, 0)) for rank in range(4)]
-    parts = 0
-    for rank, schedule in enumerate(plans):
-        fetched = [
-            key_slice.rows
-            for other in plans
-            for step in other.steps
-            for key_slice in step.key_slices
-            if key_slice.source == rank and other is not schedule
-        ]
-        box = range(min(rows.start for rows in fetched), max(rows.stop for rows in fetched)) if fetched else range(0)
-        assert one_sided._outgoing_rows(schedule) == box
-        parts += 0 < len(box) < schedule.key_length
-    # Each sequence divided into four by `contiguous` gives a part that later ranks see whole.
-    assert bool(parts) == (layout is not contiguous)
-
-
-def test_of_many_sequences_the_whole_shard_is_laid_out() -> None:
-    borders = tuple(range(0, 4 * 66 + 1, 4))
-    schedule = plan(zigzag, waves(2), borders, borders, 0, 2, window=(0, 0))
-    assert one_sided._outgoing_rows(schedule) == range(schedule.key_length)

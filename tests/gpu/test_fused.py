@@ -8,6 +8,7 @@ import torch
 from ringattn_core.plan.layout import contiguous, striped, zigzag
 from ringattn_core.plan.planner import plan
 from ringattn_core.plan.route import gather, ring, waves
+from ringattn_core.run.device_plan import device_plan
 from ringattn_core.run.gradient import DkvAccumulator, DqAccumulator
 from ringattn_core.run.kernel import Block
 from ringattn_core.run.merge import OutAccumulator
@@ -37,7 +38,8 @@ def test_partial(spread: float) -> None:
 
     for schedule in schedules():
         q = torch.empty(schedule.query_length, HEADS, DIM, device="cuda", dtype=torch.bfloat16)
-        eager, fused = OutAccumulator(q, DIM), FusedOutAccumulator(schedule, q, DIM)
+        indices = device_plan(schedule, q.device)
+        eager, fused = OutAccumulator(indices, q, DIM), FusedOutAccumulator(indices, q, DIM)
         for step in schedule.steps:
             for launch in step.launches:
                 block = block_for(launch, spread)
@@ -57,7 +59,8 @@ def test_a_fold_weighs_a_whole_row_by_its_old_lse() -> None:
     schedule = plan(zigzag, ring, (0, 8192), (0, 8192), 1, 2, window=(-1, 0))
     q = torch.empty(schedule.query_length, HEADS, DIM, device="cuda", dtype=torch.bfloat16)
     for _ in range(30):
-        eager, fused = OutAccumulator(q, DIM), FusedOutAccumulator(schedule, q, DIM)
+        indices = device_plan(schedule, q.device)
+        eager, fused = OutAccumulator(indices, q, DIM), FusedOutAccumulator(indices, q, DIM)
         for launch in (launch for step in schedule.steps for launch in step.launches):
             block = block_for(launch, 3.0)
             eager.add(launch, Block(block.out.clone(), block.lse.clone()))
@@ -74,7 +77,7 @@ def test_no_live_key() -> None:
 
     schedule = plan(contiguous, gather, (0, 8), (0, 4), 0, 1, window=(-1, 0))
     q = torch.empty(8, HEADS, DIM, device="cuda", dtype=torch.bfloat16)
-    partial = FusedOutAccumulator(schedule, q, DIM)
+    partial = FusedOutAccumulator(device_plan(schedule, q.device), q, DIM)
     for launch in schedule.steps[0].launches:
         partial.add(launch, block_for(launch, 1.0))
     out, lse = partial.finish(torch.bfloat16)
@@ -82,7 +85,7 @@ def test_no_live_key() -> None:
 
     schedule = plan(contiguous, ring, (0, 64), (0, 64), 1, 2)
     (first,), (second,) = (step.launches for step in schedule.steps)
-    partial, block = FusedOutAccumulator(schedule, q, DIM), block_for(first, 1.0)
+    partial, block = FusedOutAccumulator(device_plan(schedule, q.device), q, DIM), block_for(first, 1.0)
     nothing = Block(torch.full_like(block.out, torch.nan), torch.full_like(block.lse, -torch.inf))
     partial.add(first, block)
     partial.add(second, nothing)
@@ -98,7 +101,8 @@ def test_what_is_not_finite_stays_in_its_row(fault: tuple[float, float]) -> None
 
     for schedule in schedules():
         q = torch.empty(schedule.query_length, HEADS, DIM, device="cuda", dtype=torch.bfloat16)
-        eager, fused, bad = OutAccumulator(q, DIM), FusedOutAccumulator(schedule, q, DIM), set[int]()
+        indices = device_plan(schedule, q.device)
+        eager, fused, bad = OutAccumulator(indices, q, DIM), FusedOutAccumulator(indices, q, DIM), set[int]()
         for number, launch in enumerate(launch for step in schedule.steps for launch in step.launches):
             block, tile = block_for(launch, 1.0), launch.tiles[number % len(launch.tiles)]
             row = tile.q[number % len(tile.q)]
@@ -120,10 +124,11 @@ def test_sums() -> None:
 
     for schedule in schedules():
         q = torch.empty(schedule.query_length, HEADS, DIM, device="cuda", dtype=torch.bfloat16)
-        rows, fused_rows = DqAccumulator(q), FusedDqAccumulator(schedule, q)
+        indices = device_plan(schedule, q.device)
+        rows, fused_rows = DqAccumulator(indices, q), FusedDqAccumulator(indices, q)
         for step in schedule.steps:
             x = torch.empty(schedule.buffer_length(step), HEADS, DIM, device="cuda", dtype=torch.bfloat16)
-            columns, fused_columns = DkvAccumulator(x), FusedDkvAccumulator(step, x)
+            columns, fused_columns = DkvAccumulator(indices, x), FusedDkvAccumulator(indices, step, x)
             for launch in step.launches:
                 dq = torch.randn(len(launch.rows), HEADS, DIM, device="cuda").bfloat16()
                 dk = torch.randn(len(launch.columns), HEADS, DIM, device="cuda").bfloat16()

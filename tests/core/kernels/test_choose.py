@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import gc
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,7 +89,7 @@ def test_a_named_kernel_that_cannot_do_it_says_why_and_which_can() -> None:
 
 def test_a_library_that_is_not_here_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "KERNELS", {"rainbow": "rainbow_attn:Rainbow"} | module.KERNELS)
-    assert choose(Q, K, V, schedule(), replace(PLAIN, softmax_scale=0.5)).name == "torch_flash"
+    assert choose(Q, K, V, schedule(), PLAIN._replace(softmax_scale=0.5)).name == "torch_flash"
     expected = "it cannot be imported: No module named 'rainbow_attn'. Choose 'torch_flash', or no name at all."
     with pytest.raises(UnsupportedError, match=re.escape(expected)):
         choose(Q, K, V, schedule(), PLAIN, "rainbow")
@@ -140,16 +139,16 @@ def test_it_asks_once_for_every_kind_of_call(monkeypatch: pytest.MonkeyPatch) ->
     asked = kernel.asked
     assert asked >= 1
     # Other tensors of the same kind, and options that differ in numbers only.
-    assert choose(Q.clone(), K.clone(), V.clone(), planned, replace(PLAIN, softmax_scale=3.0, seed=1)) is first
+    assert choose(Q.clone(), K.clone(), V.clone(), planned, PLAIN._replace(softmax_scale=3.0, seed=1)) is first
     assert kernel.asked == asked
     for q, k, v, options in (
         (Q.double(), K.double(), V.double(), PLAIN),
         (Q[:, :2], K, V, PLAIN),
         (Q, K, V[..., :8], PLAIN),
-        (Q, K, V, replace(PLAIN, softcap=1.0)),
-        (Q, K, V, replace(PLAIN, deterministic=True)),
-        (Q, K, V, replace(PLAIN, alibi_slopes=torch.ones(4))),
-        (Q, K, V, replace(PLAIN, dropout_p=0.5)),
+        (Q, K, V, PLAIN._replace(softcap=1.0)),
+        (Q, K, V, PLAIN._replace(deterministic=True)),
+        (Q, K, V, PLAIN._replace(alibi_slopes=torch.ones(4))),
+        (Q, K, V, PLAIN._replace(dropout_p=0.5)),
     ):
         choose(q, k, v, planned, options)
         assert kernel.asked > asked

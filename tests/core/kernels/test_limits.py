@@ -64,7 +64,7 @@ def test_head_dims(limits: Limits, taken: list[tuple[int, int]], refused: list[t
     ],
 )
 def test_options(lacks: str, changes: dict[str, Any]) -> None:
-    options = replace(PLAIN, **changes)
+    options = PLAIN._replace(**changes)
     assert why(ON_CPU, options=options) is None
     assert why(replace(ON_CPU, lacks=(lacks,)), options=PLAIN) is None
     assert why(replace(ON_CPU, lacks=(lacks,)), options=options) == f"it has no {lacks}"

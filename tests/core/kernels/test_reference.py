@@ -14,6 +14,7 @@ from ringattn_core.kernels import reference
 from ringattn_core.kernels.reference import Reference
 from ringattn_core.plan.schedule import Launch
 from ringattn_core.plan.tile import FAR, Tile
+from ringattn_core.run.device_plan import DevicePlan
 from ringattn_core.run.kernel import NO_OUT_GRADS, Options, Positions, Queries
 from ringattn_core.run.merge import OutAccumulator, finite_or_nan
 from ringattn_core.run.transport import KV
@@ -40,7 +41,7 @@ def solve(launch: Launch, inputs: list[Tensor], options: Options, found: Found |
     """Forward and backward of one launch; the whole answer may be given, if the launch is only a part of it."""
     q, k, v, dout = inputs
     block, rng_state = Reference().forward(q, KV(k, v), launch, options)
-    total = OutAccumulator(q, v.shape[2])
+    total = OutAccumulator(DevicePlan(q.device), q, v.shape[2])
     total.add(launch, block)
     out, lse = total.finish(block.out.dtype)
     whole_out, whole_lse = (out, lse) if found is None else found[:2]

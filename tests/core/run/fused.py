@@ -16,6 +16,7 @@ from ringattn_core.plan.planner import plan
 from ringattn_core.plan.route import gather, ring, waves
 from ringattn_core.plan.row_writes import RowWrite
 from ringattn_core.plan.schedule import Launch, Schedule
+from ringattn_core.run.device_plan import device_plan
 from ringattn_core.run.fused import FusedDkvAccumulator, FusedDqAccumulator, FusedOutAccumulator
 from ringattn_core.run.fused_merge import merge_gathered as fused_merge_gathered
 from ringattn_core.run.fused_parts import fused_parts
@@ -56,7 +57,8 @@ def tile_rows(launch: Launch) -> Tensor:
 def add(schedule: Schedule, fault: tuple[float, float] | None, sinks: Tensor | None) -> tuple[list[Tensor], set[int]]:
     """(out and lse, eager and fused), and the rows of head 0 into which a fault was put."""
     q = torch.empty(schedule.query_length, HEADS, DIM, dtype=DTYPE)
-    eager, fused, bad = OutAccumulator(q, DIM), FusedOutAccumulator(schedule, q, DIM), set[int]()
+    indices = device_plan(schedule, q.device)
+    eager, fused, bad = OutAccumulator(indices, q, DIM), FusedOutAccumulator(indices, q, DIM), set[int]()
     for number, launch in enumerate(launches(schedule)):
         out = torch.randn(len(launch.rows), HEADS, DIM).to(DTYPE)
         lse = torch.randn(HEADS, len(launch.rows)) * 3
@@ -104,7 +106,7 @@ def check_values_that_are_not_finite() -> None:
     schedule = plan(contiguous, ring, (0, 60), (0, 60), 1, 3)
     for lse in (0.0, -1e4):
         q = torch.empty(schedule.query_length, HEADS, DIM, dtype=DTYPE)
-        fused = FusedOutAccumulator(schedule, q, DIM)
+        fused = FusedOutAccumulator(device_plan(schedule, q.device), q, DIM)
         for number, launch in enumerate(launches(schedule)):
             block = Block(torch.randn(len(launch.rows), HEADS, DIM).to(DTYPE), torch.zeros(HEADS, len(launch.rows)))
             if number == 1:
@@ -118,10 +120,11 @@ def check_sums() -> None:
     """Of gradients, some not finite, with NaN between the tiles."""
     for schedule in schedules():
         q = torch.empty(schedule.query_length, HEADS, DIM, dtype=DTYPE)
-        rows, fused_rows = DqAccumulator(q), FusedDqAccumulator(schedule, q)
+        indices = device_plan(schedule, q.device)
+        rows, fused_rows = DqAccumulator(indices, q), FusedDqAccumulator(indices, q)
         for step in schedule.steps:
             x = torch.empty(schedule.buffer_length(step), HEADS, DIM, dtype=DTYPE)
-            columns, fused_columns = DkvAccumulator(x), FusedDkvAccumulator(step, x)
+            columns, fused_columns = DkvAccumulator(indices, x), FusedDkvAccumulator(indices, step, x)
             for launch in step.launches:
                 dq = torch.full((len(launch.rows), HEADS, DIM), NAN, dtype=DTYPE)
                 dk = torch.full((len(launch.columns), HEADS, DIM), NAN, dtype=DTYPE)

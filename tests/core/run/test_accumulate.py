@@ -7,6 +7,7 @@ import torch
 from ringattn_core.plan.schedule import Launch
 from ringattn_core.plan.tile import Tile
 from ringattn_core.run.accumulate import add_parts
+from ringattn_core.run.device_plan import DevicePlan
 from ringattn_core.run.gradient import DkvAccumulator, DqAccumulator, Part
 from ringattn_core.run.index import places
 
@@ -45,8 +46,8 @@ def test_what_is_not_finite_reaches_the_rows_it_belongs_to_and_no_others() -> No
     launch = Launch((Tile(range(1, 2), range(0, 1)), Tile(range(3, 5), range(4, 6))))
     like = torch.empty(6, 2, 3, dtype=torch.float64)
     for total, first, inside in (
-        (DqAccumulator(like), 1, [1, 3, 4]),
-        (DkvAccumulator(like), 0, [0, 4, 5]),
+        (DqAccumulator(DevicePlan(CPU), like), 1, [1, 3, 4]),
+        (DkvAccumulator(DevicePlan(CPU), like), 0, [0, 4, 5]),
     ):
         part = torch.full((len(launch.rows) if first else len(launch.columns), 2, 3), torch.nan, dtype=torch.float64)
         part[inside[1] - first] = 1.0

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ringattn_core.plan.schedule import Launch
 from ringattn_core.plan.tile import Tile
+from ringattn_core.run.device_plan import DevicePlan
 from ringattn_core.run.kernel import Block
 from ringattn_core.run.merge import OutAccumulator, sink_gradient, with_sinks
 
@@ -20,7 +21,7 @@ def rows(*parts: range) -> Launch:
 
 
 def partial(dtype: torch.dtype = torch.float64) -> OutAccumulator:
-    return OutAccumulator(torch.empty(ROWS, HEADS, DIM, dtype=dtype), DIM)
+    return OutAccumulator(DevicePlan(torch.device("cpu")), torch.empty(ROWS, HEADS, DIM, dtype=dtype), DIM)
 
 
 def block(lse: float | Tensor, count: int = ROWS, dtype: torch.dtype = torch.float64) -> Block:

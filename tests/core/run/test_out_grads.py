@@ -14,9 +14,11 @@ from ringattn_core.plan.layout import zigzag
 from ringattn_core.plan.planner import plan
 from ringattn_core.plan.route import gather, waves
 from ringattn_core.plan.schedule import Schedule
+from ringattn_core.run.device_plan import device_plan
 from ringattn_core.run.kernel import Block
 
 HEADS, DIM, TOKENS = 4, 3, 16
+CPU = torch.device("cpu")
 
 
 class Idle:
@@ -49,7 +51,7 @@ def schedule(route, window: tuple[int, int] = (-1, 0)) -> Schedule:
 def test_all_of_a_gather_is_written_in_place(fused: ModuleType) -> None:
     """Rank 0 of zigzag has two launches over a gather, and neither touches a row of the other."""
     mine, q = schedule(gather), torch.zeros(TOKENS, HEADS, DIM)
-    partial = fused.FusedOutAccumulator(mine, q, DIM, supports_out=True)
+    partial = fused.FusedOutAccumulator(device_plan(mine, CPU), q, DIM, supports_out=True)
     want, want_lse = torch.full((TOKENS, HEADS, DIM), torch.nan), torch.full((HEADS, TOKENS), torch.nan)
     launches = [launch for step in mine.steps for launch in step.launches]
     assert len(launches) == 2
@@ -66,7 +68,7 @@ def test_all_of_a_gather_is_written_in_place(fused: ModuleType) -> None:
 
 def test_what_is_not_first_has_no_place(fused: ModuleType) -> None:
     mine = schedule(waves(2))
-    dq = fused.FusedDqAccumulator(mine, torch.zeros(TOKENS, HEADS, DIM), supports_out=True)
+    dq = fused.FusedDqAccumulator(device_plan(mine, CPU), torch.zeros(TOKENS, HEADS, DIM), supports_out=True)
     for step in mine.steps:
         for launch in step.launches:
             place = dq.out_for(launch)
@@ -81,14 +83,15 @@ def test_rows_that_nothing_touches_are_empty(fused: ModuleType) -> None:
     """There are no keys at all."""
     mine, q = schedule(waves(2), window=(3, -1)), torch.ones(TOKENS, HEADS, DIM)
     nothing = plan(zigzag, gather, (0, 2 * TOKENS), (0, 0), 0, 2)
-    out, lse = fused.FusedOutAccumulator(nothing, q, DIM, supports_out=True).finish(q.dtype)
+    out, lse = fused.FusedOutAccumulator(device_plan(nothing, CPU), q, DIM, supports_out=True).finish(q.dtype)
     assert out.eq(0.0).all() and lse.eq(-torch.inf).all()
-    assert fused.FusedOutAccumulator(mine, q, DIM, supports_out=False).out_for(mine.steps[0].launches[0]) is None
+    total = fused.FusedOutAccumulator(device_plan(mine, CPU), q, DIM, supports_out=False)
+    assert total.out_for(mine.steps[0].launches[0]) is None
 
 
 def test_a_kernel_that_ignores_places_is_adopted(fused: ModuleType) -> None:
     mine, q = schedule(waves(2)), torch.zeros(TOKENS, HEADS, DIM)
-    partial, launch = fused.FusedOutAccumulator(mine, q, DIM), mine.steps[0].launches[0]
+    partial, launch = fused.FusedOutAccumulator(device_plan(mine, CPU), q, DIM), mine.steps[0].launches[0]
     assert partial.out_for(launch) is None
     block = Block(torch.ones(TOKENS, HEADS, DIM), torch.ones(HEADS, TOKENS))
     partial.add(launch, block)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ringattn_core.plan.coalesced_copies import coalesced_copies
-from ringattn_core.plan.schedule import KeySlice, Schedule, Step
-from ringattn_core.run.index import kept
+from ringattn_core.plan.schedule import KeySlice, Step
+from ringattn_core.run.device_plan import DevicePlan, planned
 
 
 class CoalescedRows(NamedTuple):
@@ -25,22 +25,19 @@ class CoalescedRows(NamedTuple):
         return self.coalesced_copies[-1].columns.stop
 
 
-def coalesced_rows(schedule: Schedule, step: Step, device: torch.device) -> CoalescedRows | None:
-    """How a step travels in boxes; None where its pieces are few, and travel one by one."""
-    return _coalesced_rows(schedule, step.hop, device) if coalesced_copies(step, schedule.cp_rank) else None
-
-
-@kept
-def _coalesced_rows(schedule: Schedule, hop: int, device: torch.device) -> CoalescedRows:
-    step = schedule.on_hop(hop)
-    found = coalesced_copies(step, schedule.cp_rank)
-    assert found is not None, "coalesced_rows has asked"
+@planned
+def coalesced_rows(plan: DevicePlan, step: Step) -> CoalescedRows | None:
+    """How a step travels in boxes; None where its slices are few, and travel one by one."""
+    rank = plan.schedule.cp_rank
+    found = coalesced_copies(step, rank)
+    if found is None:
+        return None
     of = {box.source: box for box in found}
     inward = torch.cat([_places(key_slice, of[key_slice.source]) for key_slice in step.key_slices])
     outward = torch.zeros(found[-1].columns.stop, dtype=torch.int64)
     outward[inward] = torch.arange(len(inward))
-    others = found[-1].offset if found[-1].source == schedule.cp_rank else len(outward)
-    return CoalescedRows(found, *(rows.int().to(device) for rows in (inward, outward[:others])))
+    others = found[-1].offset if found[-1].source == rank else len(outward)
+    return CoalescedRows(found, *(rows.int().to(plan.device) for rows in (inward, outward[:others])))
 
 
 def _places(key_slice: KeySlice, box: KeySlice) -> Tensor:

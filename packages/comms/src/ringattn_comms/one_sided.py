@@ -9,23 +9,20 @@ ends, also in a CUDA graph that is replayed.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import pairwise
 
 import torch
-from torch import Tensor
 
 from ringattn_comms.coalesced_rows import coalesced_rows
+from ringattn_comms.copies import Shapes, buffer_layout, copies, gradient_places, outgoing
 from ringattn_comms.copy_stream import CopyStream, new_copy_stream
-from ringattn_comms.shared_buffer import BufferSlot, Move, Region, SharedBuffers, copy
-from ringattn_core.plan.memo import by_owner
-from ringattn_core.plan.planner import outgoing_rows
-from ringattn_core.plan.schedule import KeySlice, Schedule, Step
+from ringattn_comms.shared_buffer import Move, SharedBuffers, copy
+from ringattn_core.plan.schedule import Schedule, Step
 from ringattn_core.run.accumulate import add_parts
+from ringattn_core.run.device_plan import device_plan
 from ringattn_core.run.gradient import Part
-from ringattn_core.run.index import kept, places
 from ringattn_core.run.transport import KV
 
 _SMALL = 4 << 20  # bytes of a shard's keys and values: up to here a copy takes a copy engine longer to begin than to do
@@ -37,16 +34,12 @@ class OneSided:
     def __init__(self, schedule: Schedule, kv: KV, shared_buffers: SharedBuffers) -> None:
         self.schedule, self.kv = schedule, kv
         self._rank, device = schedule.cp_rank, kv.k.device
-        self._copy_stream = CopyStream(device, _stream(device))
-        region, shapes = Region(), [(schedule.shard_size, *x.shape[1:]) for x in kv]
-        self._slots: list[BufferSlot] = [region.place(shape, kv.k.dtype) for shape in shapes]
-        # A slot for each other rank's gradients: they travel in the inputs' dtype, each once, and are added in the
-        # accumulator's.
-        inboxes = [(schedule.cp_size - 1, *shape) for shape in shapes]
-        self._inbox: list[BufferSlot] = [region.place(shape, kv.k.dtype) for shape in inboxes]
+        self._plan, self._copy_stream = device_plan(schedule, device), CopyStream(device, _stream(device))
+        self._shapes = Shapes.of(kv)
+        self._layout = buffer_layout(self._plan, self._shapes)
+        self._small = self._layout.shard_size <= _SMALL
         self._found = list[tuple[Step, KV]]()  # the gradients that this rank's own steps give its keys
-        self._shared_buffer = shared_buffers.at_least(region.end)
-        self._small = sum(schedule.shard_size * x.shape[1:].numel() * x.element_size() for x in kv) <= _SMALL
+        self._shared_buffer = shared_buffers.at_least(self._layout.size)
         # Until the first synchronization of the ranks no keys are in place.
         self._to_lay_out: list[Move] | None = self._own_keys()
         self._all_have_given: Callable[[], None] | None = None
@@ -89,51 +82,39 @@ class OneSided:
 
     def _own_keys(self) -> list[Move]:
         """What puts this rank's keys, as far as others need them, where they can read them."""
-        rows = _slice(_outgoing_rows(self.schedule))
-        return [
-            (place.on(self._shared_buffer, self._rank)[rows], x[rows])
-            for place, x in zip(self._slots, self.kv, strict=True)
-        ]
+        rows, slots = outgoing(self._plan, self._shapes)
+        return [(slot.on(self._shared_buffer, self._rank), x[rows]) for slot, x in zip(slots, self.kv, strict=True)]
 
     def _homeward(self, step: Step, grads: KV) -> list[Move]:
         """What takes the gradients that a step found to the owners of its keys."""
-        packed, key_slices = coalesced_rows(self.schedule, step, grads.k.device), step.key_slices
+        packed = coalesced_rows(self._plan, step)
         if packed is not None:  # Rows between the slices travel with them, and are ignored.
             self._copy_stream.keep(packed.outward)
-            grads, key_slices = KV(*(x.index_select(0, packed.outward) for x in grads)), packed.coalesced_copies
+            grads = KV(*(x.index_select(0, packed.outward) for x in grads))
         return [
-            (place.on(self._shared_buffer, key_slice.source)[_slot(self._rank, key_slice.source), rows], grad[columns])
-            for key_slice in self._in_turn(key_slices)
-            if key_slice.source != self._rank
-            for rows, columns in [(_slice(key_slice.rows), _slice(key_slice.columns))]
-            for place, grad in zip(self._inbox, grads, strict=True)
+            (slot.on(self._shared_buffer, each.source), grad[each.columns])
+            for each in copies(self._plan, step, self._shapes).remote
+            for slot, grad in zip(each.grads or (), grads, strict=True)
         ]
-
-    def _in_turn(self, key_slices: Iterable[KeySlice]) -> list[KeySlice]:
-        """From the rank before this one on, so that where all need all, no two begin with the same."""
-        return sorted(key_slices, key=lambda key_slice: (self._rank - key_slice.source) % self.schedule.cp_size)
 
     def _fetch(self, step: Step) -> Callable[[], KV]:
         """Begin to read a step's keys from their owners; the answer adds this rank's own and waits for them."""
         if step.sources == (self._rank,):
             return lambda: self.kv
-        packed = coalesced_rows(self.schedule, step, self.kv.k.device)
-        key_slices, length = step.key_slices, self.schedule.buffer_length(step)
-        if packed is not None:
-            key_slices, length = packed.coalesced_copies, packed.length
-        buffer = KV(*(x.new_empty((length, *x.shape[1:])) for x in self.kv))
+        packed, (local, remote, length) = coalesced_rows(self._plan, step), copies(self._plan, step, self._shapes)
+        k, v = (x.new_empty((length, *x.shape[1:])) for x in self.kv)
         near, far = list[Move](), list[Move]()
-        for key_slice in self._in_turn(key_slices):
-            for place, own, x in zip(self._slots, self.kv, buffer, strict=True):
-                here = key_slice.source == self._rank
-                source = own if here else place.on(self._shared_buffer, key_slice.source)
-                (near if here else far).append((x[_slice(key_slice.columns)], source[_slice(key_slice.rows)]))
+        for each in local:
+            near += (k[each.columns], self.kv.k[each.rows]), (v[each.columns], self.kv.v[each.rows])
+        for each in remote:
+            far.append((k[each.columns], each.keys.k.on(self._shared_buffer, each.source)))
+            far.append((v[each.columns], each.keys.v.on(self._shared_buffer, each.source)))
         arrived = self._read(far, urgent=self._rank in step.sources)
 
         def wait() -> KV:
             copy(near)
             arrived()
-            return buffer if packed is None else KV(*(x.index_select(0, packed.inward) for x in buffer))
+            return KV(k, v) if packed is None else KV(*(x.index_select(0, packed.inward) for x in (k, v)))
 
         return wait
 
@@ -161,12 +142,14 @@ class OneSided:
 
     def _total(self) -> KV:
         """The sum of the gradients of this rank's keys."""
-        near, far = _homes(self.schedule, self.kv.k.device)
+        local, remote = gradient_places(self._plan)
+        inboxes = {sender: self._layout.inbox(sender, self._rank) for sender in remote}
         totals = []
-        for index, (own, place) in enumerate(zip(self.kv, self._inbox, strict=True)):
-            slots = place.on(self._shared_buffer, self._rank)
-            parts = [Part(grads[index], near[step.hop]) for step, grads in self._found]
-            totals.append(add_parts(own, parts + [Part(slots[slot], rows) for slot, rows in far.items()]))
+        for index, own in enumerate(self.kv):
+            parts = [Part(grads[index], local[step.hop]) for step, grads in self._found]
+            for sender, rows in remote.items():
+                parts.append(Part(inboxes[sender][index].on(self._shared_buffer, self._rank), rows))
+            totals.append(add_parts(own, parts))
         return KV(*totals)
 
 
@@ -174,42 +157,3 @@ class OneSided:
 def _stream(device: torch.device) -> torch.cuda.Stream | None:
     """One for all passes, so that they follow each other there as well."""
     return new_copy_stream(device)
-
-
-def _slot(sender: int, owner: int) -> int:
-    """Which of the owner's slots is the sender's: every other rank has one."""
-    return sender if sender < owner else sender - 1
-
-
-def _slice(part: range) -> slice:
-    return slice(part.start, part.stop)
-
-
-# From here on others fetch rows all over a shard: to find out which takes longer than it saves.
-_MANY_SEQUENCES = 64
-
-
-@by_owner
-def _outgoing_rows(schedule: Schedule) -> range:
-    """A box around all rows of a rank's shard that others fetch."""
-    if len(schedule.keys.cu_seqlens) > _MANY_SEQUENCES:
-        return range(schedule.key_length)
-    rows = [key_slice.rows for step in schedule.steps for key_slice in outgoing_rows(schedule, step.hop)]
-    return range(min(run.start for run in rows), max(run.stop for run in rows)) if rows else range(0)
-
-
-@kept
-def _homes(schedule: Schedule, device: torch.device) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    """Where the gradients of each row of a rank's keys lie: by hop in this rank's steps, by slot in its inbox."""
-    near, far = defaultdict[int, list[tuple[range, int]]](list), defaultdict[int, list[tuple[range, int]]](list)
-    for step in schedule.steps:
-        for key_slice in step.key_slices:
-            if key_slice.source == schedule.cp_rank:
-                near[step.hop].append((key_slice.rows, key_slice.offset))
-        for key_slice in outgoing_rows(schedule, step.hop):
-            far[_slot(key_slice.source, schedule.cp_rank)].append((key_slice.rows, key_slice.rows.start))
-
-    def rows(of: dict[int, list[tuple[range, int]]]) -> dict[int, Tensor]:
-        return {key: places(of[key], schedule.key_length, device) for key in sorted(of)}
-
-    return rows(near), rows(far)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ringattn_core.plan.schedule import Schedule, Step
-from ringattn_core.run.index import kept
+from ringattn_core.plan.schedule import Step
+from ringattn_core.run.device_plan import DevicePlan, planned
 from ringattn_core.run.transport import KV
 
 
@@ -24,28 +24,27 @@ def unpack(packed_kv: Tensor, head_dim: int) -> KV:
     return KV(packed_kv[..., :head_dim], packed_kv[..., head_dim:])
 
 
-def arrange(schedule: Schedule, step: Step, packed_shards: Tensor) -> Tensor:
+def arrange(plan: DevicePlan, step: Step, packed_shards: Tensor) -> Tensor:
     """The step's key buffer from its sources' whole shards, in their order: (sources, shard_size, heads, dim)."""
     flat = packed_shards.flatten(0, 1)
-    return flat if len(step.sources) == 1 else flat.index_select(0, _rows(schedule, step.hop, flat.device))
+    return flat if len(step.sources) == 1 else flat.index_select(0, _rows(plan, step))
 
 
-def disarrange(schedule: Schedule, step: Step, buffer: Tensor) -> Tensor:
+def disarrange(plan: DevicePlan, step: Step, buffer: Tensor) -> Tensor:
     """The way back: what lies in a step's buffer, by source, (sources, shard_size, heads, dim); the rest is 0."""
     if len(step.sources) == 1:
         return buffer.unsqueeze(0)
-    flat = buffer.new_zeros((len(step.sources) * schedule.shard_size, *buffer.shape[1:]))
-    flat.index_copy_(0, _rows(schedule, step.hop, flat.device), buffer)
-    return flat.view(len(step.sources), schedule.shard_size, *buffer.shape[1:])
+    shards = buffer.new_zeros((len(step.sources), plan.schedule.shard_size, *buffer.shape[1:]))
+    shards.flatten(0, 1).index_copy_(0, _rows(plan, step), buffer)
+    return shards
 
 
-@kept
-def _rows(schedule: Schedule, hop: int, device: torch.device) -> Tensor:
-    """For every row of a step's buffer, where it stands among the sources' shards laid end to end; by its hop."""
-    step = schedule.on_hop(hop)
-    start = {source: place * schedule.shard_size for place, source in enumerate(step.sources)}
+@planned
+def _rows(plan: DevicePlan, step: Step) -> Tensor:
+    """For every row of a step's buffer, where it stands among the sources' shards laid end to end."""
+    start = {source: place * plan.schedule.shard_size for place, source in enumerate(step.sources)}
     rows = [
         torch.arange(key_slice.rows.start, key_slice.rows.stop) + start[key_slice.source]
         for key_slice in step.key_slices
     ]
-    return (torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64)).to(device)
+    return (torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64)).to(plan.device)

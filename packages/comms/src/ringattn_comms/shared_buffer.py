@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,14 +13,15 @@ from torch import Tensor
 Move = tuple[Tensor, Tensor]
 """Where something goes, and what: of one shape; the dtype is that of the place."""
 
-_ALIGNMENT = 256  # bytes: what every GPU kernel and copy engine is content with
+_ALIGNMENT = 256  # bytes: enough for every GPU kernel and copy engine
+_MOST_TENSORS = 4096  # views of a buffer that are kept, because to make one costs the host more than to look it up
 
 
 class SharedBuffer(ABC):
     """A buffer of the same size on every rank."""
 
     def __init__(self) -> None:
-        self._tensors = dict[tuple[int, int, tuple[int, ...], torch.dtype], Tensor]()
+        self._tensors = dict[tuple[int, BufferSlot], Tensor]()
 
     @abstractmethod
     def memory(self, rank: int) -> Tensor:
@@ -29,15 +31,16 @@ class SharedBuffer(ABC):
     def barrier(self) -> None:
         """What any rank does after this, on the stream that is current, comes after what all ranks did before it."""
 
-    def tensor(self, rank: int, start: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A tensor that begins at some byte of a rank's memory."""
-        key = rank, start, shape, dtype
+    def tensor(self, rank: int, slot: BufferSlot) -> Tensor:
+        """The tensor at some place of a rank's memory."""
+        key = rank, slot
         if key not in self._tensors:
-            if len(self._tensors) == 1024:
+            if len(self._tensors) == _MOST_TENSORS:
                 self._tensors.clear()
-            end = start + prod(shape) * dtype.itemsize
             with torch.inference_mode(False):  # It is used again where there is no such mode.
-                self._tensors[key] = self.memory(rank)[start:end].view(dtype).view(shape)
+                self._tensors[key] = (
+                    self.memory(rank)[slot.start : slot.start + slot.size].view(slot.dtype).view(slot.shape)
+                )
         return self._tensors[key]
 
     def exchange(self, first: Sequence[Move], then: Sequence[Move], *, small: bool) -> None:
@@ -83,16 +86,28 @@ class Region:
     def place(self, shape: Sequence[int], dtype: torch.dtype) -> BufferSlot:
         """Room for one more tensor."""
         start = -(-self.end // _ALIGNMENT) * _ALIGNMENT
-        self.end = start + prod(shape) * dtype.itemsize
-        return BufferSlot(start, tuple(shape), dtype)
+        slot = BufferSlot(start, tuple(shape), dtype)
+        self.end = start + slot.size
+        return slot
 
 
-class BufferSlot:
+class BufferSlot(NamedTuple):
     """Where a tensor lies in every rank's memory."""
 
-    def __init__(self, start: int, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        self.start, self.shape, self.dtype = start, shape, dtype
+    start: int  # bytes
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        return prod(self.shape) * self.dtype.itemsize
+
+    def rows(self, rows: range) -> BufferSlot:
+        """Where these rows of it lie."""
+        row = prod(self.shape[1:]) * self.dtype.itemsize
+        return BufferSlot(self.start + rows.start * row, (len(rows), *self.shape[1:]), self.dtype)
 
     def on(self, shared_buffer: SharedBuffer, rank: int) -> Tensor:
         """The tensor on a rank."""
-        return shared_buffer.tensor(rank, self.start, self.shape, self.dtype)
+        return shared_buffer.tensor(rank, self)

@@ -14,6 +14,7 @@ from ringattn_comms.communicator import Communicator
 from ringattn_comms.packed_kv import arrange, disarrange, pack, unpack
 from ringattn_core.plan.route import route_table
 from ringattn_core.plan.schedule import Schedule, Step
+from ringattn_core.run.device_plan import DevicePlan, device_plan
 from ringattn_core.run.kernel import accumulator_dtype
 from ringattn_core.run.transport import KV
 
@@ -24,6 +25,7 @@ class Waves:
     def __init__(self, schedule: Schedule, kv: KV, keys: Communicator, gradients: Communicator | None = None) -> None:
         self.schedule, self.kv = schedule, kv
         self._keys, self._gradients = keys, gradients or keys
+        self._plan = device_plan(schedule, kv.k.device)
         self._total: KV | None = None  # of the gradients of this rank's keys, in a backward pass
         self._come_home: Callable[[KV], None] | None = None
         self._arrive = self._fetch(schedule.steps[0])
@@ -38,13 +40,13 @@ class Waves:
 
     def send_grads(self, step: Step, grads: KV) -> None:
         self._add_what_comes_home()
-        self._come_home = _give(self._gradients, self.schedule, step, grads)
+        self._come_home = _give(self._gradients, self._plan, step, grads)
 
     def finish(self) -> KV:
         return self._add_what_comes_home()
 
     def _fetch(self, step: Step) -> Callable[[], KV]:
-        return _fetch(self._keys, self.schedule, step, self.kv)
+        return _fetch(self._keys, self._plan, step, self.kv)
 
     def _add_what_comes_home(self) -> KV:
         if self._total is None:
@@ -64,12 +66,12 @@ def _all_meet(comm: Communicator, schedule: Schedule, step: Step) -> bool:
     return route_table(schedule.route, comm.size).meets[step.hop]
 
 
-def _fetch(comm: Communicator, schedule: Schedule, step: Step, own: KV) -> Callable[[], KV]:
+def _fetch(comm: Communicator, plan: DevicePlan, step: Step, own: KV) -> Callable[[], KV]:
     """Send a step's keys on their way; the answer waits for them."""
     if _stays(comm, step):
         return lambda: own
-    packed_kv = pack(own, schedule.shard_size)
-    if _all_meet(comm, schedule, step):
+    packed_kv = pack(own, plan.schedule.shard_size)
+    if _all_meet(comm, plan.schedule, step):
         work, ranks, kept = comm.all_gather(packed_kv), list(range(comm.size)), None
     else:
         ranks = [rank for rank in step.sources if rank != comm.rank]
@@ -83,19 +85,19 @@ def _fetch(comm: Communicator, schedule: Schedule, step: Step, own: KV) -> Calla
         packed_shards = (
             arrived if order == list(range(len(arrived))) else torch.stack([arrived[place] for place in order])
         )
-        return unpack(arrange(schedule, step, packed_shards), own.k.shape[2])
+        return unpack(arrange(plan, step, packed_shards), own.k.shape[2])
 
     return wait
 
 
-def _give(comm: Communicator, schedule: Schedule, step: Step, grads: KV) -> Callable[[KV], None]:
+def _give(comm: Communicator, plan: DevicePlan, step: Step, grads: KV) -> Callable[[KV], None]:
     """Send the gradients of a step's keys to their owners; the answer adds what came home, always in one order."""
     if _stays(comm, step):
         return lambda total: _add(total, [grads])
     # In the accumulator's dtype, whatever this rank's kernel found them in: another's may round, or not.
-    parts = disarrange(schedule, step, pack(grads, len(grads.k)).to(accumulator_dtype(grads.k.dtype)))
+    parts = disarrange(plan, step, pack(grads, len(grads.k)).to(accumulator_dtype(grads.k.dtype)))
     place = {rank: index for index, rank in enumerate(step.sources)}
-    if _all_meet(comm, schedule, step):
+    if _all_meet(comm, plan.schedule, step):
         # Not a reduce-scatter: it would add in the dtype of the message, and in an unspecified order.
         work, own = comm.all_to_all(torch.stack([parts[place[rank]] for rank in range(comm.size)])), []
     else:
@@ -106,7 +108,7 @@ def _give(comm: Communicator, schedule: Schedule, step: Step, grads: KV) -> Call
     head_dim = grads.k.shape[2]
 
     def come_home(total: KV) -> None:
-        packed_shards = (packed_kv[: schedule.key_length] for packed_kv in (*own, *work.wait()))
+        packed_shards = (packed_kv[: len(total.k)] for packed_kv in (*own, *work.wait()))
         _add(total, [unpack(packed_kv, head_dim) for packed_kv in packed_shards])
 
     return come_home

@@ -43,7 +43,7 @@ class FlashAttn2(Kernel):
     def forward(
         self, q: Tensor, kv: KV, launch: Launch, options: Options, out_block: Block | None = None
     ) -> tuple[Block, Tensor | None]:
-        part, package = gathered_launch(launch, q.device), self._package
+        part, package = gathered_launch(options.plan_on(q.device), launch), self._package
         call = package.varlen_forward if part.lengths else package.forward
         found = call(
             *(part.of_rows(q), part.of_columns(kv.k), part.of_columns(kv.v), *(part.lengths or ())),
@@ -56,7 +56,7 @@ class FlashAttn2(Kernel):
     def backward(
         self, queries: Queries, kv: KV, launch: Launch, options: Options, rng_state: Tensor | None, out_grads: OutGrads
     ) -> Grads:
-        part, package = gathered_launch(launch, kv.k.device), self._package
+        part, package = gathered_launch(options.plan_on(kv.k.device), launch), self._package
         q, out, dout = (part.of_rows(x) for x in (queries.q, queries.out, queries.dout))
         k, v = (part.of_columns(x) for x in kv)
         dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))

@@ -50,7 +50,7 @@ class FlashAttn3(Kernel):
             _box(q, launch.rows, alone),
             k,
             v,
-            **({} if alone else varlen(launch, q.device)._asdict()),
+            **({} if alone else varlen(options.plan_on(q.device), launch)._asdict()),
             softmax_scale=options.softmax_scale,
             causal=causal,
             window_size_left=left,
@@ -70,7 +70,7 @@ class FlashAttn3(Kernel):
         # By place, not by name: the names of the lengths used are misspelt there, and may be corrected one day.
         self._package.backward(
             *(dout, q, k, v, out, lse[None] if alone else lse),
-            *((None,) * 6 if alone else varlen(launch, q.device)),
+            *((None,) * 6 if alone else varlen(options.plan_on(q.device), launch)),
             *(*grads, options.softmax_scale, *_mask(launch), options.softcap, options.deterministic),
         )
         return Grads(*(grad[0] if alone else grad for grad in grads))

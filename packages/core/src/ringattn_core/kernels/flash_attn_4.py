@@ -51,7 +51,7 @@ class FlashAttn4(Kernel):
                 out, lse, *_ = forward(q[None], k[None], v[None], **arguments, **outs)
                 return out_block or Block(out[0], lse[0]), None
             outs = {} if out_block is None else out_block._asdict()
-            out, lse, *_ = forward(q, k, v, **arguments, **varlen(launch, q.device)._asdict(), **outs)
+            out, lse, *_ = forward(q, k, v, **arguments, **varlen(options.plan_on(q.device), launch)._asdict(), **outs)
             return out_block or Block(out, lse), None
 
     def backward(
@@ -70,7 +70,7 @@ class FlashAttn4(Kernel):
                 grads = backward(q[None], k[None], v[None], out[None], dout[None], lse[None], **arguments, **given)
                 grads = [grad[0] for grad in grads[:3]]
             else:
-                lengths = varlen(launch, q.device)._asdict()
+                lengths = varlen(options.plan_on(q.device), launch)._asdict()
                 grads = backward(q, k, v, out, dout, lse, **arguments, **lengths, **given)[:3]
         return Grads(*(grad if x is None else x for grad, x in zip(grads, out_grads, strict=True)))
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from ringattn_core.kernels.lengths import column_lengths, row_lengths
 from ringattn_core.plan.schedule import Launch
 from ringattn_core.plan.tile import CAUSAL, FULL
-from ringattn_core.run.index import column_index, kept, row_index
+from ringattn_core.run.device_plan import DevicePlan, planned
+from ringattn_core.run.index import column_index, row_index
 from ringattn_core.run.kernel import Block, Grads
 
 
@@ -18,7 +19,6 @@ from ringattn_core.run.kernel import Block, Grads
 class GatheredLaunch:
     """Gathers a launch's rows and columns before a call, and spreads the results over its box afterwards."""
 
-    # The boxes around them, and not the launch: this is kept for as long as the launch lives.
     row_box: range
     column_box: range
     rows: slice | Tensor
@@ -59,10 +59,10 @@ class GatheredLaunch:
         return x if self.lengths else x[None]
 
 
-@kept
-def gathered_launch(launch: Launch, device: torch.device) -> GatheredLaunch:
-    """The launch on a device, made once."""
-    rows, columns = row_lengths(launch, device), column_lengths(launch, device)
+@planned
+def gathered_launch(plan: DevicePlan, launch: Launch) -> GatheredLaunch:
+    """The launch on the device of a plan."""
+    rows, columns = row_lengths(plan, launch), column_lengths(plan, launch)
     longest = columns.longest
     if launch.window not in (FULL, CAUSAL):
         # FlashAttention-2 compares the right side of a window with the number of keys instead of that of queries. It
@@ -72,7 +72,7 @@ def gathered_launch(launch: Launch, device: torch.device) -> GatheredLaunch:
         longest = max(longest, rows.longest)
     alone = len(launch.tiles) == 1 and longest == columns.longest
     lengths = None if alone else (rows.compact, columns.compact, rows.longest, longest)
-    return GatheredLaunch(launch.rows, launch.columns, row_index(launch, device), column_index(launch, device), lengths)
+    return GatheredLaunch(launch.rows, launch.columns, row_index(plan, launch), column_index(plan, launch), lengths)
 
 
 def _few_rows(out: Tensor) -> bool:

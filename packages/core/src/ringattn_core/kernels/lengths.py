@@ -1,4 +1,4 @@
-"""A launch's tiles as the length tensors that varlen kernels take, made once for every launch and device."""
+"""A launch's tiles as the length tensors that varlen kernels take."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ringattn_core.plan.schedule import Launch
-from ringattn_core.run.index import kept
+from ringattn_core.run.device_plan import DevicePlan, planned
 
 
 class Lengths(NamedTuple):
@@ -31,24 +31,25 @@ class Varlen(NamedTuple):
     max_seqlen_k: int
 
 
-def varlen(launch: Launch, device: torch.device) -> Varlen:
+@planned
+def varlen(plan: DevicePlan, launch: Launch) -> Varlen:
     """The lengths of a launch's tiles, of rows and columns in its boxes."""
-    rows, columns = row_lengths(launch, device), column_lengths(launch, device)
+    rows, columns = row_lengths(plan, launch), column_lengths(plan, launch)
     used_q = None if launch.dense_rows else rows.used
     used_k = None if launch.dense_columns else columns.used
     return Varlen(rows.starts, columns.starts, used_q, used_k, rows.longest, columns.longest)
 
 
-@kept
-def row_lengths(launch: Launch, device: torch.device) -> Lengths:
+@planned
+def row_lengths(plan: DevicePlan, launch: Launch) -> Lengths:
     """The lengths of the rows of the launch's tiles."""
-    return _lengths([tile.q for tile in launch.tiles], launch.rows, device)
+    return _lengths([tile.q for tile in launch.tiles], launch.rows, plan.device)
 
 
-@kept
-def column_lengths(launch: Launch, device: torch.device) -> Lengths:
+@planned
+def column_lengths(plan: DevicePlan, launch: Launch) -> Lengths:
     """The lengths of the columns of the launch's tiles."""
-    return _lengths([tile.k for tile in launch.tiles], launch.columns, device)
+    return _lengths([tile.k for tile in launch.tiles], launch.columns, plan.device)
 
 
 def _lengths(parts: list[range], box: range, device: torch.device) -> Lengths:

@@ -37,7 +37,7 @@ class TorchFlashCuda(Kernel):
     def forward(
         self, q: Tensor, kv: KV, launch: Launch, options: Options, out_block: Block | None = None
     ) -> tuple[Block, Tensor | None]:
-        part = gathered_launch(launch, q.device)
+        part = gathered_launch(options.plan_on(q.device), launch)
         out, lse, rng_state, *_ = torch.ops.aten._flash_attention_forward(
             part.of_rows(q),
             part.of_columns(kv.k),
@@ -53,7 +53,7 @@ class TorchFlashCuda(Kernel):
     def backward(
         self, queries: Queries, kv: KV, launch: Launch, options: Options, rng_state: Tensor | None, out_grads: OutGrads
     ) -> Grads:
-        part = gathered_launch(launch, queries.q.device)
+        part = gathered_launch(options.plan_on(queries.q.device), launch)
         nothing = torch.empty(0, dtype=torch.int64, device=queries.q.device)
         grads = torch.ops.aten._flash_attention_backward(
             part.of_rows(queries.dout),

@@ -149,10 +149,6 @@ class Schedule:
         parts += _TILE * len(self.mask.tiles) if self.mask else 0
         return parts + _STEP * len(self.steps) + 8 * self.keys.cu_seqlens[-1] + 40 * sum(map(len, borders))
 
-    def on_hop(self, hop: int) -> Step:
-        """The step of a hop."""
-        return next(step for step in self.steps if step.hop == hop)
-
     def buffer_length(self, step: Step) -> int:
         """Rows in the key buffer of a step, up to the last that is needed."""
         return step.key_slices[-1].columns.stop if step.key_slices else 0

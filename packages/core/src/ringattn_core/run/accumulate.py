@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ringattn_core.optional import is_installed
-from ringattn_core.plan.schedule import Launch, Schedule, Step
+from ringattn_core.plan.schedule import Launch, Step
+from ringattn_core.run.device_plan import DevicePlan
 from ringattn_core.run.gradient import DkvAccumulator, DqAccumulator, Part, part_sum
 from ringattn_core.run.kernel import Block, Kernel
 from ringattn_core.run.merge import OutAccumulator
@@ -51,31 +52,31 @@ class ColumnTotal(Protocol):
     def add(self, launch: Launch, part: Tensor) -> None: ...
 
 
-def out_total(schedule: Schedule, kernel: Kernel, q: Tensor, head_dim_v: int) -> OutTotal:
+def out_total(plan: DevicePlan, kernel: Kernel, q: Tensor, head_dim_v: int) -> OutTotal:
     """Room for out and lse, (tokens, num_heads, head_dim_v) and (num_heads, tokens)."""
     if not _fuses(kernel, q):
-        return OutAccumulator(q, head_dim_v)
+        return OutAccumulator(plan, q, head_dim_v)
     from ringattn_core.run.fused import FusedOutAccumulator
 
-    return FusedOutAccumulator(schedule, q, head_dim_v, kernel.supports_out)
+    return FusedOutAccumulator(plan, q, head_dim_v, kernel.supports_out)
 
 
-def row_total(schedule: Schedule, kernel: Kernel, q: Tensor) -> RowTotal:
+def row_total(plan: DevicePlan, kernel: Kernel, q: Tensor) -> RowTotal:
     """Room for dq, shaped like q: in the accumulator's dtype, or, fused, summed in it and in q's own dtype."""
     if not _fuses(kernel, q):
-        return DqAccumulator(q)
+        return DqAccumulator(plan, q)
     from ringattn_core.run.fused import FusedDqAccumulator
 
-    return FusedDqAccumulator(schedule, q, kernel.supports_out)
+    return FusedDqAccumulator(plan, q, kernel.supports_out)
 
 
-def column_total(step: Step, kernel: Kernel, x: Tensor) -> ColumnTotal:
+def column_total(plan: DevicePlan, step: Step, kernel: Kernel, x: Tensor) -> ColumnTotal:
     """Room for the gradient of a step's keys or values, shaped like x; the dtypes are those of `row_total`."""
     if not _fuses(kernel, x):
-        return DkvAccumulator(x)
+        return DkvAccumulator(plan, x)
     from ringattn_core.run.fused import FusedDkvAccumulator
 
-    return FusedDkvAccumulator(step, x, kernel.supports_out)
+    return FusedDkvAccumulator(plan, step, x, kernel.supports_out)
 
 
 def add_parts(like: Tensor, parts: Sequence[Part]) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from itertools import repeat
 from typing import NamedTuple
@@ -13,10 +12,11 @@ import torch
 from torch import Tensor
 
 from ringattn_core.errors import UnsupportedError
-from ringattn_core.plan.schedule import Launch, Schedule, Step
+from ringattn_core.plan.schedule import Launch, Step
 from ringattn_core.run.accumulate import ColumnTotal, column_total, out_total, row_total
 from ringattn_core.run.concurrent_launches import walk
-from ringattn_core.run.index import kept, stream_index
+from ringattn_core.run.device_plan import DevicePlan, device_plan, planned
+from ringattn_core.run.index import stream_index
 from ringattn_core.run.kernel import Block, Grads, Kernel, Options, OutGrads, Positions, Queries, row_products
 from ringattn_core.run.merge import finite_or_nan, sink_gradient
 from ringattn_core.run.transport import KV, Transport
@@ -50,12 +50,12 @@ def attend(transport: Transport, kernel: Kernel, q: Tensor, options: Options, si
     one more key of value 0 for each head. The kernel must support every launch of the schedule, as one that `choose`
     returns does.
     """
-    schedule = transport.schedule
-    q, options = _signed(q, options.softmax_scale), _unsigned(options)
-    total, rng_states = out_total(schedule, kernel, q, transport.kv.v.shape[2]), list[Tensor | None]()
+    plan = device_plan(transport.schedule, q.device)
+    q, options = _signed(q, options.softmax_scale), _of_pass(options, plan)
+    total, rng_states = out_total(plan, kernel, q, transport.kv.v.shape[2]), list[Tensor | None]()
 
     def work(step: Step, keys: KV) -> Iterator[Callable[[], tuple[Block, Tensor | None]]]:
-        at_step = _at(schedule, step, q.device, options)
+        at_step = _at(plan, step, options)
         for launch in step.launches:
             yield partial(kernel.forward, q, keys, launch, at_step, total.out_for(launch))
 
@@ -90,16 +90,16 @@ def attend_backward(
             f"A gradient of lse came in, and the kernel {kernel.name!r} has no place for it: choose one with "
             "accepts_delta, such as 'reference'."
         )
-    schedule = transport.schedule
+    plan = device_plan(transport.schedule, q.device)
     delta = _delta(dout, result.out, dlse) if kernel.accepts_delta or sinks is not None else None
-    scale, q, options = options.softmax_scale, _signed(q, options.softmax_scale), _unsigned(options)
-    queries, dq = Queries(q, result.out, dout, finite_or_nan(result.lse), delta), row_total(schedule, kernel, q)
+    scale, q, options = options.softmax_scale, _signed(q, options.softmax_scale), _of_pass(options, plan)
+    queries, dq = Queries(q, result.out, dout, finite_or_nan(result.lse), delta), row_total(plan, kernel, q)
     rng_states = iter(result.rng_states) if any(x is not None for x in result.rng_states) else repeat(None)
     columns, rows = dict[Step, tuple[ColumnTotal, ColumnTotal]](), defaultdict[Step, list[Tensor]](list)
 
     def work(step: Step, keys: KV) -> Iterator[Callable[[], Grads]]:
-        at_step = _at(schedule, step, q.device, options)
-        dk, dv = columns[step] = column_total(step, kernel, keys.k), column_total(step, kernel, keys.v)
+        at_step = _at(plan, step, options)
+        dk, dv = columns[step] = column_total(plan, step, kernel, keys.k), column_total(plan, step, kernel, keys.v)
         for launch in step.launches:
             out_grads = OutGrads(dq.out_for(launch), dk.out_for(launch), dv.out_for(launch))
             yield partial(kernel.backward, queries, keys, launch, at_step, next(rng_states), out_grads)
@@ -126,10 +126,9 @@ def _signed(x: Tensor, scale: float) -> Tensor:
     return x * ((scale > 0) - (scale < 0)) if scale <= 0 else x
 
 
-def _unsigned(options: Options) -> Options:
-    """The options for a q that has the sign of their scale; for a q of zeros any scale gives the same result."""
-    scale = options.softmax_scale
-    return replace(options, softmax_scale=abs(scale) or 1.0) if scale <= 0 else options
+def _of_pass(options: Options, plan: DevicePlan) -> Options:
+    """The options of a pass whose q has the sign of their scale; for a q of zeros any scale gives the same result."""
+    return options._replace(softmax_scale=abs(options.softmax_scale) or 1.0, plan=plan)
 
 
 def _delta(dout: Tensor, out: Tensor, dlse: Tensor | None) -> Tensor:
@@ -138,13 +137,14 @@ def _delta(dout: Tensor, out: Tensor, dlse: Tensor | None) -> Tensor:
     return delta if dlse is None else delta - dlse
 
 
-def _at(schedule: Schedule, step: Step, device: torch.device, options: Options) -> Options:
+def _at(plan: DevicePlan, step: Step, options: Options) -> Options:
     """The options with a step's positions, if they ask for them."""
-    return replace(options, positions=_positions(schedule, step, device)) if options.positional else options
+    return options._replace(positions=_positions(plan, step)) if options.positional else options
 
 
-@kept
-def _positions(schedule: Schedule, step: Step, device: torch.device) -> Positions:
+@planned
+def _positions(plan: DevicePlan, step: Step) -> Positions:
+    schedule, device = plan.schedule, plan.device
     ends_q, ends_k = (torch.tensor(sharding.cu_seqlens[1:]) for sharding in (schedule.queries, schedule.keys))
     cpu = torch.device("cpu")
     q = stream_index(schedule.queries, schedule.cp_rank, cpu)

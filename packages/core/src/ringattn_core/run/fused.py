@@ -16,7 +16,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ringattn_core.plan.row_writes import RowWrites, column_writes, row_writes
-from ringattn_core.plan.schedule import Launch, Schedule, Step
+from ringattn_core.plan.schedule import Launch, Step
+from ringattn_core.run.device_plan import DevicePlan
 from ringattn_core.run.kernel import Block
 from ringattn_core.run.merge import with_sinks
 from ringattn_core.run.row_flags import column_flags_of, row_flags_of
@@ -27,9 +28,9 @@ ROWS = 32
 class FusedOutAccumulator:
     """`merge.OutAccumulator` for blocks in the final dtype."""
 
-    def __init__(self, schedule: Schedule, q: Tensor, head_dim_v: int, supports_out: bool = False) -> None:
-        self._schedule = schedule
-        self._fold = _Fold(row_writes(schedule), (schedule.query_length, q.shape[1], head_dim_v), q, supports_out)
+    def __init__(self, plan: DevicePlan, q: Tensor, head_dim_v: int, supports_out: bool = False) -> None:
+        self._plan = plan
+        self._fold = _Fold(row_writes(plan.schedule), (*q.shape[:2], head_dim_v), q, supports_out)
         self._lse: Tensor | None = self._room() if supports_out else None
 
     def out_for(self, launch: Launch) -> Block | None:
@@ -43,8 +44,7 @@ class FusedOutAccumulator:
         if self._fold.adopt(launch, block.out):
             self._lse = block.lse
             return
-        row_flags = row_flags_of(self._schedule, launch, block.out.device)
-        self._fold.add(row_flags, launch.rows, block.out, self._running_lse, block.lse)
+        self._fold.add(row_flags_of(self._plan, launch), launch.rows, block.out, self._running_lse, block.lse)
 
     def finish(self, dtype: torch.dtype, sinks: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(out, lse), as of `OutAccumulator.finish`."""
@@ -71,9 +71,9 @@ class FusedOutAccumulator:
 class FusedDqAccumulator:
     """`gradient.DqAccumulator` for gradients in the final dtype."""
 
-    def __init__(self, schedule: Schedule, q: Tensor, supports_out: bool = False) -> None:
-        self._schedule = schedule
-        self._fold = _Fold(row_writes(schedule), (schedule.query_length, *q.shape[1:]), q, supports_out)
+    def __init__(self, plan: DevicePlan, q: Tensor, supports_out: bool = False) -> None:
+        self._plan = plan
+        self._fold = _Fold(row_writes(plan.schedule), tuple(q.shape), q, supports_out)
 
     def out_for(self, launch: Launch) -> Tensor | None:
         return self._fold.out_for(launch, launch.rows)
@@ -81,7 +81,7 @@ class FusedDqAccumulator:
     def add(self, launch: Launch, part: Tensor) -> None:
         """Add what a launch found."""
         if not (self._fold.has(launch, part) or self._fold.adopt(launch, part)):
-            self._fold.add(row_flags_of(self._schedule, launch, part.device), launch.rows, part)
+            self._fold.add(row_flags_of(self._plan, launch), launch.rows, part)
 
     @property
     def total(self) -> Tensor:
@@ -91,8 +91,8 @@ class FusedDqAccumulator:
 class FusedDkvAccumulator:
     """`gradient.DkvAccumulator` for gradients in the final dtype."""
 
-    def __init__(self, step: Step, x: Tensor, supports_out: bool = False) -> None:
-        self._step = step
+    def __init__(self, plan: DevicePlan, step: Step, x: Tensor, supports_out: bool = False) -> None:
+        self._plan, self._step = plan, step
         self._fold = _Fold(column_writes(step, len(x)), tuple(x.shape), x, supports_out)
 
     def out_for(self, launch: Launch) -> Tensor | None:
@@ -101,7 +101,7 @@ class FusedDkvAccumulator:
     def add(self, launch: Launch, part: Tensor) -> None:
         """Add what a launch found."""
         if not (self._fold.has(launch, part) or self._fold.adopt(launch, part)):
-            row_flags = column_flags_of(self._step, self._fold.shape[0], launch, part.device)
+            row_flags = column_flags_of(self._plan, self._step, self._fold.shape[0], launch)
             self._fold.add(row_flags, launch.columns, part)
 
     @property

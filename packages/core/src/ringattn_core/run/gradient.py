@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ringattn_core.plan.schedule import Launch
+from ringattn_core.run.device_plan import DevicePlan
 from ringattn_core.run.index import column_index, row_index
 from ringattn_core.run.kernel import accumulator_dtype
 
@@ -16,7 +17,8 @@ from ringattn_core.run.kernel import accumulator_dtype
 class DqAccumulator:
     """The gradient of a rank's queries, (tokens, num_heads, head_dim)."""
 
-    def __init__(self, q: Tensor) -> None:
+    def __init__(self, plan: DevicePlan, q: Tensor) -> None:
+        self._plan = plan
         self.total = torch.zeros_like(q, dtype=accumulator_dtype(q.dtype))
 
     def out_for(self, launch: Launch) -> None:
@@ -24,13 +26,14 @@ class DqAccumulator:
 
     def add(self, launch: Launch, part: Tensor) -> None:
         """Add what a launch found; `part` covers the box around its rows."""
-        _add(self.total, row_index(launch, part.device), launch.rows.start, part)
+        _add(self.total, row_index(self._plan, launch), launch.rows.start, part)
 
 
 class DkvAccumulator:
     """The gradient of the keys or values in a step's buffer, (columns, kv heads, dim)."""
 
-    def __init__(self, x: Tensor) -> None:
+    def __init__(self, plan: DevicePlan, x: Tensor) -> None:
+        self._plan = plan
         self.total = torch.zeros_like(x, dtype=accumulator_dtype(x.dtype))
 
     def out_for(self, launch: Launch) -> None:
@@ -38,7 +41,7 @@ class DkvAccumulator:
 
     def add(self, launch: Launch, part: Tensor) -> None:
         """Add what a launch found; `part` covers the box around its columns."""
-        _add(self.total, column_index(launch, part.device), launch.columns.start, part)
+        _add(self.total, column_index(self._plan, launch), launch.columns.start, part)
 
 
 class Part(NamedTuple):

@@ -7,13 +7,13 @@ head_dim), k is (tokens, num_kv_heads, head_dim) and v is (tokens, num_kv_heads,
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ringattn_core.plan.schedule import Launch
+from ringattn_core.run.device_plan import DevicePlan
 from ringattn_core.run.transport import KV
 
 
@@ -24,14 +24,14 @@ class Positions(NamedTuple):
     k: Tensor  # (columns,) int64, -1 where no needed key lies
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(NamedTuple):
     """What one attention call asks of its kernel in addition to the mask.
 
     `softmax_scale` multiplies the scores; `softcap` (0 is none) then squashes them, cap * tanh(score / cap);
     `alibi_slopes`, (num_heads,) or (tokens of q, num_heads), subtract slope * distance. `dropout_p` drops
     probabilities with the mask that `seed` draws. Of a scale that is not positive the executor puts the sign into q:
-    fast kernels, which scale after they have masked and taken the maximum, see positive ones only.
+    fast kernels, which scale after they have masked and taken the maximum, see positive ones only. `plan` has the index
+    tensors of the pass's schedule.
     """
 
     softmax_scale: float
@@ -42,6 +42,11 @@ class Options:
     deterministic: bool = False
     positions: Positions | None = None
     first_head: int = 0
+    plan: DevicePlan | None = None
+
+    def plan_on(self, device: torch.device) -> DevicePlan:
+        """The plan, or an empty one for a launch that is computed without a schedule."""
+        return self.plan or DevicePlan(device)
 
     @property
     def positional(self) -> bool:
@@ -51,7 +56,7 @@ class Options:
     def heads(self, heads: slice) -> Options:
         """The options for a slice of the query heads."""
         slopes = None if self.alibi_slopes is None else self.alibi_slopes[..., heads]
-        return replace(self, alibi_slopes=slopes, first_head=self.first_head + heads.start)
+        return self._replace(alibi_slopes=slopes, first_head=self.first_head + heads.start)
 
 
 class Block(NamedTuple):

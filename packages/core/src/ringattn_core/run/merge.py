@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ringattn_core.plan.schedule import Launch
+from ringattn_core.run.device_plan import DevicePlan
 from ringattn_core.run.index import row_index
 from ringattn_core.run.kernel import Block, accumulator_dtype
 
@@ -22,7 +23,8 @@ from ringattn_core.run.kernel import Block, accumulator_dtype
 class OutAccumulator:
     """The running result of a rank's queries: `out` (tokens, num_heads, head_dim_v) and `lse` (num_heads, tokens)."""
 
-    def __init__(self, q: Tensor, head_dim_v: int) -> None:
+    def __init__(self, plan: DevicePlan, q: Tensor, head_dim_v: int) -> None:
+        self._plan = plan
         dtype = accumulator_dtype(q.dtype)
         tokens, num_heads, _ = q.shape
         self.out = q.new_zeros((tokens, num_heads, head_dim_v), dtype=dtype)
@@ -35,7 +37,7 @@ class OutAccumulator:
 
     def add(self, launch: Launch, block: Block) -> None:
         """Fold a launch's block in, in place."""
-        rows = row_index(launch, self.out.device)
+        rows = row_index(self._plan, launch)
         inside = slice(None) if isinstance(rows, slice) else rows - launch.rows.start
         block_lse = block.lse[:, inside].to(self.lse.dtype)
         lse = self.lse[:, rows]

@@ -6,23 +6,23 @@ import torch
 from torch import Tensor
 
 from ringattn_core.plan.row_writes import RowWrite, column_writes, row_writes
-from ringattn_core.plan.schedule import Launch, Schedule, Step
-from ringattn_core.run.index import kept
+from ringattn_core.plan.schedule import Launch, Step
+from ringattn_core.run.device_plan import DevicePlan, planned
 
 # A row is written; its old value is read from the final dtype, or from float32; its new value goes to float32.
 _WRITTEN, _NARROW, _WIDE, _WIDEN = 1, 2, 4, 8
 
 
-@kept
-def row_flags_of(schedule: Schedule, launch: Launch, device: torch.device) -> Tensor:
-    """The flags of a launch's query rows, made once for every device."""
-    return flags(row_writes(schedule).of[launch], launch.rows, device)
+@planned
+def row_flags_of(plan: DevicePlan, launch: Launch) -> Tensor:
+    """The flags of a launch's query rows."""
+    return flags(row_writes(plan.schedule).of[launch], launch.rows, plan.device)
 
 
-@kept
-def column_flags_of(step: Step, length: int, launch: Launch, device: torch.device) -> Tensor:
+@planned
+def column_flags_of(plan: DevicePlan, step: Step, length: int, launch: Launch) -> Tensor:
     """The flags of a launch's key columns, in a step's buffer of this length."""
-    return flags(column_writes(step, length).of[launch], launch.columns, device)
+    return flags(column_writes(step, length).of[launch], launch.columns, plan.device)
 
 
 def flags(writes: list[RowWrite], box: range, device: torch.device) -> Tensor:
