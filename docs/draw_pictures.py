@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ringattn import masks
 from ringattn_core import Sharding, balanced, contiguous, plan_all, ring, striped, waves, zigzag
 from ringattn_core.look import svg
+from ringattn_core.plan.mask_layout import layout_for
+from ringattn_core.plan.mask_planner import plan_mask
 
 FOLDER = Path(__file__).parent / "pictures"
 
@@ -28,6 +31,10 @@ def pictures() -> dict[str, str]:
     drawn["documents-contiguous.svg"] = svg.ownership(Sharding(contiguous, documents, 4, per_sequence=False))
     many = (0, 20, 24, 76, 84, 86, 104, 160)
     drawn["documents-balanced.svg"] = svg.ownership(Sharding(balanced, many, 4))
+    images = masks.packed([9, 7]) | masks.two_way([range(2, 6), range(11, 14)], 16)
+    shared = layout_for(balanced, images)
+    drawn["mask-images.svg"] = svg.mask([plan_mask(images, shared, ring, rank, 2) for rank in range(2)])
+    drawn["masks.svg"] = svg.gallery(masks.examples())
     return drawn
 
 

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from ringattn.cli import report, sizes
 from ringattn.cli.main import app
+from ringattn.cli.mask_expression import read
 from ringattn.cli.progress import followed
 from ringattn_core.kernels.reference import Reference
 from ringattn_core.run.kernel import Block
@@ -124,6 +125,42 @@ def test_draw(tmp_path: Path) -> None:
     assert picture.read_text().startswith("<svg")
     legend = "A sign is the sequence of a token, from 0 to 2; · is held by another rank."
     assert legend in run("draw", "--seqlen", "7,5,12") and "A sign" not in output
+
+
+MASK = "causal(6) | two_way([range(1, 4)])"
+
+
+def test_draw_a_mask_alone(tmp_path: Path) -> None:
+    output = run("draw", "--mask", MASK)
+    assert output.splitlines()[:4] == ["█ · · · · ·", "█ █ █ █ · ·", "█ █ █ █ · ·", "█ █ █ █ · ·"]
+    assert "█ all live, ▒ some, · none." in output and "rank" not in output
+    assert "a cell is 1,366 x 1,366 tokens" in run("draw", "--mask", "causal(64k)")
+    narrow = CliRunner().invoke(app, ["draw", "--mask", "causal(64k)"], env={"COLUMNS": "40"}).output
+    assert max(map(len, narrow.splitlines())) <= 40 and narrow.startswith("▒ · ")
+    assert "█ █ █ █\n█ █ █ █\n" in run("draw", "--mask", "full(2, 4)")
+    picture = tmp_path / "mask.svg"
+    assert str(picture) in run("draw", "--mask", MASK, "--svg", str(picture)).replace("\n", "")
+    assert "Which keys each query sees" in picture.read_text()
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "zigzag", "balanced"])
+@pytest.mark.parametrize("route", ["ring", "waves", "gather"])
+def test_draw_who_computes_which_part_of_a_mask(layout: str, route: str) -> None:
+    output = run("draw", "--mask", MASK, "--cp", "2", "--layout", layout, "--route", route)
+    rows = re.findall(r"(?m)^\d \| (.*) \|$", output)
+    live = read(MASK).dense()
+    assert [[sign != "·" for sign in row.split()] for row in rows] == [[bool(cell) for cell in row] for row in live]
+    assert "rank 1 |" in output and "hop" in output
+
+
+def test_plan_a_mask() -> None:
+    mask, causal = (run("plan", "--cp", "4", *seen) for seen in (("--mask", "causal(64k)"), ("--seqlen", "64k")))
+    assert routes(mask) == ["ring", "waves", "waves(3)", "gather"]
+    assert "65,536 tokens on 4 ranks" in mask and "waves ← auto" in mask and "it is waves." in mask
+    assert re.findall(r"Work of a layer.*", mask) == re.findall(r"Work of a layer.*", causal)
+    balanced = run("plan", "--cp", "4", "--layout", "balanced", "--mask", "shared_prefix(8k, [1k] * 24)")
+    assert "the busiest rank has 25.0% of it" in balanced
+    assert "0 tokens on 8 ranks" in run("plan", "--mask", "two_way([])")
 
 
 def test_a_picture_is_what_its_name_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,6 +281,17 @@ def test_help_has_examples() -> None:
         (["draw", "--route", "double_ring(3)"], "double_ring(3)"),
         (["draw", "--svg", "/nowhere/mask.svg"], "cannot be written"),
         (["darw"], "draw"),
+        (["draw", "--mask", "casual(12)"], "'--mask': There is no maker of masks 'casual'"),
+        (["plan", "--mask", "casual(12)"], "there are 'blocks', 'causal'"),
+        (["draw", "--mask", "causal(12)", "--window", "3"], "'--mask': it says all that --window would: leave it out."),
+        (["plan", "--mask", "causal(12)", "--no-causal", "--seqlen", "3"], "all that --no-causal and --seqlen would"),
+        (["plan", "--mask", "causal(12)", "--documents", "1"], "all that --documents would"),
+        (["draw", "--mask", "causal(12)", "--layout", "striped"], "'--mask': The layout striped gives rank 0 every"),
+        (["draw", "--mask", "full(3, 4)", "--cp", "2"], "'--mask': The mask has 3 queries and 4 keys"),
+        (
+            ["draw", "--mask", "causal(12)", "--route", "double_ring(3)"],
+            "double_ring(3) needs a cp_size that 3 divides",
+        ),
     ],
 )
 def test_a_mistake_gets_a_message_and_no_trace(arguments: list[str], message: str) -> None:

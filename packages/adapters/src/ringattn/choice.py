@@ -11,7 +11,7 @@ from torch import Tensor
 from ringattn.agree import Peers
 from ringattn_core.errors import UnsupportedError
 from ringattn_core.kernels.choose import choose, question
-from ringattn_core.look.auto import Routes, auto_routes, typical
+from ringattn_core.look.auto import UNPREDICTED, Routes, auto_routes, typical
 from ringattn_core.look.machine import machine_of
 from ringattn_core.look.shape import ACCUMULATOR, Shape
 from ringattn_core.plan.layout import Sharding
@@ -50,7 +50,7 @@ def auto(sharding: Sharding, seen: Window | Mask, kernels: Kernels, peers: Peers
     plan all ranks' schedules of all routes for each new one would take longer than the choice is worth.
     """
     if not peers.alike or isinstance(seen, Mask):
-        return Routes("waves", "waves")
+        return UNPREDICTED
     like = typical(sharding)
     asked = like, seen, peers.one_sided, question(*kernels)
     if asked not in _ROUTES:

@@ -8,9 +8,12 @@ from typing import Annotated
 
 import typer
 
-from ringattn.cli import sizes
+from ringattn.cli import mask_expression, sizes
 from ringattn.cli.progress import followed
 from ringattn_core.plan.layout import layout_named
+from ringattn_core.plan.mask import Mask
+from ringattn_core.plan.mask_layout import layout_for
+from ringattn_core.plan.mask_planner import plan_mask
 from ringattn_core.plan.planner import plan
 from ringattn_core.plan.route import route_named
 from ringattn_core.plan.schedule import Schedule
@@ -80,10 +83,47 @@ WindowOption = Annotated[
 CausalOption = Annotated[bool, typer.Option(help="Does a query see no key after it?")]
 
 
+def _mask(text: str) -> Mask:
+    try:
+        return mask_expression.read(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+MaskOption = Annotated[
+    Mask | None,
+    typer.Option(
+        parser=_mask,
+        metavar="MASK",
+        help="What each query sees: makers of ringattn.masks with |, & and -, as in "
+        "'causal(64k) | two_way([range(100, 612)])', instead of --seqlen, --window and --no-causal.",
+    ),
+]
+
+
+def given(context: typer.Context) -> set[str]:
+    """The names of the parameters that were given on the command line; those left out have their defaults."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+
+
+def check_mask(context: typer.Context) -> None:
+    """Raise BadParameter for options that say what a mask says already: how many tokens there are, and what is live."""
+    double = given(context) & {"seqlen", "documents", "window", "causal"}
+    if double:
+        names = " and ".join("--no-causal" if name == "causal" else f"--{name}" for name in sorted(double))
+        raise typer.BadParameter(f"it says all that {names} would: leave it out.", param_hint="'--mask'")
+
+
 def band(window: int | None, causal: bool) -> Window:
     """The keys that a query sees before and after it, where -1 is all of them."""
     left = -1 if window is None else window - 1
     return left, 0 if causal else left
+
+
+def asked(lengths: list[int], window: Window, mask: Mask | None) -> tuple[list[int], Window | Mask]:
+    """The lengths of all sequences and what is live in them: as given, or as a mask says."""
+    return (lengths, window) if mask is None else ([mask.num_queries], mask)
 
 
 def schedules(
@@ -91,15 +131,19 @@ def schedules(
     route: str,
     lengths: Sequence[int],
     cp: int,
-    window: Window,
+    seen: Window | Mask,
     *,
     num_early_rows: int = 0,
 ) -> tuple[Schedule, ...]:
-    """The schedules of all ranks. Raises BadParameter for a route that does not fit."""
+    """The schedules of all ranks. Raises BadParameter for a route, or a mask, that does not fit."""
     borders = tuple(accumulate(lengths, initial=0))
     try:
-        how = layout_named(layout), route_named(route), borders, borders
-        ranks = followed(range(cp), f"planning {route}")
-        return tuple(plan(*how, rank, cp, window=window, num_early_rows=num_early_rows) for rank in ranks)
+        shared, path, ranks = layout_named(layout), route_named(route), followed(range(cp), f"planning {route}")
+        if isinstance(seen, Mask):
+            shared = layout_for(shared, seen)
+            return tuple(plan_mask(seen, shared, path, rank, cp) for rank in ranks)
+        how = shared, path, borders, borders
+        return tuple(plan(*how, rank, cp, window=seen, num_early_rows=num_early_rows) for rank in ranks)
     except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="'--route'") from error
+        hint = "'--mask'" if isinstance(seen, Mask) else "'--route'"
+        raise typer.BadParameter(str(error), param_hint=hint) from error

@@ -10,15 +10,18 @@ from rich.console import Console
 
 from ringattn.cli import choices, pictures, sizes
 from ringattn_core.look import svg as vector
+from ringattn_core.plan.mask import Mask
 
 
 def draw(
+    context: typer.Context,
     seqlen: choices.SeqlenOption = "16",
     cp: choices.CpOption = 4,
     layout: choices.LayoutOption = "zigzag",
     route: choices.RouteOption = "ring",
     window: choices.WindowOption = None,
     causal: choices.CausalOption = True,
+    mask: choices.MaskOption = None,
     svg: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write the attention matrix to this file instead: mask.svg, or mask.png."),
@@ -26,13 +29,21 @@ def draw(
 ) -> None:
     """Draw the tokens of every rank, the attention matrix with the hop of every cell, and the work of every hop.
 
-    Examples: ringattn draw --layout striped; ringattn draw --seqlen 7,5,12 --window 4; ringattn draw --svg mask.svg
+    A mask is drawn alone, and with who computes what where --cp, --layout or --route is given.
+
+    Examples: ringattn draw --layout striped; ringattn draw --seqlen 7,5,12 --window 4; ringattn draw --svg mask.svg;
+    ringattn draw --cp 2 --mask 'causal(12) | two_way([range(2, 5)])'
     """
-    schedules = choices.schedules(layout, route, sizes.lengths(seqlen), cp, choices.band(window, causal))
     console = Console(highlight=False)
+    if mask is not None:
+        choices.check_mask(context)
+        if not choices.given(context) & {"cp", "layout", "route"}:
+            _draw_alone(mask, svg, console)
+            return
+    lengths, seen = choices.asked(sizes.lengths(seqlen), choices.band(window, causal), mask)
+    schedules = choices.schedules(layout, route, lengths, cp, seen)
     if svg is not None:
-        _write(svg, vector.mask(schedules))
-        console.print(f"The attention matrix is in {svg}.")
+        _write(svg, vector.mask(schedules), console)
         return
     width = console.width
     for drawing in (
@@ -44,8 +55,16 @@ def draw(
         console.print()
 
 
-def _write(path: Path, picture: str) -> None:
-    """Write an SVG in the format that the file's name asks for. Raises BadParameter."""
+def _draw_alone(mask: Mask, svg: Path | None, console: Console) -> None:
+    """The cells of a mask, without ranks."""
+    if svg is not None:
+        _write(svg, vector.cells(mask), console)
+    else:
+        console.print(pictures.cells(mask, console.width), markup=False)
+
+
+def _write(path: Path, picture: str, console: Console) -> None:
+    """Write an SVG in the format that the file's name asks for, and say where it is. Raises BadParameter."""
     kind = path.suffix.lower()
     if kind not in ("", ".svg", ".png"):
         raise _refused(f"{path} would be {kind[1:].upper()}: name a file that ends in .svg or .png.")
@@ -54,6 +73,7 @@ def _write(path: Path, picture: str) -> None:
         path.write_bytes(content)
     except OSError as error:
         raise _refused(f"{path} cannot be written: {error.strerror}.") from error
+    console.print(f"The attention matrix is in {path}.")
 
 
 def _png(picture: str, path: Path) -> bytes:

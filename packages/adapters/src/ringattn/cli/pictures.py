@@ -12,6 +12,7 @@ from rich.text import Text
 
 from ringattn_core import draw
 from ringattn_core.plan.layout import Sharding
+from ringattn_core.plan.mask import Mask
 from ringattn_core.plan.schedule import Schedule
 
 COLORS = ("cyan", "magenta", "green", "yellow", "blue", "red", "bright_cyan", "bright_magenta")
@@ -42,6 +43,11 @@ def mask(schedules: Sequence[Schedule], width: int, *, most: int = 48) -> str:
     if tokens > size > 2 * cp:
         size -= size % (2 * cp)  # so that the chunks of all ranks are as large
     return draw.mask(schedules, size=size)
+
+
+def cells(mask: Mask, width: int) -> str:
+    """The mask alone in lines of `width` characters at most."""
+    return mask.draw(size=max(8, min(48, (width + 1) // 2)))
 
 
 def timeline(schedules: Sequence[Schedule], width: int) -> str:

@@ -16,12 +16,13 @@ from rich.text import Text
 from ringattn.cli import choices, sizes
 from ringattn.cli.progress import busy, followed
 from ringattn_core.errors import lookup
-from ringattn_core.look.auto import CANDIDATES, Routes, auto_routes, typical
+from ringattn_core.look.auto import CANDIDATES, UNPREDICTED, Routes, auto_routes, typical
 from ringattn_core.look.machine import MACHINES, Machine
 from ringattn_core.look.shape import ACCUMULATOR, Shape
 from ringattn_core.look.simulate import Forecast, predict
 from ringattn_core.plan.layout import Sharding, layout_named
 from ringattn_core.plan.local_rows import default_early_rows
+from ringattn_core.plan.mask import Mask
 from ringattn_core.plan.route import route_named
 from ringattn_core.plan.schedule import Schedule
 from ringattn_core.plan.tile import Window, chunk
@@ -31,12 +32,14 @@ Passes = tuple[tuple[Schedule, ...], tuple[Schedule, ...]]  # all ranks' schedul
 
 
 def plan(
+    context: typer.Context,
     seqlen: choices.SeqlenOption = "128k",
     cp: choices.CpOption = 8,
     layout: choices.LayoutOption = "zigzag",
     route: choices.RoutesOption = None,
     window: choices.WindowOption = None,
     causal: choices.CausalOption = True,
+    mask: choices.MaskOption = None,
     documents: Annotated[
         int, typer.Option(parser=sizes.whole(1), metavar="NUMBER", help="Documents of equal length in --seqlen tokens.")
     ] = 1,
@@ -57,7 +60,8 @@ def plan(
     - received: keys, values and gradients of other ranks
     - memory: the most that is held in addition to q, k, v and their gradients; ✗ where that does not fit the GPU
 
-    Examples: ringattn plan --seqlen 1M --window 4096; ringattn plan --route ring --route 'double_ring(4)'
+    Examples: ringattn plan --seqlen 1M --window 4096; ringattn plan --route ring --route 'double_ring(4)';
+    ringattn plan --layout balanced --mask 'shared_prefix(8k, [1k] * 24)'
     """
     if heads % kv_heads:
         raise typer.BadParameter(f"it must divide --heads = {heads}, got {kv_heads}.", param_hint="'--kv-heads'")
@@ -65,13 +69,14 @@ def plan(
         machine = lookup(gpu.lower(), MACHINES, "machine")
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="'--gpu'") from error
-    lengths = _lengths(sizes.lengths(seqlen), documents)
+    if mask is not None:
+        choices.check_mask(context)
+    lengths, seen = choices.asked(_lengths(sizes.lengths(seqlen), documents), choices.band(window, causal), mask)
     shape = Shape(heads, kv_heads, head_dim, grad_itemsize=2 if one_sided else ACCUMULATOR)
-    band = choices.band(window, causal)
     like = typical(Sharding(layout_named(layout), tuple(accumulate(lengths, initial=0)), cp))
     with busy("choosing for auto"):
-        auto = auto_routes(like, band, shape, machine, one_sided=one_sided)
-    plans, marks = _plans(route or _routes(cp), auto, layout, lengths, cp, band)
+        auto = UNPREDICTED if isinstance(seen, Mask) else auto_routes(like, seen, shape, machine, one_sided=one_sided)
+    plans, marks = _plans(route or _routes(cp), auto, layout, lengths, cp, seen)
     found = {
         name: predict(forward, shape, machine, backward=backward, one_sided=one_sided)
         for name in followed(list(plans), "predicting")
@@ -80,7 +85,7 @@ def plan(
     work = {name: _flop(shape, max(schedule.area for schedule in each)) for name, (each, _) in plans.items()}
     some, _ = next(iter(plans.values()))
     title = f"{_stream(lengths)} on {sizes.count(cp, 'rank')}, {layout}, {heads} heads over {kv_heads}, bf16, one layer"
-    _show(title, _table(found, work, marks, machine.capacity), [*_notes(some, like), *_room(found, machine, gpu)])
+    _show(title, _table(found, work, marks, machine.capacity), [*_notes(some, like, seen), *_room(found, machine, gpu)])
     Console(highlight=False).print(
         f"[dim]{_work(some, shape)} Predicted for {gpu.upper()}s from measured kernels and links "
         "(ringattn_core/look/machine.py).[/]"
@@ -88,14 +93,14 @@ def plan(
 
 
 def _plans(
-    routes: list[str], auto: Routes, layout: str, lengths: list[int], cp: int, band: Window
+    routes: list[str], auto: Routes, layout: str, lengths: list[int], cp: int, seen: Window | Mask
 ) -> tuple[dict[str, Passes], dict[str, str]]:
     """The schedules of each route, and what the table says of "auto" behind its name."""
 
     @cache
     def planned(name: str) -> Passes:
         forward, backward = (
-            choices.schedules(layout, name, lengths, cp, band, num_early_rows=num_early_rows)
+            choices.schedules(layout, name, lengths, cp, seen, num_early_rows=num_early_rows)
             for num_early_rows in (default_early_rows(sum(lengths) // cp), 0)
         )
         return forward, backward
@@ -173,14 +178,16 @@ def _chosen(name: str, auto: Routes) -> str:
     return f" ← {kinds[0]}" if len(kinds) == 1 else " ← auto" if kinds else ""
 
 
-def _notes(schedules: tuple[Schedule, ...], like: Sharding) -> list[str]:
+def _notes(schedules: tuple[Schedule, ...], like: Sharding, seen: Window | Mask) -> list[str]:
     """Notes below the table; `like` is the sharding that "auto" was chosen for."""
     cp, notes = len(schedules), []
     idle = sum(schedule.query_length == 0 for schedule in schedules)
     if idle:
-        notes.append(f"{idle} of the {cp} ranks hold no token at all: --seqlen is small for --cp.")
+        notes.append(f"{idle} of the {cp} ranks hold no token at all: the sequence is short for --cp.")
     if cp == 1:
         notes.append("One rank has all the keys, so every route is the same.")
+    elif isinstance(seen, Mask):
+        notes.append("Nothing is predicted for auto under a mask: it is waves.")
     elif like.cu_seqlens != schedules[0].queries.cu_seqlens:
         notes.append(f"auto was chosen for {_described(like)}, not for these lengths: another may be faster here.")
     return notes

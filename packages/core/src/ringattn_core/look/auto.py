@@ -39,6 +39,10 @@ class Routes(NamedTuple):
     backward: str
 
 
+UNPREDICTED = Routes("waves", "waves")
+"""What "auto" is where nothing is predicted."""
+
+
 def auto_routes(
     sharding: Sharding,
     window: Window,
@@ -55,7 +59,7 @@ def auto_routes(
     or None where no fast one can: not every kernel supports every route. All else is as of `plan` and `predict`.
     """
     if sharding.cu_seqlens[-1] == 0:
-        return Routes("waves", "waves")
+        return UNPREDICTED
     if sharding.cp_size > _MOST_RANKS:
         first, second = (_first_that_fits(sharding, window, shape, machine, one_sided, back) for back in (False, True))
         return Routes(first, second)

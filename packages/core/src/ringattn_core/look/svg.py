@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from itertools import groupby
 from math import ceil
@@ -10,6 +10,8 @@ from typing import TypeVar
 
 from ringattn_core.look.raster import held, raster, samples, sequence_at
 from ringattn_core.plan.layout import Sharding
+from ringattn_core.plan.mask import Mask
+from ringattn_core.plan.mask_picture import ALL, NONE, mask_picture
 from ringattn_core.plan.schedule import Schedule
 
 # What the scale of colours runs through, from dark to light, so that it reads in grey too: viridis of matplotlib.
@@ -42,6 +44,44 @@ def mask(schedules: Sequence[Schedule], *, size: int = 96) -> str:
             signs = [(LEFT + side * (at + 0.5), hop) for at, hop in enumerate(row) if hop is not None]
             parts += [_text(x, y, str(hop), fill=_on(hop, hops)) for x, hop in signs]
     return _svg("Which rank computes which part of the mask, on which hop", width, height, parts, hops)
+
+
+def cells(mask: Mask, *, size: int = 96) -> str:
+    """Which keys each query sees: a cell is dark where all of it is live, lighter where some is, and else grey."""
+    picture, tokens = mask_picture(mask.tiles, mask.num_queries, mask.num_keys, size)
+    side = max(5, min(24, 560 // max(1, len(picture), *map(len, picture))))
+    width, height = side * max(map(len, picture), default=0), side * len(picture)
+    parts = [_text(LEFT + width / 2, 44, "keys"), _text(44, TOP + height / 2, "queries", turned=True)]
+    scale = "" if tokens == (1, 1) else f", a cell of {tokens[0]:,} x {tokens[1]:,} tokens"
+    return _svg(f"Which keys each query sees{scale}", width, height, [*parts, *_cells(picture, LEFT, TOP, side)])
+
+
+def gallery(masks: Mapping[str, Mask], *, columns: int = 5) -> str:
+    """Several small masks under their names, drawn as by `cells`."""
+    panel, gap, parts = 108, 36, []
+    for index, (name, mask) in enumerate(masks.items()):
+        x, y = LEFT + (index % columns) * (panel + gap), TOP + (index // columns) * (panel + gap)
+        picture, _ = mask_picture(mask.tiles, mask.num_queries, mask.num_keys, panel // 4)
+        parts += [_text(x + panel / 2, y - 12, name)]
+        parts += _cells(picture, x, y, panel / max(1, len(picture), *map(len, picture)))
+    rows = -(-len(masks) // columns)
+    return _svg("Rows are queries, columns keys", columns * (panel + gap) - gap, rows * (panel + gap) - gap, parts)
+
+
+def _cells(picture: Sequence[Sequence[int]], left: float, top: float, side: float) -> list[str]:
+    """The cells of a mask from (left, top) on: a ground, what is live on it, and white lines between the cells."""
+    rows, columns = len(picture), max(map(len, picture), default=0)
+    width, height = side * columns, side * rows
+    live = [
+        _rect(left + side * at, top + side * row, side * length, side, _colour(1 if kind == ALL else 3, 5))
+        for row, line in enumerate(picture)
+        for at, length, kind in _runs(line)
+        if kind != NONE
+    ]
+    lines = [f"M{left:g} {top + side * row:g}h{width:g}" for row in range(1, rows)]
+    lines += [f"M{left + side * column:g} {top:g}v{height:g}" for column in range(1, columns)]
+    ground = _rect(left, top, width, height, DEAD)
+    return [ground, *live, f'<path d="{"".join(lines)}" stroke="white" stroke-width="{min(1.0, side / 8):g}"/>']
 
 
 def timeline(schedules: Sequence[Schedule], *, width: int = 640) -> str:

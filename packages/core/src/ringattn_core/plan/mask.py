@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
 
+from ringattn_core.plan.mask_picture import mask_picture
 from ringattn_core.plan.memo import Numbered
 from ringattn_core.plan.overlaps import common, overlaps, without
 from ringattn_core.plan.row_work import RowWork
@@ -113,26 +114,10 @@ class Mask:
 
         A mask of more than `size` rows or columns is drawn smaller.
         """
-        step_q, step_k = (max(1, -(-length // size)) for length in (self.num_queries, self.num_keys))
-        live = defaultdict[tuple[int, int], int](int)
-        for tile in self.tiles:
-            for row in range(tile.q.start // step_q, -(-tile.q.stop // step_q)):
-                for column in range(tile.k.start // step_k, -(-tile.k.stop // step_k)):
-                    cell = Tile(*_cell(self, row, column, step_q, step_k))
-                    if shared := common(tile, cell):
-                        live[row, column] += shared.area
-        lines = [
-            " ".join(
-                "█"
-                if live[row, column] == Tile(*_cell(self, row, column, step_q, step_k)).area
-                else "▒"
-                if live[row, column]
-                else "·"
-                for column in range(-(-self.num_keys // step_k))
-            )
-            for row in range(-(-self.num_queries // step_q))
-        ]
-        return "\n".join([*lines, f"{self!r}; a cell is {step_q:,} x {step_k:,} tokens."])
+        cells, (step_q, step_k) = mask_picture(self.tiles, self.num_queries, self.num_keys, size)
+        lines = [" ".join("·▒█"[cell] for cell in row) for row in cells]
+        scale = f"Rows are queries, columns keys; a cell is {step_q:,} x {step_k:,} tokens: █ all live, ▒ some, · none."
+        return "\n".join([*lines, repr(self), scale])
 
     def __repr__(self) -> str:
         cells, names = self.num_queries * self.num_keys, Counter(_NAMES.get(t.window, "band") for t in self.tiles)
@@ -195,9 +180,3 @@ def _order(tile: Tile) -> tuple[int, int, int, int]:
 def _count(tile: Tile, row: int) -> int:
     """The live cells of a row of a trimmed tile."""
     return min(tile.k.stop - 1, row + tile.high) - max(tile.k.start, row + tile.low) + 1
-
-
-def _cell(mask: Mask, row: int, column: int, step_q: int, step_k: int) -> tuple[range, range]:
-    """The rows and columns of one sign of the picture."""
-    q = range(row * step_q, min((row + 1) * step_q, mask.num_queries))
-    return q, range(column * step_k, min((column + 1) * step_k, mask.num_keys))
