@@ -21,7 +21,7 @@ from ringattn.masks import Mask
 from ringattn_comms.communicator import Communicator, SingleRank
 from ringattn_core.plan.tile import FAR, Tile
 
-LAYOUTS, ROUTES = ("contiguous", "zigzag", "balanced"), ("auto", "ring", "waves", "waves(3)", "gather")
+LAYOUTS, ROUTES = ("contiguous", "zigzag", "balanced", "striped"), ("auto", "ring", "waves", "waves(3)", "gather")
 SINKS = torch.tensor([0.5, -1.0, 2.0, 0.0], dtype=torch.float64)
 SLOPES = torch.tensor([0.5, 0.1, 0.0, 1.0], dtype=torch.float64)
 

@@ -79,22 +79,21 @@ def test_a_window_is_live_where_there_is_no_mask() -> None:
             UnsupportedError,
             "q is of 16 tokens and k of 20, .*cross attention takes no mask yet",
         ),
-        ({"mask": CAUSAL, "layout": "striped"}, ValueError, "every 2th token, and masks need runs"),
     ],
     ids=lambda given: "-".join(given) if isinstance(given, dict) else None,
 )
 def test_what_does_not_fit_is_refused_and_told(given: dict[str, Any], error: type[Exception], message: str) -> None:
     """Of a call and of a ContextParallel; the other rank hears of it, and nothing else is communicated."""
     x = torch.zeros(2, 8, 2, 4)
-    layout, mask = given.get("layout", "zigzag"), given["mask"]
-    others = {name: value for name, value in given.items() if name not in ("mask", "layout")}
+    mask = given["mask"]
+    others = {name: value for name, value in given.items() if name != "mask"}
     comm = Mute(0, 2)
     with pytest.raises(error, match=message):
-        attention(x, x, x, cp=ContextParallel(comm, layout), mask=mask, **others)
+        attention(x, x, x, cp=ContextParallel(comm), mask=mask, **others)
     (header,) = comm.said
     assert header.action == "refusal" and error.__name__ in header.refused
     with pytest.raises(error, match=message):
-        attention(x, x, x, cp=ContextParallel(Mute(0, 2), layout, mask=mask), **others)
+        attention(x, x, x, cp=ContextParallel(Mute(0, 2), mask=mask), **others)
 
 
 def test_ranks_with_other_masks_are_told_both() -> None:

@@ -154,9 +154,9 @@ def shares(schedule: Schedule, q: Tensor, k: Tensor, batch: int) -> None:
     ):
         if x.shape[-3] * batch != tokens:
             rank = f"rank {schedule.cp_rank} of {schedule.cp_size}"
-            said = f"the end of {borders}, or else cp_size times what {name} has"
             raise ValueError(
                 f"{name} has {x.shape[-3]} tokens, but {rank} holds {tokens // batch} of the "
-                f"{sharding.cu_seqlens[-1] // batch} in all, which are {'those of the mask' if schedule.mask else said}"
-                ". Borders and masks are global, and q, k, v this rank's shares: does cp.shard make them?"
+                f"{sharding.cu_seqlens[-1] // batch} in all, which are those of the mask, or the end of {borders}, or "
+                f"else cp_size times what {name} has. Masks and borders are global, and q, k, v this rank's shares: "
+                "does cp.shard make them?"
             )

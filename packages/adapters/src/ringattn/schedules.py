@@ -36,8 +36,10 @@ def schedules(
             return plan_mask(
                 *(seen, sharding.layout, route, comm.rank, comm.size),
                 cu_seqlens=borders_q,
+                cu_seqlens_k=borders_k,
                 per_sequence=cp.per_sequence,
                 batch=sharding.batch,
+                num_early_rows=num_early_rows,
             )
         return plan(
             *(sharding.layout, route, borders_q, borders_k, comm.rank, comm.size),

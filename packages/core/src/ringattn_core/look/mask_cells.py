@@ -1,29 +1,56 @@
-"""Which cells of a mask the schedules of all ranks compute, by the exact difference of masks."""
+"""Which cells of a mask the schedules of all ranks compute, by the exact difference of masks.
+
+In a layout with a stride, cells are compared residue by residue, in the coordinates of `placed`.
+"""
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import product
+from typing import NamedTuple
 
-from ringattn_core.plan.mask import Mask, check_disjoint
+from ringattn_core.plan.band import band_of, moved, strided, tile_of
+from ringattn_core.plan.mask import Mask, check_disjoint, disjoint_mask
 from ringattn_core.plan.overlaps import common
 from ringattn_core.plan.schedule import Schedule, Step
-from ringattn_core.plan.tile import FAR, Tile
+from ringattn_core.plan.tile import Tile
 
 
-def complaint_about_mask(schedules: Sequence[Schedule], mask: Mask) -> str | None:
+class _Part(NamedTuple):
+    """Rows or columns of a rank that are tokens of one residue, one after the other."""
+
+    residue: int
+    local: range
+    shift: int  # from there to the place in the residue
+
+
+def complaint_about_mask(schedules: Sequence[Schedule], mask: Mask, stride: int) -> str | None:
     """What is wrong with the cells that are computed; None if every live cell of the mask is computed once."""
-    parts, names = list[Tile](), list[str]()
+    parts, names = defaultdict[tuple[int, int], list[Tile]](list), defaultdict[tuple[int, int], list[str]](list)
     for schedule in schedules:
+        rows = list(_held(schedule.queries.stretches(schedule.cp_rank), stride))
         for step in schedule.steps:
-            columns = list(_columns(schedule, step))
+            columns = list(_columns(schedule, step, stride))
             for tile in (tile for launch in step.launches for tile in launch.tiles):
                 name = f"{tile} of rank {schedule.cp_rank} on hop {step.hop}"
-                covered = sum(len(range(max(tile.k.start, c.start), min(tile.k.stop, c.stop))) for c, _ in columns)
+                covered = sum(len(_shared(tile.k, part.local)) for part in _met(columns, tile.k))
                 if covered < len(tile.k):
                     return f"{name} has columns that no piece of the key buffer holds."
-                found = list(_in_stream(schedule, tile, columns))
-                parts += found
-                names += [name] * len(found)
+                for row, column in product(_met(rows, tile.q), _met(columns, tile.k)):
+                    if cut := common(tile, Tile(row.local, column.local)):
+                        key = row.residue, column.residue
+                        parts[key].append(tile_of(moved(band_of(cut), row.shift, column.shift)))
+                        names[key].append(name)
+    for key in ((row, column) for row in range(stride) for column in range(stride)):
+        if complaint := _complaint(parts[key], names[key], _of_residues(mask, *key, stride)):
+            every = f"Of every {stride}th token, from query {key[0]} and key {key[1]} on: "
+            return complaint if stride == 1 else every + complaint
+    return None
+
+
+def _complaint(parts: list[Tile], names: list[str], mask: Mask) -> str | None:
     try:
         check_disjoint(parts, names)
     except ValueError as twice:
@@ -35,26 +62,38 @@ def complaint_about_mask(schedules: Sequence[Schedule], mask: Mask) -> str | Non
     return f"Live cells of the mask are not computed: {missing[0]} of the stream." if missing else None
 
 
-def _columns(schedule: Schedule, step: Step) -> Iterator[tuple[range, int]]:
-    """What lies in the key buffer: columns, and how far they are from their positions in the stream."""
+def _of_residues(mask: Mask, row: int, column: int, stride: int) -> Mask:
+    """The mask on the tokens of two residues."""
+    bands = (strided(tile, row, column, stride) for tile in mask.tiles)
+    lengths = (
+        -((residue - tokens) // stride) for residue, tokens in ((row, mask.num_queries), (column, mask.num_keys))
+    )
+    return disjoint_mask((tile_of(band) for band in bands if band), *lengths)
+
+
+def _held(stretches: Iterator[range], stride: int) -> Iterator[_Part]:
+    """What a rank stores, in storage order."""
+    offset = 0
+    for positions in stretches:
+        place, residue = divmod(positions.start, stride)
+        yield _Part(residue, range(offset, offset + len(positions)), place - offset)
+        offset += len(positions)
+
+
+def _columns(schedule: Schedule, step: Step, stride: int) -> Iterator[_Part]:
+    """What lies in the key buffer of a step."""
     for key_slice in step.key_slices:
-        moved = key_slice.offset - key_slice.rows.start
-        for span in schedule.keys.spans(key_slice.source):
-            rows = range(max(span.rows.start, key_slice.rows.start), min(span.rows.stop, key_slice.rows.stop))
-            if rows:
-                yield range(rows.start + moved, rows.stop + moved), span.positions.start - span.offset - moved
+        to_buffer = key_slice.offset - key_slice.rows.start
+        for residue, local, shift in _held(schedule.keys.stretches(key_slice.source), stride):
+            if rows := _shared(local, key_slice.rows):
+                yield _Part(residue, range(rows.start + to_buffer, rows.stop + to_buffer), shift - to_buffer)
 
 
-def _in_stream(schedule: Schedule, tile: Tile, columns: Sequence[tuple[range, int]]) -> Iterator[Tile]:
-    """The parts of a tile in the coordinates of the stream."""
-    for span in schedule.queries.spans(schedule.cp_rank):
-        down = span.positions.start - span.offset
-        for part, right in columns:
-            if cut := common(tile, Tile(span.rows, part)):
-                apart = right - down
-                yield Tile(
-                    range(cut.q.start + down, cut.q.stop + down),
-                    range(cut.k.start + right, cut.k.stop + right),
-                    cut.low if cut.low == -FAR else cut.low + apart,
-                    cut.high if cut.high == FAR else cut.high + apart,
-                )
+def _met(parts: list[_Part], local: range) -> list[_Part]:
+    """Those of parts, which are in order, that share some of a range."""
+    first = bisect_right(parts, local.start, key=lambda part: part.local.stop)
+    return parts[first : bisect_left(parts, local.stop, key=lambda part: part.local.start)]
+
+
+def _shared(a: range, b: range) -> range:
+    return range(max(a.start, b.start), min(a.stop, b.stop))

@@ -48,7 +48,7 @@ def _complaints(schedules: Sequence[Schedule], window: Window | None, stride: in
         yield complaint_about_pieces(schedule, [other.key_length for other in schedules])
         yield complaint_about_launches(schedule)
     if window is None and (mask := schedules[0].mask) is not None:
-        yield complaint_about_mask(schedules, mask)
+        yield complaint_about_mask(schedules, mask, stride)
     else:
         yield complaint_about_cells(schedules, window or schedules[0].window, stride)
     yield complaint_about_lending(schedules)

@@ -117,8 +117,7 @@ def windowed(window: int) -> PackedLayout:
 
 
 def _share(borders: Sequence[int], cp_rank: int, cp_size: int) -> Runs:
-    """The part of `balanced` for a rank, of a stream with these borders, which need not begin at 0."""
-    start = borders[0]  # Rows of a batch with the same lengths are dealt once.
+    start = borders[0]  # Rows of a batch with the same lengths are dealt once, as if they began at 0.
     runs = _dealt(tuple(border - start for border in borders), cp_size)[cp_rank]
     return tuple(range(start + run.start, start + run.stop) for run in runs)
 
@@ -206,22 +205,24 @@ class Sharding:
 
     def runs(self, cp_rank: int) -> Iterator[tuple[int, range]]:
         """(sequence, positions) of every run that a rank holds, in storage order; no run crosses two sequences."""
-        runs = packed(self.layout).runs
         if self.of_sequences:
+            runs = packed(self.layout).runs
             for sequence, borders in enumerate(pairwise(self.cu_seqlens)):
-                for run in runs(borders, cp_rank, self.cp_size):
-                    if run:
-                        yield sequence, run
+                yield from ((sequence, run) for run in runs(borders, cp_rank, self.cp_size) if run)
         else:
-            length = self.cu_seqlens[-1] // self.batch
-            for row in range(self.batch):
-                for run in runs(self._borders(row * length, (row + 1) * length), cp_rank, self.cp_size):
-                    yield from _split(run, self.cu_seqlens)
+            for run in self.stretches(cp_rank):
+                yield from _split(run, self.cu_seqlens)
 
-    def _borders(self, start: int, stop: int) -> tuple[int, ...]:
-        """The borders of the sequences in a row of the batch, with the two of the row."""
-        first, last = bisect_right(self.cu_seqlens, start), bisect_left(self.cu_seqlens, stop)
-        return start, *self.cu_seqlens[first:last], stop
+    def stretches(self, cp_rank: int) -> Iterator[range]:
+        """The positions that a rank holds, in storage order, whatever sequences they are of."""
+        if self.of_sequences:
+            yield from (run for _, run in self.runs(cp_rank))
+            return
+        length = self.cu_seqlens[-1] // self.batch
+        for row in range(self.batch):
+            start, stop = row * length, (row + 1) * length
+            inner = self.cu_seqlens[bisect_right(self.cu_seqlens, start) : bisect_left(self.cu_seqlens, stop)]
+            yield from filter(len, packed(self.layout).runs((start, *inner, stop), cp_rank, self.cp_size))
 
     def spans(self, cp_rank: int) -> tuple[Span, ...]:
         """What a rank holds, in storage order."""
@@ -237,7 +238,7 @@ class Sharding:
 
     def length(self, cp_rank: int) -> int:
         """How many tokens a rank stores."""
-        return sum(len(run) for _, run in self.runs(cp_rank))
+        return sum(map(len, self.stretches(cp_rank)))
 
 
 def _split(run: range, cu_seqlens: tuple[int, ...]) -> Iterator[tuple[int, range]]:

@@ -23,6 +23,12 @@ def layout_for(layout: Layout, masks: Mask | Sequence[Mask]) -> Layout:
     return balanced_for(given) if packed(layout).by_work else layout
 
 
+def layout_of_keys(layout: Layout, mask: Mask) -> Layout:
+    """The layout of the keys: that of the queries; of a cross attention `balanced`, because keys have no work."""
+    other = isinstance(layout, _Balanced) and mask.num_keys != mask.num_queries
+    return balanced if other else layout
+
+
 @shared
 def balanced_for(masks: tuple[Mask, ...]) -> PackedLayout:
     """Equal tokens for each rank, and equal live cells of these masks together: both to a row.

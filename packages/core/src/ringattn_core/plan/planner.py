@@ -23,7 +23,7 @@ from ringattn_core.plan.layout import Layout, Sharding
 from ringattn_core.plan.lines import Mask, Shard, mask
 from ringattn_core.plan.local_rows import split, with_early_rows
 from ringattn_core.plan.many import full_tiles, gathered, lending
-from ringattn_core.plan.mask_planner import outgoing_rows_of_mask
+from ringattn_core.plan.mask_schedule import outgoing_rows_of_mask
 from ringattn_core.plan.memo import by_owner, recent, shared
 from ringattn_core.plan.route import Route, RouteTable, route_table
 from ringattn_core.plan.schedule import KeySlice, Launch, Schedule, Step
