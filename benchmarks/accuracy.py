@@ -29,7 +29,8 @@ from ringattn_core.plan.route import route_named
 from ringattn_core.plan.schedule import Schedule, Step
 from ringattn_core.run.device_plan import device_plan
 from ringattn_core.run.execute import attend, attend_backward
-from ringattn_core.run.gradient import DkvAccumulator, DqAccumulator
+from ringattn_core.run.gradient import GradAccumulator
+from ringattn_core.run.index import column_index, row_index
 from ringattn_core.run.kernel import NO_OUT_GRADS, Block, Kernel, Options, Queries
 from ringattn_core.run.merge import OutAccumulator
 from ringattn_core.run.transport import KV
@@ -109,21 +110,21 @@ def narrow(problem: Problem, size: int) -> Results:
         schedule, rows, kernel, options = problem.on(rank, size)
         q, dout = problem.q[rows], problem.dout[rows]
         indices = device_plan(schedule, q.device)
-        partial, dq = OutAccumulator(indices, q, problem.v.shape[2]), DqAccumulator(indices, q)
+        partial, dq = OutAccumulator(indices, q, problem.v.shape[2]), GradAccumulator(indices, q, row_index)
         for step, columns in at_hand(schedule, q.device):
             for launch in step.launches:
                 block, _ = kernel.forward(q, KV(problem.k[columns], problem.v[columns]), launch, options)
                 partial.add(launch, Block(block.out.to(dtype), block.lse))
-                partial.out = rounded(partial.out, dtype)
+                partial.out.copy_(rounded(partial.out, dtype))
         out, lse = partial.finish(dtype)
         queries = Queries(q, out, dout, lse, (dout.float() * out.float()).sum(-1).T)
         for step, columns in at_hand(schedule, q.device):
             kv = KV(problem.k[columns], problem.v[columns])
-            dk, dv = (DkvAccumulator(indices, x) for x in kv)
+            dk, dv = (GradAccumulator(indices, x, column_index) for x in kv)
             for launch in step.launches:
                 grads = kernel.backward(queries, kv, launch, options, None, NO_OUT_GRADS)
                 dq.add(launch, rounded(grads.dq, dtype))
-                dq.total = rounded(dq.total, dtype)
+                dq.total.copy_(rounded(dq.total, dtype))
                 dk.add(launch, rounded(grads.dk, dtype))
                 dv.add(launch, rounded(grads.dv, dtype))
             found.dk.index_add_(0, columns, dk.total.to(dtype))

@@ -9,7 +9,8 @@ from ringattn_core.plan.layout import contiguous, striped, zigzag
 from ringattn_core.plan.planner import plan
 from ringattn_core.plan.route import gather, ring, waves
 from ringattn_core.run.device_plan import device_plan
-from ringattn_core.run.gradient import DkvAccumulator, DqAccumulator
+from ringattn_core.run.gradient import GradAccumulator
+from ringattn_core.run.index import column_index, row_index
 from ringattn_core.run.kernel import Block
 from ringattn_core.run.merge import OutAccumulator
 
@@ -120,24 +121,24 @@ def test_what_is_not_finite_stays_in_its_row(fault: tuple[float, float]) -> None
 
 @pytest.mark.gpu
 def test_sums() -> None:
-    from ringattn_core.run.fused import FusedDkvAccumulator, FusedDqAccumulator
+    from ringattn_core.run.fused import fused_columns, fused_rows
 
     for schedule in schedules():
         q = torch.empty(schedule.query_length, HEADS, DIM, device="cuda", dtype=torch.bfloat16)
         indices = device_plan(schedule, q.device)
-        rows, fused_rows = DqAccumulator(indices, q), FusedDqAccumulator(indices, q)
+        eager_rows, rows = GradAccumulator(indices, q, row_index), fused_rows(indices, q, DIM)
         for step in schedule.steps:
             x = torch.empty(schedule.buffer_length(step), HEADS, DIM, device="cuda", dtype=torch.bfloat16)
-            columns, fused_columns = DkvAccumulator(indices, x), FusedDkvAccumulator(indices, step, x)
+            eager_columns, columns = GradAccumulator(indices, x, column_index), fused_columns(indices, step, x)
             for launch in step.launches:
                 dq = torch.randn(len(launch.rows), HEADS, DIM, device="cuda").bfloat16()
                 dk = torch.randn(len(launch.columns), HEADS, DIM, device="cuda").bfloat16()
-                rows.add(launch, dq.clone())
-                columns.add(launch, dk.clone())
-                fused_rows.add(launch, dq)
-                fused_columns.add(launch, dk)
-            torch.testing.assert_close(fused_columns.total.float(), columns.total, rtol=1e-2, atol=2e-2)
-        torch.testing.assert_close(fused_rows.total.float(), rows.total, rtol=1e-2, atol=2e-2)
+                eager_rows.add(launch, dq.clone())
+                eager_columns.add(launch, dk.clone())
+                rows.add(launch, dq)
+                columns.add(launch, dk)
+            torch.testing.assert_close(columns.total.float(), eager_columns.total, rtol=1e-2, atol=2e-2)
+        torch.testing.assert_close(rows.total.float(), eager_rows.total, rtol=1e-2, atol=2e-2)
 
 
 @pytest.mark.gpu

@@ -17,11 +17,11 @@ from ringattn_core.plan.route import gather, ring, waves
 from ringattn_core.plan.row_writes import RowWrite
 from ringattn_core.plan.schedule import Launch, Schedule
 from ringattn_core.run.device_plan import device_plan
-from ringattn_core.run.fused import FusedDkvAccumulator, FusedDqAccumulator, FusedOutAccumulator
+from ringattn_core.run.fused import FusedOutAccumulator, fused_columns, fused_rows
 from ringattn_core.run.fused_merge import merge_gathered as fused_merge_gathered
 from ringattn_core.run.fused_parts import fused_parts
-from ringattn_core.run.gradient import DkvAccumulator, DqAccumulator, Part, part_sum
-from ringattn_core.run.index import places
+from ringattn_core.run.gradient import GradAccumulator, Part, part_sum
+from ringattn_core.run.index import column_index, places, row_index
 from ringattn_core.run.kernel import Block
 from ringattn_core.run.merge import OutAccumulator, merge_gathered
 from ringattn_core.run.row_flags import flags
@@ -121,10 +121,10 @@ def check_sums() -> None:
     for schedule in schedules():
         q = torch.empty(schedule.query_length, HEADS, DIM, dtype=DTYPE)
         indices = device_plan(schedule, q.device)
-        rows, fused_rows = DqAccumulator(indices, q), FusedDqAccumulator(indices, q)
+        eager_rows, rows = GradAccumulator(indices, q, row_index), fused_rows(indices, q, DIM)
         for step in schedule.steps:
             x = torch.empty(schedule.buffer_length(step), HEADS, DIM, dtype=DTYPE)
-            columns, fused_columns = DkvAccumulator(indices, x), FusedDkvAccumulator(indices, step, x)
+            eager_columns, columns = GradAccumulator(indices, x, column_index), fused_columns(indices, step, x)
             for launch in step.launches:
                 dq = torch.full((len(launch.rows), HEADS, DIM), NAN, dtype=DTYPE)
                 dk = torch.full((len(launch.columns), HEADS, DIM), NAN, dtype=DTYPE)
@@ -134,12 +134,12 @@ def check_sums() -> None:
                     inside = slice(tile.k.start - launch.columns.start, tile.k.stop - launch.columns.start)
                     dk[inside] = torch.randn(len(tile.k), HEADS, DIM).to(DTYPE)
                 dq[-1, 0, 3], dk[-1, 1, 2] = NAN, INF
-                rows.add(launch, dq.clone())
-                columns.add(launch, dk.clone())
-                fused_rows.add(launch, dq)
-                fused_columns.add(launch, dk)
-            close(fused_columns.total, columns.total)
-        close(fused_rows.total, rows.total)
+                eager_rows.add(launch, dq.clone())
+                eager_columns.add(launch, dk.clone())
+                rows.add(launch, dq)
+                columns.add(launch, dk)
+            close(columns.total, eager_columns.total)
+        close(rows.total, eager_rows.total)
 
 
 def check_parts() -> None:

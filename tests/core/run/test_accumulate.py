@@ -8,8 +8,8 @@ from ringattn_core.plan.schedule import Launch
 from ringattn_core.plan.tile import Tile
 from ringattn_core.run.accumulate import add_parts
 from ringattn_core.run.device_plan import DevicePlan
-from ringattn_core.run.gradient import DkvAccumulator, DqAccumulator, Part
-from ringattn_core.run.index import places
+from ringattn_core.run.gradient import GradAccumulator, Part
+from ringattn_core.run.index import column_index, places, row_index
 
 CPU = torch.device("cpu")
 
@@ -46,8 +46,8 @@ def test_what_is_not_finite_reaches_the_rows_it_belongs_to_and_no_others() -> No
     launch = Launch((Tile(range(1, 2), range(0, 1)), Tile(range(3, 5), range(4, 6))))
     like = torch.empty(6, 2, 3, dtype=torch.float64)
     for total, first, inside in (
-        (DqAccumulator(DevicePlan(CPU), like), 1, [1, 3, 4]),
-        (DkvAccumulator(DevicePlan(CPU), like), 0, [0, 4, 5]),
+        (GradAccumulator(DevicePlan(CPU), like, row_index), 1, [1, 3, 4]),
+        (GradAccumulator(DevicePlan(CPU), like, column_index), 0, [0, 4, 5]),
     ):
         part = torch.full((len(launch.rows) if first else len(launch.columns), 2, 3), torch.nan, dtype=torch.float64)
         part[inside[1] - first] = 1.0
@@ -55,6 +55,17 @@ def test_what_is_not_finite_reaches_the_rows_it_belongs_to_and_no_others() -> No
         assert total.total[[inside[0], inside[2]]].isnan().all()
         assert (total.total[inside[1]] == 1).all()
         assert (total.total[[row for row in range(6) if row not in inside]] == 0).all()
+
+
+def test_a_first_part_that_covers_everything_is_copied() -> None:
+    """Kernels keep what they return: the next part is not added into it."""
+    launch, like = Launch((Tile(range(3), range(2)),)), torch.empty(3, 2, 2, dtype=torch.bfloat16)
+    total, first = GradAccumulator(DevicePlan(CPU), like, row_index), torch.randn(3, 2, 2)
+    for part in (given := first.clone(), torch.ones(3, 2, 2), first):
+        total.add(launch, part)
+    assert torch.equal(given, first) and total.total.dtype == torch.float32
+    assert torch.equal(total.total, first + 1 + first)
+    assert torch.equal(GradAccumulator(DevicePlan(CPU), like, row_index).total, torch.zeros(3, 2, 2))
 
 
 def test_a_part_that_is_not_finite_leaves_rows_that_it_has_no_place_for() -> None:

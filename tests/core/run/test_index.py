@@ -9,7 +9,7 @@ from ringattn_core.plan.layout import LAYOUTS, Sharding
 from ringattn_core.plan.schedule import Launch
 from ringattn_core.plan.tile import Tile
 from ringattn_core.run.device_plan import DevicePlan
-from ringattn_core.run.index import column_index, places, row_index, sequence_index, stream_index
+from ringattn_core.run.index import LaunchIndex, column_index, places, row_index, sequence_index, stream_index
 
 CPU = torch.device("cpu")
 
@@ -17,9 +17,10 @@ CPU = torch.device("cpu")
 def test_a_slice_where_there_is_no_gap() -> None:
     launch = Launch((Tile(range(2, 5), range(0, 3)), Tile(range(5, 6), range(4, 7))))
     indices = DevicePlan(CPU)
-    assert row_index(indices, launch) == slice(2, 6)
+    assert row_index(indices, launch) == LaunchIndex(slice(2, 6), slice(0, 4), 4)
     columns = column_index(indices, launch)
-    assert isinstance(columns, torch.Tensor) and columns.tolist() == [0, 1, 2, 4, 5, 6]
+    assert all(isinstance(index, torch.Tensor) and index.tolist() == [0, 1, 2, 4, 5, 6] for index in columns[:2])
+    assert columns.length == 7 and not columns.covers(7)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -68,7 +68,7 @@ def test_all_of_a_gather_is_written_in_place(fused: ModuleType) -> None:
 
 def test_what_is_not_first_has_no_place(fused: ModuleType) -> None:
     mine = schedule(waves(2))
-    dq = fused.FusedDqAccumulator(device_plan(mine, CPU), torch.zeros(TOKENS, HEADS, DIM), supports_out=True)
+    dq = fused.fused_rows(device_plan(mine, CPU), torch.zeros(TOKENS, HEADS, DIM), DIM, supports_out=True)
     for step in mine.steps:
         for launch in step.launches:
             place = dq.out_for(launch)

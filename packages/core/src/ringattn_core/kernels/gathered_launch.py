@@ -11,7 +11,7 @@ from ringattn_core.kernels.lengths import column_lengths, row_lengths
 from ringattn_core.plan.schedule import Launch
 from ringattn_core.plan.tile import CAUSAL, FULL
 from ringattn_core.run.device_plan import DevicePlan, planned
-from ringattn_core.run.index import column_index, row_index
+from ringattn_core.run.index import LaunchIndex, column_index, row_index
 from ringattn_core.run.kernel import Block, Grads
 
 
@@ -19,41 +19,38 @@ from ringattn_core.run.kernel import Block, Grads
 class GatheredLaunch:
     """Gathers a launch's rows and columns before a call, and spreads the results over its box afterwards."""
 
-    row_box: range
-    column_box: range
-    rows: slice | Tensor
-    columns: slice | Tensor
+    rows: LaunchIndex
+    columns: LaunchIndex
     # cu_seqlens of queries and keys, and the longest of each; None: a single tile goes as a batch of one.
     lengths: tuple[Tensor, Tensor, int, int] | None
 
     def of_rows(self, x: Tensor) -> Tensor:
         """The launch's rows of (tokens, heads, dim)."""
-        return self._batched(x[self.rows])
+        return self._batched(x[self.rows.whole])
 
     def of_columns(self, x: Tensor) -> Tensor:
         """The launch's columns of (tokens, heads, dim)."""
-        return self._batched(x[self.columns])
+        return self._batched(x[self.columns.whole])
 
     def of_lse(self, lse: Tensor) -> Tensor:
         """The launch's rows of (heads, tokens), contiguous: the operators look at no stride of lse."""
-        return self._batched(lse[:, self.rows].contiguous())
+        return self._batched(lse[:, self.rows.whole].contiguous())
 
     def block(self, out: Tensor, lse: Tensor) -> Block:
         """What a forward call returns, in the launch's box."""
         out, lse = (out, lse) if self.lengths else (out[0], lse[0])
         if _few_rows(out):
             lse = lse.masked_fill(out.isnan().all(-1).T, torch.nan)
-        if isinstance(self.rows, slice):
+        if isinstance(self.rows.box, slice):
             return Block(out, lse)
-        box_lse = lse.new_empty((lse.shape[0], len(self.row_box)))
-        box_lse[:, self.rows - self.row_box.start] = lse
-        return Block(_in_box(out, self.rows, self.row_box), box_lse)
+        box_lse = lse.new_empty((lse.shape[0], self.rows.length))
+        box_lse[:, self.rows.box] = lse
+        return Block(_in_box(out, self.rows), box_lse)
 
     def grads(self, dq: Tensor, dk: Tensor, dv: Tensor) -> Grads:
         """What a backward call returns, in the launch's boxes."""
         dq, dk, dv = (dq, dk, dv) if self.lengths else (dq[0], dk[0], dv[0])
-        dk, dv = (_in_box(x, self.columns, self.column_box) for x in (dk, dv))
-        return Grads(_in_box(dq, self.rows, self.row_box), dk, dv)
+        return Grads(_in_box(dq, self.rows), _in_box(dk, self.columns), _in_box(dv, self.columns))
 
     def _batched(self, x: Tensor) -> Tensor:
         return x if self.lengths else x[None]
@@ -72,7 +69,7 @@ def gathered_launch(plan: DevicePlan, launch: Launch) -> GatheredLaunch:
         longest = max(longest, rows.longest)
     alone = len(launch.tiles) == 1 and longest == columns.longest
     lengths = None if alone else (rows.compact, columns.compact, rows.longest, longest)
-    return GatheredLaunch(launch.rows, launch.columns, row_index(plan, launch), column_index(plan, launch), lengths)
+    return GatheredLaunch(row_index(plan, launch), column_index(plan, launch), lengths)
 
 
 def _few_rows(out: Tensor) -> bool:
@@ -87,9 +84,9 @@ def _few_rows(out: Tensor) -> bool:
     return out.shape[0] * out.shape[1] < 0.8 * 2 * 128 * multiprocessors
 
 
-def _in_box(x: Tensor, index: slice | Tensor, box: range) -> Tensor:
-    if isinstance(index, slice):
+def _in_box(x: Tensor, index: LaunchIndex) -> Tensor:
+    if isinstance(index.box, slice):
         return x
-    spread = x.new_empty((len(box), *x.shape[1:]))
-    spread[index - box.start] = x
+    spread = x.new_empty((index.length, *x.shape[1:]))
+    spread[index.box] = x
     return spread

@@ -73,7 +73,7 @@ class TorchFlashCuda(Kernel):
 
 
 def _lengths(part: GatheredLaunch) -> tuple[Tensor | None, Tensor | None, int, int]:
-    return part.lengths or (None, None, len(part.row_box), len(part.column_box))
+    return part.lengths or (None, None, part.rows.length, part.columns.length)
 
 
 def _arguments(launch: Launch, options: Options) -> dict[str, Any]:

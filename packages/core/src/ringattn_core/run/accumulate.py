@@ -12,7 +12,8 @@ from torch import Tensor
 from ringattn_core.optional import is_installed
 from ringattn_core.plan.schedule import Launch, Step
 from ringattn_core.run.device_plan import DevicePlan
-from ringattn_core.run.gradient import DkvAccumulator, DqAccumulator, Part, part_sum
+from ringattn_core.run.gradient import GradAccumulator, Part, part_sum
+from ringattn_core.run.index import column_index, row_index
 from ringattn_core.run.kernel import Block, Kernel
 from ringattn_core.run.merge import OutAccumulator
 from ringattn_core.run.merge import merge_gathered as merge_gathered_eagerly
@@ -30,19 +31,8 @@ class OutTotal(Protocol):
     def finish(self, dtype: torch.dtype, sinks: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
 
 
-class RowTotal(Protocol):
-    """The running gradient of a rank's queries."""
-
-    @property
-    def total(self) -> Tensor: ...
-
-    def out_for(self, launch: Launch) -> Tensor | None: ...
-
-    def add(self, launch: Launch, part: Tensor) -> None: ...
-
-
-class ColumnTotal(Protocol):
-    """The running gradient of the keys or values in a step's buffer."""
+class GradTotal(Protocol):
+    """The running gradient of a rank's queries, or of the keys or values in a step's buffer."""
 
     @property
     def total(self) -> Tensor: ...
@@ -61,22 +51,22 @@ def out_total(plan: DevicePlan, kernel: Kernel, q: Tensor, head_dim_v: int) -> O
     return FusedOutAccumulator(plan, q, head_dim_v, kernel.supports_out)
 
 
-def row_total(plan: DevicePlan, kernel: Kernel, q: Tensor) -> RowTotal:
+def row_total(plan: DevicePlan, kernel: Kernel, q: Tensor) -> GradTotal:
     """Room for dq, shaped like q: in the accumulator's dtype, or, fused, summed in it and in q's own dtype."""
     if not _fuses(kernel, q):
-        return DqAccumulator(plan, q)
-    from ringattn_core.run.fused import FusedDqAccumulator
+        return GradAccumulator(plan, q, row_index)
+    from ringattn_core.run.fused import fused_rows
 
-    return FusedDqAccumulator(plan, q, kernel.supports_out)
+    return fused_rows(plan, q, q.shape[2], kernel.supports_out)
 
 
-def column_total(plan: DevicePlan, step: Step, kernel: Kernel, x: Tensor) -> ColumnTotal:
+def column_total(plan: DevicePlan, step: Step, kernel: Kernel, x: Tensor) -> GradTotal:
     """Room for the gradient of a step's keys or values, shaped like x; the dtypes are those of `row_total`."""
     if not _fuses(kernel, x):
-        return DkvAccumulator(plan, x)
-    from ringattn_core.run.fused import FusedDkvAccumulator
+        return GradAccumulator(plan, x, column_index)
+    from ringattn_core.run.fused import fused_columns
 
-    return FusedDkvAccumulator(plan, step, x, kernel.supports_out)
+    return fused_columns(plan, step, x, kernel.supports_out)
 
 
 def add_parts(like: Tensor, parts: Sequence[Part]) -> Tensor:

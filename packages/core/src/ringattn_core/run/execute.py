@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ringattn_core.errors import UnsupportedError
 from ringattn_core.plan.schedule import Launch, Step
-from ringattn_core.run.accumulate import ColumnTotal, column_total, out_total, row_total
+from ringattn_core.run.accumulate import GradTotal, column_total, out_total, row_total
 from ringattn_core.run.concurrent_launches import walk
 from ringattn_core.run.device_plan import DevicePlan, device_plan, planned
 from ringattn_core.run.index import stream_index
@@ -95,7 +95,7 @@ def attend_backward(
     scale, q, options = options.softmax_scale, _signed(q, options.softmax_scale), _of_pass(options, plan)
     queries, dq = Queries(q, result.out, dout, finite_or_nan(result.lse), delta), row_total(plan, kernel, q)
     rng_states = iter(result.rng_states) if any(x is not None for x in result.rng_states) else repeat(None)
-    columns, rows = dict[Step, tuple[ColumnTotal, ColumnTotal]](), defaultdict[Step, list[Tensor]](list)
+    columns, rows = dict[Step, tuple[GradTotal, GradTotal]](), defaultdict[Step, list[Tensor]](list)
 
     def work(step: Step, keys: KV) -> Iterator[Callable[[], Grads]]:
         at_step = _at(plan, step, options)

@@ -10,6 +10,10 @@ return lse inf for all, some -inf, and out may even be 0. So here such a row of 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from operator import attrgetter
+
 import torch
 import triton
 import triton.language as tl
@@ -29,31 +33,30 @@ class FusedOutAccumulator:
     """`merge.OutAccumulator` for blocks in the final dtype."""
 
     def __init__(self, plan: DevicePlan, q: Tensor, head_dim_v: int, supports_out: bool = False) -> None:
-        self._plan = plan
-        self._fold = _Fold(row_writes(plan.schedule), (*q.shape[:2], head_dim_v), q, supports_out)
+        self._sum = fused_rows(plan, q, head_dim_v, supports_out)
         self._lse: Tensor | None = self._room() if supports_out else None
 
     def out_for(self, launch: Launch) -> Block | None:
-        out = self._fold.out_for(launch, launch.rows)
+        out = self._sum.out_for(launch)
         return None if out is None else Block(out, self._running_lse[:, launch.rows.start : launch.rows.stop])
 
     def add(self, launch: Launch, block: Block) -> None:
         """Fold a launch's block in, in place."""
-        if self._fold.has(launch, block.out):
+        if self._sum.has(launch, block.out):
             return
-        if self._fold.adopt(launch, block.out):
+        if self._sum.adopt(launch, block.out):
             self._lse = block.lse
-            return
-        self._fold.add(row_flags_of(self._plan, launch), launch.rows, block.out, self._running_lse, block.lse)
+        else:
+            self._sum.fold(launch, block.out, self._running_lse, block.lse)
 
     def finish(self, dtype: torch.dtype, sinks: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(out, lse), as of `OutAccumulator.finish`."""
-        out, lse = self._fold.total, self._running_lse
+        out, lse = self._sum.total, self._running_lse
         if len(out):
             grid = triton.cdiv(len(out), ROWS), out.shape[1]
             width = triton.next_power_of_2(out.shape[2])
             _mark_undefined[grid](out, lse, *out.shape[::2], *out.stride()[:2], lse.stride(0), ROWS, width)
-        for rows in self._fold.writes.unwritten:
+        for rows in self._sum.writes.unwritten:
             out[rows.start : rows.stop], lse[:, rows.start : rows.stop] = 0, -torch.inf
         return (out, lse) if sinks is None else with_sinks(out, lse, sinks)
 
@@ -64,67 +67,45 @@ class FusedOutAccumulator:
         return self._lse
 
     def _room(self) -> Tensor:
-        tokens, num_heads, _ = self._fold.shape
-        return self._fold.like.new_empty((num_heads, tokens), dtype=torch.float32)
+        tokens, num_heads, _ = self._sum.shape
+        return self._sum.like.new_empty((num_heads, tokens), dtype=torch.float32)
 
 
-class FusedDqAccumulator:
-    """`gradient.DqAccumulator` for gradients in the final dtype."""
+class FusedSum:
+    """A running sum of what launches compute for some rows, (rows, heads, dim), in the final dtype.
 
-    def __init__(self, plan: DevicePlan, q: Tensor, supports_out: bool = False) -> None:
-        self._plan = plan
-        self._fold = _Fold(row_writes(plan.schedule), tuple(q.shape), q, supports_out)
+    `writes` says how often each row is written, `flags` what that means for the rows of a launch, and `box` is the box
+    of rows that a launch's results cover. The sum is shaped like `like`, with `dim` as its last dimension.
+    """
 
-    def out_for(self, launch: Launch) -> Tensor | None:
-        return self._fold.out_for(launch, launch.rows)
-
-    def add(self, launch: Launch, part: Tensor) -> None:
-        """Add what a launch found."""
-        if not (self._fold.has(launch, part) or self._fold.adopt(launch, part)):
-            self._fold.add(row_flags_of(self._plan, launch), launch.rows, part)
-
-    @property
-    def total(self) -> Tensor:
-        return self._fold.total
-
-
-class FusedDkvAccumulator:
-    """`gradient.DkvAccumulator` for gradients in the final dtype."""
-
-    def __init__(self, plan: DevicePlan, step: Step, x: Tensor, supports_out: bool = False) -> None:
-        self._plan, self._step = plan, step
-        self._fold = _Fold(column_writes(step, len(x)), tuple(x.shape), x, supports_out)
-
-    def out_for(self, launch: Launch) -> Tensor | None:
-        return self._fold.out_for(launch, launch.columns)
-
-    def add(self, launch: Launch, part: Tensor) -> None:
-        """Add what a launch found."""
-        if not (self._fold.has(launch, part) or self._fold.adopt(launch, part)):
-            row_flags = column_flags_of(self._plan, self._step, self._fold.shape[0], launch)
-            self._fold.add(row_flags, launch.columns, part)
-
-    @property
-    def total(self) -> Tensor:
-        return self._fold.total
-
-
-class _Fold:
-    """A running result of some rows, (rows, heads, dim)."""
-
-    def __init__(self, writes: RowWrites, shape: tuple[int, ...], like: Tensor, supports_out: bool) -> None:
-        self.writes, self.shape, self.like, self.supports_out = writes, shape, like, supports_out
-        # What launches that run side by side write into is there before any of them begins.
+    def __init__(
+        self,
+        writes: RowWrites,
+        flags: Callable[[Launch], Tensor],
+        box: Callable[[Launch], range],
+        like: Tensor,
+        dim: int,
+        supports_out: bool,
+    ) -> None:
+        self.writes, self.shape, self.like = writes, (*like.shape[:2], dim), like
+        self._flags, self._box, self._supports_out = flags, box, supports_out
+        # What concurrent launches write into exists before any of them begins.
         self._narrow: Tensor | None = self._room() if supports_out else None
         self._wide: Tensor | None = None
         self._outs: dict[Launch, Tensor] = {}
 
-    def out_for(self, launch: Launch, box: range) -> Tensor | None:
+    def out_for(self, launch: Launch) -> Tensor | None:
         """Where a kernel may write a part that is the first in all its rows; it leaves gaps between tiles alone."""
-        if not (self.supports_out and all(write.write_index == 0 for write in self.writes.of[launch])):
+        if not (self._supports_out and self._first(launch)):
             return None
+        box = self._box(launch)
         place = self._outs[launch] = self.total[box.start : box.stop]
         return place
+
+    def add(self, launch: Launch, part: Tensor) -> None:
+        """Add what a launch computed."""
+        if not (self.has(launch, part) or self.adopt(launch, part)):
+            self.fold(launch, part)
 
     def has(self, launch: Launch, part: Tensor) -> bool:
         """Is the part in its place already?"""
@@ -133,7 +114,7 @@ class _Fold:
     def adopt(self, launch: Launch, part: Tensor) -> bool:
         """Take a part that is first everywhere as the running result itself, if it is whole."""
         whole = self._narrow is None and part.shape == self.shape and part.is_contiguous()
-        if whole and not self.writes.unwritten and all(write.write_index == 0 for write in self.writes.of[launch]):
+        if whole and not self.writes.unwritten and self._first(launch):
             self._narrow = part
             return True
         return False
@@ -145,6 +126,9 @@ class _Fold:
             self._narrow = self._room()
         return self._narrow
 
+    def _first(self, launch: Launch) -> bool:
+        return all(write.write_index == 0 for write in self.writes.of[launch])
+
     def _room(self) -> Tensor:
         """Room for the result, 0 in the rows that no launch touches."""
         room = self.like.new_empty(self.shape)
@@ -152,16 +136,9 @@ class _Fold:
             room[rows.start : rows.stop] = 0
         return room
 
-    def add(
-        self,
-        row_flags: Tensor,
-        box: range,
-        part: Tensor,
-        lse: Tensor | None = None,
-        part_lse: Tensor | None = None,
-    ) -> None:
-        """Fold in a part that covers a box of rows; weighted by log-sum-exps, or, without them, plainly added."""
-        narrow = self.total
+    def fold(self, launch: Launch, part: Tensor, lse: Tensor | None = None, part_lse: Tensor | None = None) -> None:
+        """Fold in a part in place; weighted by log-sum-exps, or, without them, plainly added."""
+        row_flags, box, narrow = self._flags(launch), self._box(launch), self.total
         if self._wide is None and self.writes.most > 2:
             self._wide = torch.empty(self.shape, dtype=torch.float32, device=part.device)
         wide = narrow if self._wide is None else self._wide
@@ -174,6 +151,17 @@ class _Fold:
             *narrow.stride()[:2], *wide.stride()[:2], old.stride(0), *part.stride()[:2], new.stride(0),
             weighted, ROWS, triton.next_power_of_2(dim), num_warps=8,
         )  # fmt: skip
+
+
+def fused_rows(plan: DevicePlan, q: Tensor, dim: int, supports_out: bool = False) -> FusedSum:
+    """The sum of what launches compute for a rank's queries, dq or out, as of `gradient.GradAccumulator`."""
+    return FusedSum(row_writes(plan.schedule), partial(row_flags_of, plan), attrgetter("rows"), q, dim, supports_out)
+
+
+def fused_columns(plan: DevicePlan, step: Step, x: Tensor, supports_out: bool = False) -> FusedSum:
+    """The sum of what launches compute for the keys or values in a step's buffer, as of `gradient.GradAccumulator`."""
+    flags = partial(column_flags_of, plan, step, len(x))
+    return FusedSum(column_writes(step, len(x)), flags, attrgetter("columns"), x, x.shape[2], supports_out)
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,38 +10,39 @@ from torch import Tensor
 
 from ringattn_core.plan.schedule import Launch
 from ringattn_core.run.device_plan import DevicePlan
-from ringattn_core.run.index import column_index, row_index
+from ringattn_core.run.index import LaunchIndex
 from ringattn_core.run.kernel import accumulator_dtype
 
 
-class DqAccumulator:
-    """The gradient of a rank's queries, (tokens, num_heads, head_dim)."""
+class GradAccumulator:
+    """The gradient of a rank's queries, or of the keys or values in a step's buffer: shaped like `x`.
 
-    def __init__(self, plan: DevicePlan, q: Tensor) -> None:
-        self._plan = plan
-        self.total = torch.zeros_like(q, dtype=accumulator_dtype(q.dtype))
+    `index` is `row_index` for queries and `column_index` for keys.
+    """
 
-    def out_for(self, launch: Launch) -> None:
-        """Nothing is written here directly."""
-
-    def add(self, launch: Launch, part: Tensor) -> None:
-        """Add what a launch found; `part` covers the box around its rows."""
-        _add(self.total, row_index(self._plan, launch), launch.rows.start, part)
-
-
-class DkvAccumulator:
-    """The gradient of the keys or values in a step's buffer, (columns, kv heads, dim)."""
-
-    def __init__(self, plan: DevicePlan, x: Tensor) -> None:
-        self._plan = plan
-        self.total = torch.zeros_like(x, dtype=accumulator_dtype(x.dtype))
+    def __init__(self, plan: DevicePlan, x: Tensor, index: Callable[[DevicePlan, Launch], LaunchIndex]) -> None:
+        self._plan, self._like, self._index = plan, x, index
+        self._total: Tensor | None = None
 
     def out_for(self, launch: Launch) -> None:
         """Nothing is written here directly."""
 
     def add(self, launch: Launch, part: Tensor) -> None:
-        """Add what a launch found; `part` covers the box around its columns."""
-        _add(self.total, column_index(self._plan, launch), launch.columns.start, part)
+        """Add what a launch found; `part` covers the box around its rows or columns."""
+        index, dtype = self._index(self._plan, launch), accumulator_dtype(self._like.dtype)
+        if self._total is None and index.covers(len(self._like)):
+            self._total = part.to(dtype, copy=True)
+        elif isinstance(index.whole, slice):
+            self.total[index.whole].add_(part)
+        else:
+            self.total[index.whole] += part[index.box].to(dtype)
+
+    @property
+    def total(self) -> Tensor:
+        """The sum so far, in the accumulator's dtype."""
+        if self._total is None:
+            self._total = torch.zeros_like(self._like, dtype=accumulator_dtype(self._like.dtype))
+        return self._total
 
 
 class Part(NamedTuple):
@@ -60,10 +61,3 @@ def part_sum(like: Tensor, parts: Sequence[Part]) -> Tensor:
             nowhere = (places < 0)[:, None, None]
             total += found[places.clamp(min=0)].to(total.dtype).masked_fill(nowhere, 0.0)
     return total
-
-
-def _add(total: Tensor, index: slice | Tensor, start: int, part: Tensor) -> None:
-    if isinstance(index, slice):
-        total[index] += part
-    else:
-        total[index] += part[index - start].to(total.dtype)

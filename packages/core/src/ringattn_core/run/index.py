@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,16 +14,35 @@ from ringattn_core.plan.schedule import Launch
 from ringattn_core.run.device_plan import DevicePlan, for_graphs, planned
 
 
-@planned
-def row_index(plan: DevicePlan, launch: Launch) -> slice | Tensor:
-    """The launch's rows: a slice if they have no gap."""
-    return _index([tile.q for tile in launch.tiles], launch.rows if launch.dense_rows else None, plan.device)
+class LaunchIndex(NamedTuple):
+    """The query rows of a launch, or its key columns, as an index."""
+
+    whole: slice | Tensor  # among all of a rank; a slice where there is no gap between them
+    box: slice | Tensor  # in the box around them, which is what a kernel's results cover
+    length: int  # of the box
+
+    def covers(self, tokens: int) -> bool:
+        """Are they all tokens of a rank that has this number of them?"""
+        return self.length == tokens and isinstance(self.whole, slice)
 
 
 @planned
-def column_index(plan: DevicePlan, launch: Launch) -> slice | Tensor:
-    """The launch's columns: a slice if they have no gap."""
-    return _index([tile.k for tile in launch.tiles], launch.columns if launch.dense_columns else None, plan.device)
+def row_index(plan: DevicePlan, launch: Launch) -> LaunchIndex:
+    """The launch's rows."""
+    return _index([tile.q for tile in launch.tiles], launch.rows, launch.dense_rows, plan.device)
+
+
+@planned
+def column_index(plan: DevicePlan, launch: Launch) -> LaunchIndex:
+    """The launch's columns."""
+    return _index([tile.k for tile in launch.tiles], launch.columns, launch.dense_columns, plan.device)
+
+
+def _index(ranges: list[range], box: range, dense: bool, device: torch.device) -> LaunchIndex:
+    if dense:
+        return LaunchIndex(slice(box.start, box.stop), slice(0, len(box)), len(box))
+    whole = torch.cat([torch.arange(part.start, part.stop) for part in ranges])
+    return LaunchIndex(whole.to(device), (whole - box.start).to(device), len(box))
 
 
 def stream_index(sharding: Sharding, cp_rank: int, device: torch.device) -> Tensor:
@@ -55,9 +75,3 @@ def places(runs: Iterable[tuple[range, int]], rows: int, device: torch.device) -
     for run, start in runs:
         found[run.start : run.stop] = torch.arange(start, start + len(run), dtype=torch.int32)
     return found.to(device)
-
-
-def _index(ranges: list[range], box: range | None, device: torch.device) -> slice | Tensor:
-    if box is not None:
-        return slice(box.start, box.stop)
-    return torch.cat([torch.arange(part.start, part.stop) for part in ranges]).to(device)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ringattn_core.plan.schedule import Launch
 from ringattn_core.run.device_plan import DevicePlan
-from ringattn_core.run.index import row_index
+from ringattn_core.run.index import LaunchIndex, row_index
 from ringattn_core.run.kernel import Block, accumulator_dtype
 
 
@@ -24,10 +24,10 @@ class OutAccumulator:
     """The running result of a rank's queries: `out` (tokens, num_heads, head_dim_v) and `lse` (num_heads, tokens)."""
 
     def __init__(self, plan: DevicePlan, q: Tensor, head_dim_v: int) -> None:
-        self._plan = plan
+        self._plan, self._empty = plan, True
         dtype = accumulator_dtype(q.dtype)
         tokens, num_heads, _ = q.shape
-        self.out = q.new_zeros((tokens, num_heads, head_dim_v), dtype=dtype)
+        self.out = q.new_empty((tokens, num_heads, head_dim_v), dtype=dtype)
         self.lse = q.new_full((num_heads, tokens), -torch.inf, dtype=dtype)
         # Which rows have been in a launch: no row of a tile is dead, so these see a key.
         self.seen = q.new_zeros(tokens, dtype=torch.bool)
@@ -37,13 +37,28 @@ class OutAccumulator:
 
     def add(self, launch: Launch, block: Block) -> None:
         """Fold a launch's block in, in place."""
-        rows = row_index(self._plan, launch)
-        inside = slice(None) if isinstance(rows, slice) else rows - launch.rows.start
-        block_lse = block.lse[:, inside].to(self.lse.dtype)
+        index = row_index(self._plan, launch)
+        if self._empty and index.covers(len(self.out)):
+            self._empty = False
+            self.out.copy_(block.out)
+            self.lse.copy_(block.lse)
+            self.seen.fill_(True)
+        else:
+            self._clear()
+            self._fold(index, block.out[index.box], block.lse[:, index.box].to(self.lse.dtype))
+
+    def _clear(self) -> None:
+        """Nothing is added up yet where no block has been folded in."""
+        if self._empty:
+            self.out.zero_()
+        self._empty = False
+
+    def _fold(self, index: LaunchIndex, block_out: Tensor, block_lse: Tensor) -> None:
+        rows = index.whole
         lse = self.lse[:, rows]
         total = torch.logaddexp(lse, block_lse)
         old, new = (_weight(part, total) for part in (lse, block_lse))
-        self.out[rows] = self.out[rows] * old + block.out[inside] * new
+        self.out[rows] = self.out[rows] * old + block_out * new
         self.lse[:, rows] = total
         self.seen[rows] = True
 
@@ -52,6 +67,7 @@ class OutAccumulator:
 
         Attention sinks: Xiao et al. 2023, arXiv:2309.17453, in the learnt form of gpt-oss.
         """
+        self._clear()
         out, lse = (self.out, self.lse) if sinks is None else with_sinks(self.out, self.lse, sinks)
         undefined = self.seen & ~(lse.abs() < torch.inf)
         return out.masked_fill_(undefined.T.unsqueeze(-1), torch.nan).to(dtype), lse
