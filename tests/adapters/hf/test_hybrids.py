@@ -257,7 +257,7 @@ def test_what_a_state_cannot_do() -> None:
     with pytest.raises(ringattn.UnsupportedError, match="several texts in a row has no one state for MambaMixer"):
         model(ids, position_ids=torch.tensor([[*range(7), *range(5)]]), **{argument_of(model): cache})
     model = ringattn.hf.parallelize(build("minimax").eval(), SingleRank())
-    with pytest.raises(ringattn.UnsupportedError, match=r"'minimax' are kept in a class of its own.*use_cache=False"):
+    with pytest.raises(ringattn.UnsupportedError, match=r"'minimax' are kept in a class of this.*use_cache=False"):
         model(ids, **{argument_of(model): ringattn.hf.ShardedCache(SingleRank())})
 
 

@@ -55,8 +55,8 @@ BART = SKIPS if version("transformers") >= "5" else r"does not pass \*\*kwargs o
         ("inkling_text", {"layer_types": FULL}, "InklingAttention passes 'position_bias'.*a bias for every pair"),
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("rwkv", {}, "passes a state from token to token"),
-        ("bloom", {}, "its attention is its own code"),
-        ("xglm", {}, "its attention is its own code"),
+        ("bloom", {}, "its attention does not ask transformers' AttentionInterface"),
+        ("xglm", {}, "its attention does not ask transformers' AttentionInterface"),
         ("doge", {}, "its mask is computed from the values of keys"),
         ("bart", {"decoder_layerdrop": 0.1}, BART),
         ("opt", {"layerdrop": 0.2, "ffn_dim": 48}, r"skips layers at random in training \(layerdrop=0.2\)"),
@@ -73,7 +73,7 @@ def test_a_decoder(name: str, settings: dict[str, Any], message: str) -> None:
 def test_other_towers_within_a_decoder() -> None:
     """Phi-4 has layers for images and sounds within: they stay as they are, and say nothing of its text."""
     if version("transformers") < "5":
-        pytest.skip("before, it computed its loss in its own code")
+        pytest.skip("before, it computed its loss without its loss function")
     model = ringattn.hf.parallelize(default("phi4_multimodal"), SingleRank())
     assert model.config._attn_implementation == ringattn.hf.NAME
     assert ringattn.hf.NAME not in {
@@ -91,8 +91,10 @@ def test_other_models() -> None:
         )
     with pytest.raises(UnsupportedError, match=r"T5ForConditionalGeneration.*encoder-decoder"):
         ringattn.hf.parallelize(t5, SingleRank())
-    bias = version("transformers") >= "5"  # before, its attention was its own code
-    with pytest.raises(UnsupportedError, match="T5Attention passes 'position_bias'" if bias else "its own code"):
+    bias = version("transformers") >= "5"  # before, its attention did not ask AttentionInterface
+    with pytest.raises(
+        UnsupportedError, match="T5Attention passes 'position_bias'" if bias else "its attention does not ask"
+    ):
         ringattn.hf.parallelize(encoder, SingleRank())
     with pytest.raises(TypeError, match=r"got Linear.*ringattn\.attention"):
         ringattn.hf.parallelize(torch.nn.Linear(2, 2), SingleRank())

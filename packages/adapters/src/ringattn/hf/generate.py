@@ -48,7 +48,7 @@ def prepare_cache(
     if config.cache_implementation not in _REPLACED:
         raise UnsupportedError(
             f"cache_implementation={config.cache_implementation!r} cannot be spread over ranks: leave it out, and "
-            f"generate() keeps its keys in a ringattn.hf.ShardedCache, of which each rank has a part."
+            f"generate() keeps its keys in a ringattn.hf.ShardedCache, and each rank has a part of it."
         )
     if mode == GenerationMode.ASSISTED_GENERATION or config.is_assistant:
         cache.activate_past_recording()
@@ -72,8 +72,8 @@ def prepare(
         )
     if config.model_type in _OWN_CACHES:
         raise UnsupportedError(
-            f"The states of {config.model_type!r} are kept in a class of its own, and not in a ShardedCache: generate "
-            "with use_cache=False, which reads the whole text again for every token."
+            f"The states of {config.model_type!r} are kept in a class of this model, and not in a ShardedCache: "
+            "generate with use_cache=False, which reads the whole text again for every token."
         )
     if arguments.get("labels") is not None:
         raise UnsupportedError("labels go with whole texts, not with a ShardedCache: leave one of them out.")

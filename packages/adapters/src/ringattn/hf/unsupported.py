@@ -18,7 +18,7 @@ _SUPPORTED = ("attention", "full_attention", "sliding_attention")
 # Layers of one token each: of experts alone, or a network.
 _PER_TOKEN = ("mlp", "moe")
 
-_SPARSE = "it picks keys for each query by itself, from the tokens of its own rank alone"
+_SPARSE = "it picks keys for each query by itself, among the tokens of one rank"
 _LAYERS = {
     "chunked_attention": "where its chunks end never reaches the attention call",
     "window_attention": "where its windows end never reaches the attention call",
@@ -34,7 +34,7 @@ _CROSS = ("encoder_hidden_states", "cross_attention_states")
 _STATE = "it passes a state from token to token, in layers whose code is none that is known here"
 _MIXING = {
     "blt": "it pools bytes into patches, and looks each up by those before it, which the border of a shard parts",
-    "doge": "its mask is computed from the values of keys, of which a rank has its own tokens' alone",
+    "doge": "its mask is computed from the values of keys, and a rank has those of local tokens alone",
     "rwkv": _STATE,
     "xlstm": _STATE,
 }
@@ -63,7 +63,7 @@ def _reasons(model: PreTrainedModel, config: PretrainedConfig) -> Iterator[str]:
     yield from layers.reasons(reader)
     if hybrid.has_attention(reader):
         if not layers.ask_interface(reader):
-            yield "its attention is its own code, which does not ask transformers' AttentionInterface for a function"
+            yield "its attention does not ask transformers' AttentionInterface for a function"
         elif "position_ids" not in inspect.signature(reader.forward).parameters and not any(
             positions.counting_embeddings(reader)
         ):
@@ -71,7 +71,10 @@ def _reasons(model: PreTrainedModel, config: PretrainedConfig) -> Iterator[str]:
     if (layerdrop := max((getattr(module, "layerdrop", 0.0) for module in reader.modules()), default=0.0)) > 0:
         yield f"it skips layers at random in training (layerdrop={layerdrop}), and each rank would skip other ones"
     if _computes_its_loss(model) and not unshifted.is_unshifted(model):
-        yield "this version of transformers computes its loss in its own code, which shifts the labels of a shard again"
+        yield (
+            "this version of transformers computes its loss without its loss function, and shifts the labels of a "
+            "shard again"
+        )
     if not all(map(_takes_more, (model, reader))):
         yield "its forward takes no **kwargs, through which the plan of a batch has to reach the attention layers"
 
@@ -115,14 +118,14 @@ def check_call(name: str, arguments: dict[str, Any], config: PretrainedConfig) -
     if implementation != NAME:
         raise ValueError(
             f"{name} was parallelized, and then its attention implementation was changed to {implementation!r}, with "
-            "which every rank would attend to its own tokens alone. Change it back with "
+            "which every rank would attend to local tokens alone. Change it back with "
             f"model.set_attn_implementation({NAME!r}), or let the model run in one process again with "
             f"ringattn.hf.restore(model, {implementation!r})."
         )
     for states in _CROSS:
         if arguments.get(states) is not None:
             raise UnsupportedError(
-                f"{name} got {states}: its cross attention joins two sequences, of which one is sharded."
+                f"{name} got {states}: its cross attention joins two sequences, and only one is sharded."
             )
     towers.check_call(name, arguments, config)
     weights = arguments.get("output_attentions")
@@ -132,7 +135,7 @@ def check_call(name: str, arguments: dict[str, Any], config: PretrainedConfig) -
     if isinstance(cache, ShardedCache):
         return
     if cache is not None or arguments.get("use_cache"):
-        kind = "a cache of its own" if cache is None else f"a {type(cache).__name__} as its cache"
+        kind = "a cache that the model makes" if cache is None else f"a {type(cache).__name__} as its cache"
         argument = "cache_params" if "cache_params" in arguments else ARGUMENT
         raise UnsupportedError(
             f"{name} got {kind}, which would hold this rank's keys alone: pass "
