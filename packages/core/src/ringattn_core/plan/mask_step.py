@@ -14,6 +14,7 @@ from ringattn_core.plan.launches import batched, only_slice
 from ringattn_core.plan.placed import ByResidue, Placed, held
 from ringattn_core.plan.route import RouteTable
 from ringattn_core.plan.schedule import KeySlice, Launch
+from ringattn_core.plan.stairs import without_stairs
 from ringattn_core.plan.stretches import Stretches
 
 
@@ -131,4 +132,4 @@ def _divided(placed: Placed, rank: int, num_early_rows: int) -> Rows:
 
 
 def _launches(bands: Iterable[Band]) -> tuple[Launch, ...]:
-    return tuple(batched([list(map(tile_of, joined(list(bands))))]))
+    return tuple(batched([list(map(tile_of, without_stairs(joined(list(bands)))))]))
