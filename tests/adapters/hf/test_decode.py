@@ -33,7 +33,7 @@ def dense(
     scores = scores.masked_fill(dead, -torch.inf)
     if sinks is not None:
         scores = torch.cat([scores, sinks[None, :, None, None].expand(*scores.shape[:3], 1)], dim=-1)
-    weights = scores.softmax(dim=-1).nan_to_num(0.0)[..., : k.shape[2]]
+    weights = scores.softmax(dim=-1).masked_fill(dead.all(dim=-1, keepdim=True), 0.0)[..., : k.shape[2]]
     return (weights @ v).transpose(1, 2)
 
 
@@ -128,6 +128,52 @@ def test_scores_that_are_not_finite_are_seen(lse: float, monkeypatch: pytest.Mon
 
     q, k = torch.randn(ROWS, HEADS, 1, DIM), torch.randn(ROWS, KV_HEADS, 10, DIM)
     monkeypatch.setattr(decode, "fused", answered)
+    threads.run(3, rank)
+
+
+FAULTS = {
+    "a query": ("q", (0, 1, 0, 3), torch.nan),
+    "one key": ("k", (0, 0, 4, 2), torch.nan),
+    "one infinite key": ("k", (0, 0, 4, 2), torch.inf),
+    "one value": ("v", (0, 0, 4, 2), torch.nan),
+    "one infinite value": ("v", (0, 0, 4, 2), -torch.inf),
+    "all keys": ("k", (0, 0), torch.nan),
+    "all keys infinite": ("k", (0, 0), torch.inf),
+    "all scores -inf": ("k", (0, 0), -torch.inf),
+    "the keys of the first rank": ("k", (0, 0, slice(0, None, 3)), torch.nan),
+    "the scores of the first rank -inf": ("k", (0, 0, slice(0, None, 3)), -torch.inf),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("keys", [30, 300])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_is_not_finite(fault: str, keys: int, dtype: torch.dtype) -> None:
+    """As in a softmax over all keys, and nowhere else: on one rank or on all; also where a row is padding alone."""
+    name, place, number = FAULTS[fault]
+    x = {"q": torch.rand(ROWS, HEADS, 1, DIM) + 0.1, **{kv: torch.randn(ROWS, KV_HEADS, keys, DIM) for kv in "kv"}}
+    x = {each: tensor.to(dtype) for each, tensor in x.items()}
+    x[name][place] = number
+    padding = torch.ones(ROWS, keys, dtype=torch.bool)
+    padding[1, : keys - 10] = False
+    only_padding = padding & torch.tensor([[True], [False]])
+    sink = torch.zeros(HEADS, dtype=dtype)
+
+    def rank(comm: Communicator) -> None:
+        for mask, window, sinks in product((None, padding, only_padding), (None, keys - 1), (None, sink)):
+            cache = ringattn.hf.ShardedCache(comm)
+            for first, end in ((0, keys - 1), (keys - 1, keys)):
+                held = torch.tensor([at for at in range(first, end) if at % comm.size == comm.rank], dtype=torch.int64)
+                cache.expect(end - first, held - first, held.tolist())
+                k, v = cache.update(x["k"][:, :, first:end], x["v"][:, :, first:end], 0)
+                if first == 0:
+                    cache.finish()
+            step = Decoding(cache, 1, mask, x["q"].device)
+            found = decode.attend(x["q"], k, v, step, scale=0.3, window=window, softcap=0.0, sinks=sinks)
+            wide = (x[name].double() for name in "qkv")
+            expected = dense(*wide, window, 0.0, None if sinks is None else sinks.double(), mask)
+            torch.testing.assert_close(found, expected.to(dtype), equal_nan=True, rtol=3e-2, atol=1e-2)
+
     threads.run(3, rank)
 
 

@@ -35,6 +35,7 @@ class Decoding:
         self.cache, self.tokens, self.mask, self.device = cache, tokens, mask, device
         self.entry: nn.Module | None = None  # the module whose call this is
         self._spans: dict[int | None, tuple[int, int, int]] = {}
+        self._dead: dict[int | None, Tensor] = {}
 
     @property
     def start(self) -> int:
@@ -69,6 +70,16 @@ class Decoding:
         alive = (behind >= 0) if window is None else (behind >= 0) & (behind < window)
         return alive[None, None] if self.mask is None else alive & self.mask[:, at][:, None, None, :]
 
+    def dead(self, window: int | None) -> Tensor:
+        """Which new tokens see padding alone, whichever rank has it: (rows, tokens)."""
+        assert self.mask is not None, "without padding a token sees itself"
+        if window not in self._dead:
+            real = torch.nn.functional.pad(self.mask.cumsum(dim=1), (1, 0))  # up to each position, without it
+            end = torch.arange(self.start + 1, self.start + self.tokens + 1, device=self.device)
+            first = (end - window).clamp(min=0) if window is not None else torch.zeros_like(end)
+            self._dead[window] = real[:, end] == real[:, first]
+        return self._dead[window]
+
 
 def attend(
     q: Tensor,
@@ -92,6 +103,8 @@ def attend(
         with turn(comm, "attention of new tokens", terms, q.device):
             gathered = comm.all_gather(torch.cat([out, lse.unsqueeze(-1)], dim=-1)).wait()
         out = merge_gathered(gathered, q.dtype, sinks)
+        if step.mask is not None:
+            out = out.masked_fill(step.dead(window)[:, :, None, None], 0.0)
     return _NoBackward.apply(out, q) if q.requires_grad else out  # type: ignore[no-untyped-call]
 
 
@@ -122,7 +135,9 @@ def _local(
     if len(parts) == 1:
         return outs[0].to(dtype), lses[0].to(dtype)
     every = torch.stack(lses)
-    return weighted_sum(torch.stack([out.to(dtype) for out in outs]), every), every.logsumexp(dim=0)
+    # Keys with lse -inf in all parts have no weight among those of all ranks.
+    weights = every.softmax(dim=0).masked_fill((every == -torch.inf).all(dim=0), 0.0)
+    return weighted_sum(torch.stack([out.to(dtype) for out in outs]), weights), every.logsumexp(dim=0)
 
 
 class _NoBackward(torch.autograd.Function):

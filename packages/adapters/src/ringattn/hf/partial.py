@@ -10,6 +10,7 @@ from torch import Tensor
 from ringattn_core.kernels.finite import finite
 from ringattn_core.kernels.torch_flash_cuda import LIMITS
 from ringattn_core.run.kernel import Options, accumulator_dtype
+from ringattn_core.run.merge import finite_or_nan
 
 _LANES = 64  # at least as many as any CPU's vector registers have
 SCORES = 1 << 26  # at most so many scores at a time, except that one query is the least
@@ -34,6 +35,8 @@ def fused(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float) -> Part
         group = q.view(q.shape[0], k.shape[1], -1, *q.shape[2:]).flatten(0, 1)
         keys, values = (x.flatten(0, 1).unsqueeze(1).expand(-1, group.shape[1], -1, -1) for x in (k, v))
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(group, keys, values, scale=scale)
+        if bool(((lse == 0) & (out == 0).all(dim=-1)).any()):
+            return None  # This is its answer where all scores are -inf, but also a possible one to other scores.
         return out.reshape(q.shape), lse.reshape(q.shape[:3])
     if LIMITS.why_unsupported(q, v, Options(scale)) is not None:
         return None
@@ -62,8 +65,10 @@ def plain(q: Tensor, k: Tensor, v: Tensor, alive: Callable[[slice], Tensor], sca
             scores = torch.tanh(scores / softcap) * softcap
         scores = scores.masked_fill(~alive(queries), -torch.inf)
         lse = scores.logsumexp(dim=-1)
-        # A query that sees none of these keys has lse -inf, and a weight of 0.
-        weights = torch.exp(scores - lse.unsqueeze(-1)).nan_to_num(0.0).view(rows, kv_heads, -1, keys)
+        # lse -inf: a query sees none of these keys, or has the score -inf with each. Then all of them weigh 0. A score
+        # of NaN or +inf makes the weights NaN, as a softmax does.
+        weights = torch.exp(scores - finite_or_nan(lse).unsqueeze(-1))
+        weights = weights.masked_fill((lse == -torch.inf).unsqueeze(-1), 0.0).view(rows, kv_heads, -1, keys)
         parts.append(((weights @ v).view(rows, heads, -1, v.shape[3]), lse))
     outs, lses = zip(*parts, strict=True)
     return torch.cat(outs, dim=2), torch.cat(lses, dim=2)

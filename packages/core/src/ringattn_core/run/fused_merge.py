@@ -40,9 +40,8 @@ def _merge(  # type: ignore[no-untyped-def]
     if sinks is not None:
         sink = tl.load(sinks + head).to(tl.float32)
         top = tl.maximum(top, sink)
-    top = tl.where(top == -infinity, 0.0, top)  # No set has a key of this query: all weights are 0, and not NaN.
+    # Where all are -inf, -inf - -inf is NaN, and so are all weights.
     total = tl.sum(tl.exp(lse - top)) + tl.exp(sink - top)
-    total = tl.where(total == 0.0, 1.0, total)
 
     column = tl.arange(0, width)
     state = tl.zeros((width,), dtype=tl.float32)

@@ -77,21 +77,18 @@ def merge_gathered(gathered: Tensor, dtype: torch.dtype, sinks: Tensor | None = 
     """Attention of the same queries to several sets of keys, merged: (rows, tokens, num_heads, head_dim_v) in `dtype`.
 
     gathered: (sets, rows, num_heads, tokens, head_dim_v + 1), each set's out with its lse as the last column. In a set
-    without keys a query has out 0 and lse -inf. sinks: (num_heads,), as of `OutAccumulator.finish`.
+    without keys a query has out 0 and lse -inf. A query with lse -inf in all sets, and no sink, becomes NaN: its scores
+    may all be -inf. sinks: (num_heads,), as of `OutAccumulator.finish`.
     """
     outs, lses = gathered[..., :-1], gathered[..., -1]
     if sinks is not None:
         lses = torch.cat([lses, sinks.to(lses.dtype)[None, None, :, None].expand_as(lses[:1])])
-    return weighted_sum(outs, lses).to(dtype).transpose(1, 2).contiguous()
+    # A sink has a weight and no out: its value is 0.
+    return weighted_sum(outs, lses.softmax(dim=0)[: len(outs)]).to(dtype).transpose(1, 2).contiguous()
 
 
-def weighted_sum(outs: Tensor, lses: Tensor) -> Tensor:
-    """The merged out of several sets of keys, `outs` (sets, ..., head_dim_v), by their `lses` (sets, ...).
-
-    More lses than outs are those of values that are 0. Without a key in any set the merged out is 0.
-    """
-    without_keys = (lses == -torch.inf).all(dim=0)
-    weights = lses.softmax(dim=0).masked_fill(without_keys, 0.0)[: len(outs)]
+def weighted_sum(outs: Tensor, weights: Tensor) -> Tensor:
+    """The sum over sets of their `outs`, (sets, ..., head_dim_v), times `weights`, (sets, ...)."""
     return (weights.unsqueeze(-1) * outs).sum(dim=0)
 
 
