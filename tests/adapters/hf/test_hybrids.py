@@ -202,14 +202,14 @@ def checkpointed_mixer() -> float:
 def test_generate() -> None:
     for found in processes.run(2, generated, timeout=300):
         wrong = [name for name, same in found.items() if not same]
-        assert len(found) == len(HYBRIDS) + 7 and not wrong
+        assert len(found) == len(HYBRIDS) + 9 and not wrong
 
 
 def generated() -> dict[str, bool]:
     """Greedy tokens of three rows, two of them padded at the left, and other ways to read and to go on."""
     prompt = {name: value for name, value in padded("left").items() if name in ("input_ids", "attention_mask")}
-    found = {name: same(name, prompt, use_cache=name != "minimax") for name in HYBRIDS}
-    for name in ("qwen3_next", "mamba2", "falcon_h1"):
+    found = {name: same(name, prompt) for name in HYBRIDS}
+    for name in ("qwen3_next", "mamba2", "falcon_h1", "minimax"):
         found[f"{name}, beams"] = same(name, prompt, max_new_tokens=6, num_beams=2)
         found[f"{name}, in parts"] = in_parts(name)
     found["lfm2, candidates"] = same("lfm2", {"input_ids": compare.tokens(1, 12)}, prompt_lookup_num_tokens=3)
@@ -217,11 +217,13 @@ def generated() -> dict[str, bool]:
 
 
 def same(name: str, prompt: Batch, **how: Any) -> bool:
-    """Does a sharded copy generate what the model does? What is read for every token is compared with the same."""
+    """Does a sharded copy generate what the model does?"""
     how = {"max_new_tokens": 24, "min_new_tokens": how.get("max_new_tokens", 24), "do_sample": False} | how
     model = build(name).eval()
     sharded = ringattn.hf.parallelize(copy.deepcopy(model))
-    return torch.equal(sharded.generate(**prompt, **how), model.generate(**prompt, **how))
+    # With transformers' cache for MiniMax new tokens see padding, because it asks a layer without keys for its length.
+    alone = how | ({"use_cache": False} if name == "minimax" else {})
+    return torch.equal(sharded.generate(**prompt, **how), model.generate(**prompt, **alone))
 
 
 @torch.no_grad()
@@ -256,9 +258,6 @@ def test_what_a_state_cannot_do() -> None:
     cache.reset()
     with pytest.raises(ringattn.UnsupportedError, match="several texts in a row has no one state for MambaMixer"):
         model(ids, position_ids=torch.tensor([[*range(7), *range(5)]]), **{argument_of(model): cache})
-    model = ringattn.hf.parallelize(build("minimax").eval(), SingleRank())
-    with pytest.raises(ringattn.UnsupportedError, match=r"'minimax' are kept in a class of this.*use_cache=False"):
-        model(ids, **{argument_of(model): ringattn.hf.ShardedCache(SingleRank())})
 
 
 def test_restore_and_copies() -> None:

@@ -20,7 +20,7 @@ from ringattn_core.errors import UnsupportedError
 # names one.
 _REPLACED = (None, "dynamic", "dynamic_full", "static", "hybrid", "hybrid_chunked", "sliding_window")
 
-# Models that raise an error for caches of any other class.
+# With use_cache=True these raise an error for a cache of any other class than theirs, and without it they use it.
 _OWN_CACHES = ("minimax",)
 
 
@@ -70,17 +70,12 @@ def prepare(
             f"The ShardedCache was made for a group of {cache.comm.size} ranks, and the model is parallelized over "
             f"{cp.cp_size}: give both the same group."
         )
-    if config.model_type in _OWN_CACHES:
-        raise UnsupportedError(
-            f"The states of {config.model_type!r} are kept in a class of this model, and not in a ShardedCache: "
-            "generate with use_cache=False, which reads the whole text again for every token."
-        )
     if arguments.get("labels") is not None:
         raise UnsupportedError("labels go with whole texts, not with a ShardedCache: leave one of them out.")
     planned = (
         _go_on(arguments, cache, model_chooses) if cache.length else _read(arguments, cp, cache, config, model_chooses)
     )
-    return {**planned, "use_cache": True}
+    return {**planned, "use_cache": config.model_type not in _OWN_CACHES}
 
 
 def _read(

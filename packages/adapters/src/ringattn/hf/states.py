@@ -24,7 +24,7 @@ class States:
                 "Layers with a state, such as linear attention, generate from a ShardedCache with transformers 5, and "
                 f"this is {transformers.__version__}: use_cache=False reads the whole text again for every token."
             )
-        self.cache = DynamicCache(config=config)
+        self.cache = _Cache(config=config)
         kind = importlib.import_module("transformers.cache_utils").LinearAttentionCacheLayerMixin
         self._layers: list[Any] = [layer for layer in self.cache.layers if isinstance(layer, kind)]
         if record_past:
@@ -33,7 +33,9 @@ class States:
     @property
     def rows(self) -> int:
         """How many rows of a batch the states are of."""
-        return next(len(state) for state in self._layers[0].conv_states.values() if state is not None)
+        layer = self._layers[0]
+        states = *layer.conv_states.values(), *layer.recurrent_states.values()
+        return next(len(state) for state in states if state is not None)
 
     @property
     def is_croppable(self) -> bool:
@@ -61,3 +63,14 @@ class States:
         """Keep these rows of the batch, in this order."""
         for layer in self._layers:
             layer.reorder_cache(rows)
+
+
+class _Cache(DynamicCache):  # type: ignore[misc]
+    """With the names that MiniMax has for the state of a layer."""
+
+    def get_linear_cache(self, layer_idx: int) -> Tensor | None:
+        state: Tensor | None = self.layers[layer_idx].recurrent_states[0]
+        return state
+
+    def set_linear_cache(self, layer_idx: int, state: Tensor) -> None:
+        self.layers[layer_idx].update_recurrent_state(state)
