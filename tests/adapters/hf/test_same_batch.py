@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from adapters.comms import Mute
 from adapters.hf import compare
 from adapters.hf.models import build
 from ringattn.hf import same_batch
+from ringattn.hf.hook import Hooks
 from ringattn.hf.same_batch import CALLS, FirstCalls
 from ringattn_comms.backends.threads import run
 from ringattn_comms.communicator import Communicator, SingleRank
@@ -97,3 +99,31 @@ def told() -> str:
         model(input_ids=ids, labels=ids)
     assert model(input_ids=IDS, labels=IDS).loss.isfinite()
     return str(caught.value).split("different batches: ")[1].split(". ")[0]
+
+
+REFUSED: dict[str, dict[str, Any]] = {
+    r"labels must be \(rows, tokens\) = \(2, 40\), got \(2, 30\)": {"labels": IDS[:, :30]},
+    "position_ids must be": {"position_ids": torch.arange(3)[None]},
+    "one text alone is a row": {"input_ids": IDS[0]},
+    "output_attentions": {"output_attentions": True},
+}
+
+
+def test_what_one_rank_is_refused_the_others_are_told() -> None:
+    """In the first calls, in which batches are compared, and later; and all can go on."""
+    models = [build("llama") for _ in range(2)]
+
+    def rank(comm: Communicator) -> list[str]:
+        model, told = ringattn.hf.parallelize(models[comm.rank], comm), list[str]()
+        hooks = Hooks.of(model)
+        assert hooks is not None
+        for left, (message, on_last) in product((CALLS, 0), REFUSED.items()):
+            hooks.first_calls.left = left
+            with pytest.raises(ValueError, match=message) as caught:
+                model(**(BATCH | (on_last if comm.rank else {})))
+            told.append(str(caught.value))
+        assert model(**BATCH).loss.isfinite()
+        return told
+
+    for first, last in zip(*run(2, rank, timeout=10), strict=True):
+        assert first.startswith("rank 1 refused its input: ") and last[:40] in first

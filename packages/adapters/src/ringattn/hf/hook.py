@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.generation.configuration_utils import GenerationMode
 
+from ringattn.agree import telling
 from ringattn.context_parallel import ContextParallel
 from ringattn.hf import (
     generate,
@@ -107,13 +108,18 @@ class Hooks:
     def before(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]] | None:
         """The whole batch's arguments become this rank's, or planned, where only a tower's are to be."""
         signature = inspect.signature(model.forward)
-        arguments, chooses = _named(signature, args, kwargs), logits.NAME in signature.parameters
+        arguments = _named(signature, args, kwargs)
         if hybrid.batch_of(arguments) is not None:
             return None  # A module around this one has done it.
         if not {"input_ids", "inputs_embeds"} & {*signature.parameters, *arguments}:
             # This is not the model's forward. A trainer has put a function in its place, which DDP or FSDP is to call,
             # and the model is called within that function.
             return None
+        with telling(lambda: self.cp.communicator):
+            return (), self._planned(model, arguments, logits.NAME in signature.parameters)
+
+    def _planned(self, model: nn.Module, arguments: dict[str, Any], chooses: bool) -> dict[str, Any]:
+        """The arguments that `before` returns. chooses: the model takes logits_to_keep."""
         if not _has_head(model):
             arguments = logits.replaced(arguments, None)  # There are no logits, and the model ignores it.
         unsupported.check_call(type(model).__name__, arguments, self.config)
@@ -131,12 +137,13 @@ class Hooks:
             if logits.asked(arguments):
                 planned = generate.keep(planned, self.last, chooses and not self.has_tower)
         planned[KEYWORD].entry = model
-        return (), planned if self.has_tower else self._local(planned, partial(neftune.local, model))
+        return planned if self.has_tower else self._local(planned, partial(neftune.local, model))
 
     @no_compile
     def inside(self, tower: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
         """The text tower's arguments become this rank's: the features of images are in their places by now."""
-        return (), self._local(_named(inspect.signature(tower.forward), args, kwargs), towers.local)
+        with telling(lambda: self.cp.communicator):
+            return (), self._local(_named(inspect.signature(tower.forward), args, kwargs), towers.local)
 
     @no_compile
     def pooling(self, pooler: nn.Module, args: Any) -> tuple[Tensor]:
