@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,6 +28,16 @@ def test_one_band_is_one_tile(num_queries: int, num_keys: int, low: int, more: i
     assert len(of_dense(band.dense()).tiles) == len(band.tiles)
 
 
+@pytest.mark.parametrize("dtype", [bool, "uint8", "int64"])
+def test_arrays_are_read(dtype: Any) -> None:
+    """Of any whole numbers, and with strides."""
+    matrix = np.tril(np.ones((5, 7), dtype))
+    assert of_dense(matrix).dense() == [bytes(row.tolist()) for row in matrix]
+    assert of_dense(matrix.T).dense() == [bytes(row.tolist()) for row in matrix.T]
+    with pytest.raises(ValueError, match="Row 0 of the mask must have 2 entries that are 0, 1"):
+        of_dense(np.ones((2, 2)))
+
+
 def test_a_mask_mod_is_read_with_integers() -> None:
     document = [0] * 4 + [1] * 5
     read = of_mod(lambda _b, _h, q, k: document[q] == document[k] and q >= k, 9)
@@ -43,5 +56,9 @@ def test_too_many_tiles_are_counted() -> None:
 def test_matrices_of_another_shape_are_refused() -> None:
     with pytest.raises(ValueError, match="Row 1 of the mask has 1 keys where row 0 has 2"):
         of_dense([[True, False], [True]])
-    with pytest.raises(ValueError, match="entries that are 0, 1"):
-        of_dense([[2, 0]])
+
+
+@pytest.mark.parametrize("entry", [2, 300, -1, 0.5, None, "x"])
+def test_entries_that_say_neither_are_refused_with_their_row(entry: Any) -> None:
+    with pytest.raises(ValueError, match="Row 1 of the mask must have 2 entries that are 0, 1, False or True"):
+        of_dense([[1, 0], [entry, 0]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from ringattn_core.plan.mask import Mask, disjoint_mask
 from ringattn_core.plan.tile import FAR, Tile
@@ -39,11 +40,15 @@ def of_mod(
     return _of_rows(rows, num_queries, length, max_tiles)
 
 
-def _row(row: Sequence[bool | int], number: int, num_keys: int) -> bytes:
+def _row(row: Any, number: int, num_keys: int) -> bytes:
     if len(row) != num_keys:
         raise ValueError(f"Row {number} of the mask has {len(row)} keys where row 0 has {num_keys}.")
-    cells = bytes(row)
-    if len(cells) != num_keys or cells.strip(b"\0\1") or cells.count(0) + cells.count(1) != num_keys:
+    try:
+        # The row of an array has several bytes for each number.
+        cells = bytes(row if isinstance(row, Sequence) else memoryview(row).tolist())
+    except (TypeError, ValueError):  # entries that are no whole numbers, or none of a byte
+        cells = b""
+    if len(cells) != num_keys or cells.count(0) + cells.count(1) != num_keys:
         raise ValueError(f"Row {number} of the mask must have {num_keys} entries that are 0, 1, False or True.")
     return cells
 
