@@ -63,6 +63,26 @@ def test_a_term_that_one_rank_does_not_state_is_a_difference(many: int, few: tup
             compare([Header(3, action, each).encode() for action, each in zip(("shard", "forward"), said, strict=True)])
 
 
+@pytest.mark.parametrize(
+    ("actions", "kind"),
+    [
+        (("unshard", "unshard"), DisagreementError),
+        (("backward of 2", "backward of 2"), DisagreementError),
+        (("forward", "introduction"), DisagreementError),
+        (("forward", "shard"), DisagreementError),
+        (("forward", "backward of 2"), OutOfStepError),
+        (("unshard", "forward"), OutOfStepError),
+    ],
+)
+def test_terms_are_compared_where_ranks_begin_the_same(actions: tuple[str, str], kind: type[Exception]) -> None:
+    """One of two calls that differ in their arguments may begin with an introduction; other actions are out of step."""
+    terms = TERMS, encoded((("mask", (-1, -1)), ("layout", "zigzag")))
+    with pytest.raises(
+        kind, match=r"mask is \(-1, 0\) on rank 0" if kind is DisagreementError else "rank 0 begins pass 3"
+    ):
+        compare([Header(3, action, each).encode() for action, each in zip(actions, terms, strict=True)])
+
+
 def test_differences_are_named() -> None:
     said = [Header(3, "forward", TERMS)] * 2
     for odd, kind, message in (
