@@ -48,16 +48,15 @@ from ringattn_core.plan.layout import contiguous
 from ringattn_core.plan.planner import plan
 from ringattn_core.plan.route import at_once
 
-TAIL: dict[str, Any] = {
-    "dropout_p": 0.0,
-    "softmax_scale": None,
-    "causal": False,
-    "window_size": (-1, -1),
-    "alibi_slopes": None,
-    "deterministic": False,
-    "return_attn_probs": False,
-    "group": None,
-}
+
+def _tail(
+    dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), alibi_slopes=None,
+    deterministic=False, return_attn_probs=False, group=None,
+) -> None: ...  # fmt: skip
+
+
+# As version 0.1.8 of ring-flash-attention declares the last parameters of every function.
+TAIL = {name: parameter.default for name, parameter in inspect.signature(_tail).parameters.items()}
 PREPARED = ["cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k", "heads_k_stride", "local_k_slice"]
 BETWEEN = {
     "ring_flash_attn": [],
