@@ -45,9 +45,9 @@ def test_a_rank_lays_out_what_others_fetch_and_no_more(layout, route: Route, win
             if key_slice.source == rank and other is not schedule
         ]
         box = slice(min(rows.start for rows in fetched), max(rows.stop for rows in fetched)) if fetched else slice(0, 0)
-        laid_out = outgoing(on_cpu(schedule), SHAPES)
-        assert laid_out.rows == box
-        assert laid_out.keys == buffer_layout(on_cpu(schedule), SHAPES).keys.rows(range(box.start, box.stop))
+        laid_out, slots = outgoing(on_cpu(schedule), SHAPES)
+        assert laid_out == box
+        assert slots == buffer_layout(on_cpu(schedule), SHAPES).keys.rows(range(box.start, box.stop))
         parts += 0 < box.stop - box.start < schedule.key_length
     # Each sequence divided into four by `contiguous` gives a part that later ranks see whole.
     assert bool(parts) == (layout is not contiguous)
@@ -56,7 +56,7 @@ def test_a_rank_lays_out_what_others_fetch_and_no_more(layout, route: Route, win
 def test_of_many_sequences_the_whole_shard_is_laid_out() -> None:
     borders = tuple(range(0, 4 * 66 + 1, 4))
     schedule = plan(zigzag, waves(2), borders, borders, 0, 2, window=(0, 0))
-    assert outgoing(on_cpu(schedule), SHAPES).rows == slice(0, schedule.key_length)
+    assert outgoing(on_cpu(schedule), SHAPES)[0] == slice(0, schedule.key_length)
 
 
 @pytest.mark.parametrize("size", [2, 5])
@@ -84,11 +84,11 @@ def test_keys_come_from_where_their_owner_lays_them_out_and_gradients_go_to_its_
     for rank, schedule in enumerate(plans):
         for copy in remote_copies(schedule):
             owner = on_cpu(plans[copy.source])
-            laid_out, inbox = outgoing(owner, SHAPES).rows, buffer_layout(owner, SHAPES).inbox(rank, copy.source)
+            laid_out, inbox = outgoing(owner, SHAPES)[0], buffer_layout(owner, SHAPES).inbox(rank, copy.source)
             assert laid_out.start <= copy.rows.start < copy.rows.stop <= laid_out.stop
             assert copy.keys == buffer_layout(owner, SHAPES).keys.rows(range(copy.rows.start, copy.rows.stop))
             assert copy.grads == inbox.rows(range(copy.rows.start, copy.rows.stop))
-            found = gradient_places(owner).remote[rank]  # the rows of the inbox that the owner adds up
+            found = gradient_places(owner)[1][rank]  # the rows of the inbox that the owner adds up
             assert (found[copy.rows] >= 0).any() and ((found < 0) | (found == torch.arange(len(found)))).all()
 
 

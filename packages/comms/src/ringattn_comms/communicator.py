@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import pickle
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 from typing import Any, Protocol
 
 import torch
@@ -104,7 +105,7 @@ class Communicator(ABC):
         if by % self.size == 0:
             return Done(x)
         work = self.send_recv([((self.rank + by) % self.size, x)], [(self.rank - by) % self.size], x)
-        return First(work)
+        return Then(work, itemgetter(0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,13 +132,14 @@ class Done:
 
 
 @dataclass(frozen=True, slots=True)
-class First:
-    """The first of several tensors that arrive together."""
+class Then:
+    """A call under way, and what is made of the tensor that arrives."""
 
     work: Work
+    make: Callable[[Tensor], Tensor]
 
     def wait(self) -> Tensor:
-        return self.work.wait()[0]
+        return self.make(self.work.wait())
 
 
 class SingleRank(Communicator):

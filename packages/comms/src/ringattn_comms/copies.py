@@ -111,34 +111,23 @@ def copies(plan: DevicePlan, step: Step, shapes: Shapes) -> Copies:
     return Copies(local, remote, schedule.buffer_length(step) if packed is None else packed.length)
 
 
-class Outgoing(NamedTuple):
-    """The rows of a rank's shard that it lays out for others."""
-
-    rows: slice
-    keys: Slots
-
-
 @planned
-def outgoing(plan: DevicePlan, shapes: Shapes) -> Outgoing:
-    """One range around all rows that others fetch."""
+def outgoing(plan: DevicePlan, shapes: Shapes) -> tuple[slice, Slots]:
+    """The rows of a rank's shard that it lays out for others, one range around all that they fetch; and where."""
     schedule = plan.schedule
     rows = range(schedule.key_length)
     if len(schedule.keys.cu_seqlens) <= _MANY_SEQUENCES:
         runs = [key_slice.rows for step in schedule.steps for key_slice in outgoing_rows(schedule, step.hop)]
         rows = range(min(run.start for run in runs), max(run.stop for run in runs)) if runs else range(0)
-    return Outgoing(slice(rows.start, rows.stop), buffer_layout(plan, shapes).keys.rows(rows))
-
-
-class GradientPlaces(NamedTuple):
-    """Where the gradients of each row of a rank's keys lie, as `index.places` says it: (rows of the shard,) int32."""
-
-    local: dict[int, Tensor]  # by hop: in what this rank's step computes
-    remote: dict[int, Tensor]  # by sender: in its inbox
+    return slice(rows.start, rows.stop), buffer_layout(plan, shapes).keys.rows(rows)
 
 
 @planned
-def gradient_places(plan: DevicePlan) -> GradientPlaces:
-    """The places of all gradients that a backward pass adds up."""
+def gradient_places(plan: DevicePlan) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    """Where the gradients of each row of a rank's keys lie: by hop in its steps' gradients, by sender in its inboxes.
+
+    Each as `index.places` says it: (rows of the shard,) int32.
+    """
     schedule = plan.schedule
     local, remote = defaultdict[int, list[tuple[range, int]]](list), defaultdict[int, list[tuple[range, int]]](list)
     for step in schedule.steps:
@@ -151,4 +140,4 @@ def gradient_places(plan: DevicePlan) -> GradientPlaces:
     def rows(of: dict[int, list[tuple[range, int]]]) -> dict[int, Tensor]:
         return {key: places(of[key], schedule.key_length, plan.device) for key in sorted(of)}
 
-    return GradientPlaces(rows(local), rows(remote))
+    return rows(local), rows(remote)

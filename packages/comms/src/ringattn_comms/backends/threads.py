@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ringattn_comms.agreement import Said
-from ringattn_comms.communicator import Communicator, Work
+from ringattn_comms.communicator import Communicator, Then, Work
 from ringattn_comms.header import RefusedError
 from ringattn_comms.shared_buffer import SharedBuffer, SharedBuffers
 from ringattn_core.run.streams import set_rank
@@ -155,14 +155,6 @@ class _Receipt:
         return torch.stack(arrived) if arrived else self.like.new_empty((0, *self.like.shape))
 
 
-@dataclass(frozen=True, slots=True)
-class _Summed:
-    work: Work
-
-    def wait(self) -> Tensor:
-        return self.work.wait().sum(dim=0)
-
-
 class Threads(Communicator):
     """One thread's end of a `run`."""
 
@@ -193,7 +185,7 @@ class Threads(Communicator):
         return self.send_recv([(rank, x) for rank in everyone], everyone, x)
 
     def reduce_scatter(self, x: Tensor) -> Work:
-        return _Summed(self.all_to_all(x))
+        return Then(self.all_to_all(x), lambda parts: parts.sum(dim=0))
 
     def all_to_all(self, x: Tensor) -> Work:
         everyone = range(self.size)

@@ -8,7 +8,6 @@ layout and number of ranks.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,7 +40,7 @@ class Reference(Kernel):
         out = q.new_zeros((len(rows), q.shape[1], v.shape[2]), dtype=dtype)
         lse = q.new_full((q.shape[1], len(rows)), -torch.inf, dtype=dtype)
         for cells in _cells(launch, (q,), kv, options):
-            scores = _scores(q, k, cells, options).scores
+            scores, _ = _scores(q, k, cells, options)
             block_lse = torch.logsumexp(scores, dim=-1)
             # Scores that are all -inf weigh 0: the row may have finite ones in other launches.
             divisor = block_lse.masked_fill(block_lse == -torch.inf, 0.0).unsqueeze(-1)
@@ -101,12 +100,11 @@ def _part(x: Tensor, rows: range) -> Tensor:
     return x[rows.start : rows.stop]
 
 
-class _Scores(NamedTuple):
-    scores: Tensor  # (num_heads, rows, columns), -inf where a cell is dead
-    slope: Tensor | float  # the derivative of the scores by the scaled products: not 1 under a softcap
+def _scores(q: Tensor, k: Tensor, cells: Tile, options: Options) -> tuple[Tensor, Tensor | float]:
+    """The scores (num_heads, rows, columns), -inf where a cell is dead, and their derivative by the scaled products.
 
-
-def _scores(q: Tensor, k: Tensor, cells: Tile, options: Options) -> _Scores:
+    The derivative is not 1 under a softcap.
+    """
     rows = q[cells.q.start : cells.q.stop]
     scores = (_rows(rows, k.shape[1]) @ _columns(k, cells).mT).view(q.shape[1], len(cells.q), len(cells.k))
     scores = scores * options.softmax_scale
@@ -121,7 +119,7 @@ def _scores(q: Tensor, k: Tensor, cells: Tile, options: Options) -> _Scores:
         j = torch.arange(cells.k.start, cells.k.stop, device=q.device)
         apart = j[None, :] - i[:, None]
         scores = scores.masked_fill((apart < cells.low) | (apart > cells.high), -torch.inf)
-    return _Scores(scores, slope)
+    return scores, slope
 
 
 def _alibi(cells: Tile, options: Options, dtype: torch.dtype) -> Tensor:
