@@ -86,7 +86,9 @@ def communication() -> dict[str, float]:
     rank, comm = dist.get_rank(), utils.RingComm(None)
     with pytest.raises(RuntimeError, match="before commit"):
         comm.wait()
-    k, v = comm.send_recv_kv(torch.full((2,), float(rank)), torch.full((3,), rank + 10.0))
+    buffers = torch.empty(2), torch.empty(3)
+    k, v = comm.send_recv_kv(torch.full((2,), float(rank)), torch.full((3,), rank + 10.0), *buffers)
+    assert k is buffers[0] and v is buffers[1]
     with pytest.raises(RuntimeError, match="twice"):
         comm.commit()
     comm.wait()
