@@ -18,7 +18,7 @@ from torch import Tensor
 
 from adapters.sharded import Answer, Whole, at, draw, errors, rows_of, truth
 from comms.test_communicator import CHECKS
-from ringattn import ContextParallel, attention
+from ringattn import ContextParallel, attention, masks
 from ringattn_comms.backends.cupy_nccl import CupyNccl
 from ringattn_comms.backends.torch_dist import TorchDist
 from ringattn_comms.communicator import Communicator, SingleRank
@@ -26,6 +26,11 @@ from ringattn_comms.shared_buffer import SharedBuffers
 
 PACKED = (0, 40, 41, 200, 256)
 LAYOUTS, ROUTES = ("contiguous", "zigzag", "striped"), ("ring", "waves", "gather")
+MASKS = (
+    ("balanced", masks.packed([40, 1, 159, 56]) | masks.two_way([range(5, 30), range(60, 170)], 256)),
+    ("contiguous", masks.window(256, 50) | masks.first(256, 9)),
+    ("zigzag", masks.shared_prefix(100, [50, 70, 36])),
+)
 WINDOWS = ({"causal": True}, {"window_size": (50, 0)}, {"window_size": (-1, -1)})
 
 
@@ -140,6 +145,21 @@ def attention_in_16_bits_is_as_good_as_plain_pytorch(bench: Bench) -> None:
         fair = errors(_truth(narrow, 64, packed, narrow, **window), exact)
         for name, error in errors(found, at(exact, rows)).items():
             assert error <= 2 * fair[name] + 1e-4, f"{layout} {route} {packed} {window}: {name} is off by {error}"
+
+
+@check
+def masks_are_exact(bench: Bench) -> None:
+    """Images in packed text, a window and global tokens, answers to one prompt, on every route."""
+    for (layout, mask), route in product(MASKS, ROUTES):
+        live = torch.tensor([list(row) for row in mask.dense()], dtype=torch.bool)
+        for dtype, dim, kernel in ((torch.float64, 16, "reference"), (torch.bfloat16, 64, bench.kernel)):
+            whole = _whole(dtype, dim)
+            found, rows = _attend(bench, ContextParallel(bench.comm, layout, route, kernel=kernel, mask=mask), whole)
+            exact = _without_lse(whole, live=live)
+            fair = errors(_without_lse(whole, live=live, dtype=dtype), exact)
+            for name, error in errors(found, at(exact, rows)).items():
+                limit = 1e-10 if dtype == torch.float64 else 2 * fair[name] + 1e-4
+                assert error <= limit, f"{mask} {layout} {route} {dtype}: {name} is off by {error}"
 
 
 @check

@@ -144,6 +144,23 @@ def test_a_row_that_sees_nothing_is_zero_and_its_lse_is_minus_infinity() -> None
     assert all((x == 0).all() for x in (nothing.out, nothing.dq, nothing.dk, nothing.dv))
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_batch_without_rows(layout: str) -> None:
+    found = solve_native(2, draw(12, (0,)), layout=layout, mask=masks.prefix(12, 5))
+    assert found.out.shape == (0, 12, 4, 8) and found.dq.shape == (0, 12, 4, 8)
+
+
+def test_slopes_of_every_sequence_under_a_mask() -> None:
+    """The borders say which slopes a token has, the mask what it sees."""
+    borders, live = [0, 9, 16, 31], masks.packed([9, 7, 15]) | masks.two_way([range(2, 6), range(20, 27)], 31)
+    whole, slopes = draw(31, ()), torch.rand(3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    by_token = slopes.repeat_interleave(torch.tensor(borders).diff(), dim=0)
+    expected = truth(whole, live=matrix(live), alibi_slopes=by_token)
+    for layout in LAYOUTS:
+        found = solve_native(3, whole, layout=layout, cu_seqlens=borders, mask=live, alibi_slopes=slopes)
+        assert_exact(found, expected)
+
+
 def test_the_gradient_of_sinks_under_a_mask() -> None:
     """The ranks' shares add up to that of one rank, which automatic differentiation of dense attention has too."""
     mask, whole = masks.prefix(24, 9) | masks.two_way([range(12, 17)], 24), draw(24, ())

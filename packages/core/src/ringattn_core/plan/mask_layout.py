@@ -59,6 +59,8 @@ class _Balanced(PackedLayout):
 
         def runs(borders: Sequence[int], cp_rank: int, cp_size: int) -> Runs:
             start = borders[0]
+            if start == borders[-1]:  # a batch without rows
+                return ()
             if borders[-1] - start != length:
                 raise ValueError(
                     f"This layout balances masks of {length} tokens, and cannot divide {borders[-1] - start}."
