@@ -52,6 +52,22 @@ def _lengths(given: list[Any]) -> Lengths:
     return Lengths(*given) if given[0] is not None else Lengths()
 
 
+def test_pytorch_has_the_operators_with_the_arguments_that_they_are_given() -> None:
+    """The stand-ins take anything; what the installed PyTorch takes is in its schemas, which CPUs have too."""
+    lengths = ["cum_seq_q", "cum_seq_k", "max_q", "max_k", "dropout_p", "is_causal"]
+    taken = {
+        "_flash_attention_forward": ["query", "key", "value", *lengths, "return_debug_mask"],
+        "_flash_attention_backward": (
+            ["grad_out", "query", "key", "value", "out", "logsumexp", *lengths, "rng_state", "unused"]
+        ),
+    }
+    for name, positional in taken.items():
+        arguments = getattr(torch.ops.aten, name).default._schema.arguments
+        assert [each.name for each in arguments if not each.kwarg_only] == positional
+        named = {each.name for each in arguments if each.kwarg_only}
+        assert named >= {"scale", "window_size_left", "window_size_right"}
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_random_launches(dense: packages.Dense, seed: int) -> None:
     found = launches(24, seed)
