@@ -121,7 +121,7 @@ class OneSided:
     def _read(self, moves: list[Move], *, urgent: bool) -> Callable[[], None]:
         """Begin to read others' keys, the first time after all ranks have laid out theirs; the answer waits for them.
 
-        `urgent`: there is little to compute meanwhile, so what others wait for is not to wait for multiprocessors.
+        `urgent`: there is little to compute meanwhile, so keys that others wait for are copied before attention starts.
         """
         lay_out, self._to_lay_out = self._to_lay_out, None
         if lay_out and urgent and not self._small:

@@ -26,7 +26,8 @@ _MOST = 8  # moves that one kernel makes, before and after: more would only make
 def exchange(first: Sequence[Move], then: Sequence[Move], signals: tuple[Tensor, ...], rank: int) -> None:
     """As of `SharedBuffer.exchange`, on the current stream.
 
-    `signals` are one int64 tensor in every rank's memory, where rank r counts in place r, from 0, all that it has rung.
+    `signals`: an int64 tensor in the memory of each rank, in rank order. Entry r of each counts the signals that rank r
+    has sent to its owner, from 0.
     """
     first, others = _movable(first)
     then, later = _movable(then)
@@ -38,7 +39,7 @@ def exchange(first: Sequence[Move], then: Sequence[Move], signals: tuple[Tensor,
 
 
 def _movable(moves: Sequence[Move]) -> tuple[list[Move], list[Move]]:
-    """Those for the kernel, and the others: it moves what lies in one piece, and not more than some at once."""
+    """Moves of the kernel, which takes contiguous tensors and at most `_MOST` moves, and the other moves."""
     whole = [move for move in moves if all(x.is_contiguous() for x in move)][:_MOST]
     return whole, [move for move in moves if not any(move is other for other in whole)]
 
@@ -54,7 +55,7 @@ def _exchange(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     _move(first_to, first_from, first_sizes, blocks, chunk)
     tl.debug_barrier()  # All threads of this block have written.
-    # Which exchange this is, by what this rank's blocks have rung at home: memory that a replayed graph finds as well.
+    # The number of this exchange, from the signals of this rank's blocks to itself: a replayed graph counts on as well.
     turn = tl.atomic_add(own + rank, rings // blocks, sem="relaxed", scope="gpu") // rings + 1
     for other in tl.static_range(len(signals)):
         if other != rank:
@@ -70,7 +71,7 @@ def _exchange(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _move(to, source, sizes, blocks: tl.constexpr, chunk: tl.constexpr):  # type: ignore[no-untyped-def]
-    """This block's share: as many blocks are at each move, so that all moves are under way at once."""
+    """This block's share. Each move gets the same number of blocks, so that all moves proceed at once."""
     for move in tl.static_range(len(to)):
         block = tl.program_id(0) - move * (blocks // len(to))
         if (block >= 0) & (block < blocks // len(to)):

@@ -24,7 +24,7 @@ _RELEASES = 4000  # times in some milliseconds each: hosts may be many barriers 
 
 
 class SymmetricSharedBuffers(SharedBuffers):
-    """Windows of a process group whose GPUs reach each other."""
+    """Shared buffers of a process group whose GPUs can address each other's memory."""
 
     def __init__(self, group: dist.ProcessGroup | None, device: torch.device) -> None:
         super().__init__()
