@@ -75,25 +75,7 @@ IDIOMS = re.compile(
 )
 # Pages and sources that still have one of these idioms. The list only gets shorter.
 TO_REWORD: set[str] = {
-    "packages/adapters/src/ringattn/hf/attention.py",
-    "packages/adapters/src/ringattn/hf/batch.py",
-    "packages/adapters/src/ringattn/hf/cache.py",
-    "packages/adapters/src/ringattn/hf/cache_layer.py",
-    "packages/adapters/src/ringattn/hf/data_parallel.py",
-    "packages/adapters/src/ringattn/hf/heads.py",
-    "packages/adapters/src/ringattn/hf/hook.py",
-    "packages/adapters/src/ringattn/hf/hybrid.py",
-    "packages/adapters/src/ringattn/hf/inputs.py",
-    "packages/adapters/src/ringattn/hf/logprobs.py",
     "packages/adapters/src/ringattn/hf/masks.py",
-    "packages/adapters/src/ringattn/hf/packing.py",
-    "packages/adapters/src/ringattn/hf/parallel.py",
-    "packages/adapters/src/ringattn/hf/partial.py",
-    "packages/adapters/src/ringattn/hf/router.py",
-    "packages/adapters/src/ringattn/hf/same_batch.py",
-    "packages/adapters/src/ringattn/hf/states.py",
-    "packages/adapters/src/ringattn/hf/texts.py",
-    "packages/adapters/src/ringattn/hf/towers.py",
 }
 
 

@@ -246,7 +246,7 @@ def test_what_a_state_cannot_do() -> None:
     ids = compare.tokens(1, 12)
     model, cache = ringattn.hf.parallelize(build("mamba").eval(), SingleRank()), ringattn.hf.ShardedCache(SingleRank())
     model(ids, **{argument_of(model): cache})
-    with pytest.raises(ringattn.UnsupportedError, match=r"MambaMixer got 12 tokens to read on .* in one call"):
+    with pytest.raises(ringattn.UnsupportedError, match=r"MambaMixer got 12 tokens to continue from .* in one call"):
         model(ids, **{argument_of(model): cache})
     with pytest.raises(
         ringattn.UnsupportedError, match="states of this ShardedCache cannot go back from 12 to 10 tokens"
@@ -256,7 +256,9 @@ def test_what_a_state_cannot_do() -> None:
     with pytest.raises(ringattn.UnsupportedError, match=rf"pass {argument_of(model)}=ringattn\.hf\.ShardedCache"):
         model(ids, **{argument_of(model): DynamicCache(config=model.config)})
     cache.reset()
-    with pytest.raises(ringattn.UnsupportedError, match="several texts in a row has no one state for MambaMixer"):
+    with pytest.raises(
+        ringattn.UnsupportedError, match="several texts in a row leaves MambaMixer without a single state"
+    ):
         model(ids, position_ids=torch.tensor([[*range(7), *range(5)]]), **{argument_of(model): cache})
 
 

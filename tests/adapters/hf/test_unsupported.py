@@ -158,7 +158,7 @@ def test_shapes(arguments: dict[str, Any], message: str) -> None:
 def test_router_losses() -> None:
     """Those that are not Mixtral's; which are, is tested with their values."""
     model = ringattn.hf.parallelize(build("llama"), SingleRank())
-    with pytest.raises(UnsupportedError, match="code of its own for the loss that balances experts"):
+    with pytest.raises(UnsupportedError, match="model-specific code for the loss that balances"):
         model(IDS, output_router_logits=True)
     assert model(IDS, output_router_logits=False).logits.shape == (1, 10, 64)
 
@@ -294,5 +294,5 @@ def test_layers_that_lose_the_plan() -> None:
     with pytest.raises(UnsupportedError, match=r"its Blind does not pass \*\*kwargs on"):
         ringattn.hf.parallelize(model, SingleRank())
     model.model.layers[1].__class__ = Lossy
-    with pytest.raises(UnsupportedError, match="a layer on the way from the model to its attention does not pass"):
+    with pytest.raises(UnsupportedError, match="a layer between the model and its attention does not pass"):
         ringattn.hf.parallelize(model, SingleRank())(IDS)

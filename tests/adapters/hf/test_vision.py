@@ -209,7 +209,7 @@ def test_other_families(name: str, reason: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("phi4_multimodal", "into the sequence itself"), ("idefics3", "not known here.*Supported with")],
+    [("phi4_multimodal", "puts images and sounds into the sequence"), ("idefics3", "not known here.*Supported with")],
 )
 def test_families_that_get_text_alone(name: str, reason: str) -> None:
     model, inputs = build("llava"), labelled(prompt("llava"))

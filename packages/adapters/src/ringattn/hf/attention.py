@@ -22,10 +22,10 @@ _REFUSED = BEYOND_BANDS | {
 
 
 _NOT_PARALLELIZED = (
-    "{} uses the attention implementation 'ringattn', but nobody said over which ranks its sequences are sharded: call "
-    "ringattn.hf.parallelize(model, group) before the model runs. If that was done, a layer on the way from the model "
-    "to its attention does not pass keyword arguments on. A model that was made from the config of a parallelized one "
-    "has this from there: choose another with model.set_attn_implementation."
+    "{} uses the attention implementation 'ringattn' without knowing over which ranks sequences are sharded: call "
+    "ringattn.hf.parallelize(model, group) before the model runs. If that was done, a layer between the model and its "
+    "attention does not pass keyword arguments on. A model that was made from the config of a parallelized one has "
+    "the implementation from there: choose another with model.set_attn_implementation."
 )
 
 
@@ -48,11 +48,11 @@ def attention_forward(
     """This rank's share of one layer's attention, by transformers' contract for attention functions.
 
     query: (batch, num_heads, tokens, head_dim); key, value: (batch, num_kv_heads, tokens, head_dim and head_dim_v).
-    attention_mask: what `ringattn.hf.masks.mask` made for the layer; it goes before sliding_window and is_causal.
+    attention_mask: what `ringattn.hf.masks.mask` made for the layer; it overrides sliding_window and is_causal.
     sliding_window: query i sees key j if i - j < sliding_window, on global positions. s_aux: (num_heads,) sink logits.
 
-    Returns (out, None), out being (batch, tokens, num_heads, head_dim_v). Raises UnsupportedError for what it cannot
-    express, and where the model was not parallelized.
+    Returns (out, None), where out is (batch, tokens, num_heads, head_dim_v). Raises UnsupportedError for arguments that
+    it cannot express, and for a model that was not parallelized.
     """
     batch = kwargs.get(KEYWORD)
     if not isinstance(batch, ShardedBatch | Decoding):

@@ -1,4 +1,4 @@
-"""One batch spread over the ranks: what the hook makes of the model's arguments, and what every layer gets to know."""
+"""One batch spread over the ranks: the hook makes it from the model's arguments, and passes it to every layer."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ KEYWORD = "ringattn_batch"  # under this name the batch travels through the mode
 class ShardedBatch:
     """How a batch of `rows` x `tokens` is divided.
 
-    row: divides one row; every row is divided alike, so that a rank's shares are a rectangle.
-    stream: divides the rows laid end to end, with the borders of all sequences in them: what attention needs.
-    tokens: how many of a row's tokens are the user's; more are padding, where there are fewer than ranks.
-    targets: how many targets a row has for the caller: one less than tokens, if the model was to shift the labels.
-    cache: where the keys are to be kept, if the batch is a prompt.
-    mask, position_ids: as the model got them, (rows, tokens) or None, for what else of the model needs them.
-    entry: the module whose call was sharded, and whose outputs are to be gathered.
+    row: divides one row. All rows are divided in the same way, so that a rank's part is a rectangle.
+    stream: divides the concatenated rows, with the borders of all sequences in them, for the attention.
+    tokens: the number of tokens in a row of the caller. A row with fewer tokens than ranks is padded.
+    targets: the number of targets in a row of the caller: tokens - 1 if the model was to shift the labels.
+    cache: where the keys are kept if the batch is a prompt.
+    mask, position_ids: as the model got them, (rows, tokens) or None, for modules other than attention.
+    entry: the module whose call was sharded and whose outputs are gathered.
     """
 
     # No dataclass: with mixed precision FSDP2 takes those among a layer's arguments apart, and makes new ones.
@@ -46,20 +46,20 @@ class ShardedBatch:
     ) -> None:
         self.row, self.stream, self.rows, self.tokens = row, stream, rows, tokens
         self.targets, self.cache = targets, cache
-        self.kept: Kept | None = None  # what the logits are to become, where every rank gets them
+        self.kept: Kept | None = None  # how whole logits are made, in calls where every rank gets them
         self.entry: nn.Module | None = None
-        self.was_used = False  # has any layer's attention found its way here?
+        self.was_used = False  # has any layer called the attention function with this batch?
         self.mask: Tensor | None = None
         self.position_ids: Tensor | None = None
 
     @property
     def local(self) -> int:
-        """How many of a row's tokens this rank holds."""
+        """The number of tokens of a row that this rank holds."""
         return self._division.length(self.row.cp_rank)
 
     @property
     def length(self) -> int:
-        """How many tokens a row has, padding included."""
+        """The number of tokens in a row, padding included."""
         return self._division.cu_seqlens[-1]
 
     @property
@@ -68,23 +68,23 @@ class ShardedBatch:
         return self.row.division(int(self.row.cu_seqlens[-1]))
 
     def positions(self, rank: int) -> list[int]:
-        """Where in a row the tokens of a rank stand, in the order in which it has them."""
+        """The positions in a row of a rank's tokens, in the rank's order."""
         return self._division.positions(rank)
 
     @cached_property
     def texts(self) -> Texts | None:
-        """The sequences of a packed batch as rows of their own; None where no row has more than one."""
+        """The sequences of a packed batch, one to a row; None if no row has more than one."""
         borders = self.stream.cu_seqlens
         assert borders is not None, "made by `divide`"
         return Texts.of(borders, self.rows, self.length, self.tokens, self.mask)
 
     def whole_positions(self, device: torch.device) -> Tensor:
-        """The positions of all tokens of all ranks, (rows or 1, tokens), as the model got them or would count them."""
+        """The position_ids of all tokens, (rows or 1, tokens): those that the model got, or 0, 1, 2, ..."""
         given = self.position_ids
         return torch.arange(self.tokens, device=device)[None] if given is None else given.view(-1, self.tokens)
 
     def place(self, position: int) -> tuple[int, int]:
-        """Which rank holds a token of a row, and as the how-manieth of its own."""
+        """The rank that holds a token of a row, and the token's local index there."""
         for rank in range(self.row.cp_size):
             for span in self._division.spans(rank):
                 if position in span.positions:
@@ -109,11 +109,11 @@ def divide(
     targets: int,
     cache: ShardedCache | None = None,
 ) -> ShardedBatch:
-    """The division of rows with these borders of sequences.
+    """Divide rows with these borders of sequences.
 
-    In layout "balanced" a packed row is dealt. In others each of its sequences is divided by itself, which balances the
-    work of each, where that also balances the tokens; else the row is divided as a whole. No length has to divide by
-    anything.
+    Layout "balanced" assigns most sequences of a packed row to one rank each. Other layouts divide each sequence of a
+    packed row by itself, which balances its work, provided that this balances the number of tokens too; otherwise they
+    divide the row as one sequence. Lengths need not be multiples of anything.
     """
     length = borders[0][-1]
     whole = replace(cp, cu_seqlens=(0, length))
@@ -129,7 +129,7 @@ def divide(
 
 
 def _even(row: ContextParallel, length: int) -> bool:
-    """Does no rank hold much more than its share? Many short sequences would all leave their odd tokens to a few."""
+    """Does every rank hold about the same number of tokens? With many short sequences, remainders go to a few ranks."""
     sharding = row.division(length)
     most = max(sharding.length(rank) for rank in range(row.cp_size))
     return most <= length / row.cp_size * 1.05 + 1 and min(map(sharding.length, range(row.cp_size))) > 0
@@ -137,7 +137,7 @@ def _even(row: ContextParallel, length: int) -> bool:
 
 @shared
 def _by_row(layout: Layout, rows: int) -> Layout:
-    """The layout that divides every one of so many equal rows of a stream: one object, for plans are found by it."""
+    """The layout that divides each of `rows` equal rows of a stream. It is shared: cached plans are found by it."""
 
     def by_row(extent: range, cp_rank: int, cp_size: int) -> tuple[range, ...]:
         return tuple(run for row in range(rows) for run in layout(chunk(extent, row, rows), cp_rank, cp_size))

@@ -1,4 +1,4 @@
-"""`ShardedCache`: the keys of a text that is being generated, spread over the ranks that read it together."""
+"""`ShardedCache`: a key-value cache for generation whose tokens are spread over a group of ranks."""
 
 from __future__ import annotations
 
@@ -25,21 +25,20 @@ ARGUMENT = "cache" if tuple(map(int, transformers.__version__.split(".")[:2])) >
 
 
 class ShardedCache(Cache):  # type: ignore[misc]
-    """The cache for `generate()` on a parallelized model: every rank keeps its own share of the tokens.
+    """The cache for `generate()` on a parallelized model: each rank keeps the keys of a part of the tokens.
 
         cache = ringattn.hf.ShardedCache(mesh["cp"])
         tokens = model.generate(**prompt, past_key_values=cache, max_new_tokens=256)
 
-    `generate()` makes one by itself where it gets none; make your own to read on from it later. From transformers 5.24
-    on the argument is called `cache`; the old name still works there, with a warning.
+    `generate()` makes one if it gets none; pass one explicitly to continue from it later. From transformers 5.24 on the
+    argument is called `cache`; the old name still works there, with a warning.
 
-    group: the group that the model is parallelized over. Every rank makes the same call with the same tokens. The
-    first call shards its tokens as in training; of later ones, of any length, every rank computes all tokens, and the
-    keys of each go to one rank in turn. Layers with a sliding window keep no more than it, see
-    `activate_past_recording`. Logits are those of the whole text on every rank, as in one process: of a long prompt say
-    logits_to_keep=1, as `generate()` does. When a prompt is read, all ranks take over the random state of the group's
-    first, so that they draw the same tokens. The states of layers that mix tokens outside attention are whole on every
-    rank.
+    group: the group that the model is parallelized over. All ranks make the same calls with the same tokens. The first
+    call shards its tokens as in training. In later calls, of any length, every rank computes all tokens, and their keys
+    go to the ranks in turn. Layers with a sliding window keep only the keys inside it, see `activate_past_recording`.
+    Every rank gets the logits of all tokens, as in one process: for a long prompt pass logits_to_keep=1, as
+    `generate()` does. When a prompt is read, all ranks copy the random state of the group's first rank, so that they
+    sample the same tokens. The states of layers that mix tokens outside attention are whole on every rank.
 
     Keys and values are (rows, num_kv_heads, tokens, head_dim), in the model's dtype and on its device; no gradient
     passes through them. Raises TypeError and ValueError for a group as `ringattn.ContextParallel` does. The model
@@ -51,14 +50,14 @@ class ShardedCache(Cache):  # type: ignore[misc]
     def __init__(self, group: Group = None) -> None:
         super().__init__(layer_class_to_replicate=ShardedLayer)
         self.comm: Communicator = communicator(group)
-        self.length = 0  # tokens on all ranks, without those of the call under way
-        self.held: list[int] = []  # the positions of this rank's tokens, ascending; a layer has the last of them
+        self.length = 0  # tokens on all ranks, without those of the current call
+        self.held: list[int] = []  # the positions of this rank's tokens, ascending; a layer keeps the last ones
         self._states: States | None = None
         self._record_past = False
         self._call: _Call | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ShardedCache:
-        """A copy for the same ranks, to read on from one text in several ways."""
+        """A copy for the same ranks, to continue one text in several ways."""
         memo[id(self.comm)] = self.comm  # a process group cannot be copied
         copied = memo[id(self)] = type(self).__new__(type(self))
         copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
@@ -66,14 +65,14 @@ class ShardedCache(Cache):  # type: ignore[misc]
 
     @property
     def rows(self) -> int | None:
-        """How many rows of a batch the cache is for; None before the first call."""
+        """The number of rows in the batch; None before the first call."""
         return next((len(layer.keys) for layer in self.layers if layer.keys is not None), None)
 
     def expect(self, tokens: int, rows: Tensor, positions: list[int]) -> None:
-        """Begin a call with so many tokens; of the keys that each layer brings, keep these rows.
+        """Begin a call with `tokens` new tokens, of whose keys this rank keeps those with the indices `rows`.
 
-        rows: (kept,) int64; positions: where in the text they stand, ascending. Raises RuntimeError where the call
-        before has not finished.
+        rows: (kept,) int64; positions: their positions in the text, ascending. Raises RuntimeError if the previous call
+        has not finished.
         """
         if self._call is not None:
             raise RuntimeError(
@@ -84,14 +83,14 @@ class ShardedCache(Cache):  # type: ignore[misc]
         self.held += positions
 
     def finish(self) -> None:
-        """End the call: its tokens count from now on."""
+        """End the call, and count its tokens."""
         assert self._call is not None, "a call ends after it has begun"
         self.length, self._call = self._call.length, None
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Store this rank's share; returns all that is stored, or, while a prompt is read, what came in."""
+        """Store this rank's part. Returns all stored keys and values or, in the first call, the given ones."""
         assert self._call is not None, "a call of the model has begun"
         while len(self.layers) <= layer_idx:
             self.layers.append(ShardedLayer(self._record_past))
@@ -103,7 +102,7 @@ class ShardedCache(Cache):  # type: ignore[misc]
         return stored
 
     def states(self, config: PretrainedConfig) -> Cache:
-        """Where layers that mix tokens outside attention keep their states: whole, and alike on every rank.
+        """The cache of layers that mix tokens outside attention: their states are whole and the same on every rank.
 
         config: of the model that reads the text. Raises UnsupportedError before transformers 5.
         """
@@ -116,7 +115,7 @@ class ShardedCache(Cache):  # type: ignore[misc]
         assert self._call is not None, "a call of the model has begun"
         if self._call.layer is not None:
             known = keys.shape[2] == self._call.layer.count
-        else:  # A layer that shares another's keys got them as they were returned.
+        else:  # A layer that shares the keys of another one got the tensor that was returned for it.
             known = any(keys is given and window == layer.window for given, layer in self._call.returned)
         if not known:
             raise UnsupportedError(
@@ -126,7 +125,7 @@ class ShardedCache(Cache):  # type: ignore[misc]
             )
 
     def attended(self, window: int | None) -> None:
-        """The layer that has brought its keys last is done with them, and keeps no more than its window."""
+        """The layer that stored its keys last has attended to them, and drops those outside its window."""
         assert self._call is not None, "a call of the model has begun"
         layer, self._call.layer = self._call.layer, None
         if layer is not None and window is not None:
@@ -135,7 +134,7 @@ class ShardedCache(Cache):  # type: ignore[misc]
                 self._forget(layer, self._call.length)
 
     def positions(self, layer_idx: int) -> Tensor:
-        """Where in the text the tokens stand whose keys this rank has: (tokens,) int64, ascending."""
+        """The positions in the text of the tokens whose keys this rank has: (tokens,) int64, ascending."""
         return torch.tensor(self.held[len(self.held) - self.layers[layer_idx].count :], dtype=torch.int64)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -145,7 +144,7 @@ class ShardedCache(Cache):  # type: ignore[misc]
         return self.length
 
     def get_mask_sizes(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        return self.length + 1, 0  # of masks that "ringattn" never makes
+        return self.length + 1, 0  # for masks, which "ringattn" never makes
 
     def activate_past_recording(self) -> None:
         """From now on, layers with a window forget nothing until the next `crop`, which can go back to any token read
@@ -157,10 +156,10 @@ class ShardedCache(Cache):  # type: ignore[misc]
             self._states.record_past()
 
     def crop(self, max_length: int) -> None:
-        """Forget the tokens from `max_length` on, or, where it is not positive, the last -max_length ones.
+        """Remove the tokens from `max_length` on or, if it is not positive, the last -max_length ones.
 
-        Raises UnsupportedError, on all ranks alike and before anything is forgotten, where a layer has dropped keys
-        that its window would then show again; ValueError for more tokens than there are.
+        Raises UnsupportedError, on all ranks and before anything is removed, if a layer has dropped keys that would be
+        inside its window again; ValueError for more tokens than the cache has.
         """
         stop = min(self.length, max_length) if max_length > 0 else self.length + max_length
         if stop < 0:
@@ -180,20 +179,20 @@ class ShardedCache(Cache):  # type: ignore[misc]
         self.length = stop
         for layer in self.layers:
             if layer.keys is None:
-                continue  # It has a state, and no keys.
+                continue  # This layer has a state and no keys.
             layer.drop_last(layer.count - self._kept_from(layer.first))
             if layer.window is not None:
                 self._forget(layer, stop)
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Remove everything."""
         self.layers.clear()
         self.held.clear()
         self.length, self._call, self._states = 0, None, None
 
     @property
     def is_croppable(self) -> bool:
-        """Can `crop` go back, once `activate_past_recording` was called? Not where a layer has a recurrent state."""
+        """Does `crop` work after `activate_past_recording`? Not if a layer has a recurrent state."""
         return super().is_croppable and (self._states is None or self._states.is_croppable)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -210,32 +209,32 @@ class ShardedCache(Cache):  # type: ignore[misc]
             self._states.reorder(torch.arange(self._states.rows).repeat_interleave(repeats))
 
     def _forget(self, layer: ShardedLayer, length: int) -> None:
-        """Drop what no token after the first `length` sees."""
-        assert layer.window is not None, "the others drop nothing"
+        """Drop the keys that no token after the first `length` sees."""
+        assert layer.window is not None, "other layers drop nothing"
         layer.first = max(layer.first, length - layer.window + 1)
         layer.drop_first(layer.count - self._kept_from(layer.first))
 
     def _kept_from(self, first: int) -> int:
-        """How many tokens this rank keeps from position `first` on."""
+        """The number of tokens that this rank keeps from position `first` on."""
         return len(self.held) - bisect_left(self.held, first)
 
 
 class _Call:
-    """What a call of the model leaves in the cache while it runs."""
+    """The state of the cache during one call of the model."""
 
     def __init__(self, length: int, rows: Tensor) -> None:
         self.length = length  # after the call
         self.rows = rows
-        self.layer: ShardedLayer | None = None  # the one that has brought its keys and not yet attended to them
+        self.layer: ShardedLayer | None = None  # the one that has stored its keys and not yet attended to them
         self.returned: list[tuple[Tensor, ShardedLayer]] = []
 
 
 def cache_of(arguments: dict[str, Any]) -> Cache | None:
-    """The cache among a model's arguments, under the new name or an old one."""
+    """The cache among a model's arguments, under any of `NAMES`."""
     return next((arguments[name] for name in NAMES if arguments.get(name) is not None), None)
 
 
 def argument_of(model: PreTrainedModel) -> str:
-    """What a model calls its cache."""
+    """The name of the argument for a model's cache."""
     parameters = inspect.signature(model.forward).parameters
     return next((name for name in NAMES if name in parameters), ARGUMENT)

@@ -1,4 +1,4 @@
-"""One layer's keys and values of one rank's tokens, in memory that grows by steps, not with every token."""
+"""One layer's keys and values for the tokens of one rank, in buffers that grow in steps and not with every token."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import torch
 from torch import Tensor
 from transformers import DynamicLayer
 
-SPARE = 256  # tokens that a buffer has room for beyond those it was made for
+SPARE = 256  # the number of further tokens that a new buffer has room for
 
 
 class ShardedLayer(DynamicLayer):  # type: ignore[misc]
-    """The keys and values of the last `count` of the tokens that this rank keeps, (rows, num_kv_heads, count, dim).
+    """The keys and values of the last `count` tokens of this rank, (rows, num_kv_heads, count, dim).
 
-    keys, values: views of the buffers, or None before the first call. window: of the layer's attention, once known.
-    first: on all ranks, the tokens before this position are dropped. record_past: are they kept in spite of the window?
+    keys, values: views of the buffers, or None before the first call. window: that of the layer's attention, once
+    known. first: tokens before this position are dropped on all ranks. record_past: tokens outside the window are kept.
     """
 
     def __init__(self, record_past: bool = False) -> None:
         super().__init__()
         self.record_past, self.first, self.count = record_past, 0, 0
         self.window: int | None = None
-        self._start = 0  # where in the buffers the tokens begin
+        self._start = 0  # the index in the buffers of the first token
         self._buffers: tuple[Tensor, ...] = ()
 
     def store(self, keys: Tensor, values: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,7 +37,7 @@ class ShardedLayer(DynamicLayer):  # type: ignore[misc]
         return self._view(self._start, self.count + new)
 
     def drop_first(self, tokens: int) -> None:
-        """Drop the first tokens, and their memory where it is much."""
+        """Drop the first tokens, and free their memory if it is large."""
         if tokens:
             self._view(self._start + tokens, self.count - tokens)
             if self._buffers[0].shape[2] > self.count + 2 * SPARE:
@@ -50,14 +50,14 @@ class ShardedLayer(DynamicLayer):  # type: ignore[misc]
             self._view(self._start, self.count - tokens)
 
     def _writable(self, new: int) -> bool:
-        """Is there room for so many tokens, in memory that may be written now?"""
+        """Do the buffers have room for `new` tokens, and may they be written now?"""
         if not self._buffers or self._start + self.count + new > self._buffers[0].shape[2]:
             return False
         # What was made under torch.inference_mode() cannot be changed outside of it.
         return torch.is_inference_mode_enabled() or not self._buffers[0].is_inference()
 
     def _move(self, like: tuple[Tensor, ...], size: int) -> None:
-        """Into buffers of another size, made like these tensors but for their tokens."""
+        """Copy the tokens to buffers for `size` tokens, whose other dimensions are those of `like`."""
         old = self._buffers
         self._buffers = tuple(x.new_empty((*x.shape[:2], size, x.shape[3])) for x in like)
         for buffer, before in zip(self._buffers, old, strict=False):
@@ -69,7 +69,7 @@ class ShardedLayer(DynamicLayer):  # type: ignore[misc]
         self.keys, self.values = (buffer.narrow(2, start, count) for buffer in self._buffers)
         return self.keys, self.values
 
-    # The rows of the batch are on every rank, so that a rank without a token of its own has to follow too.
+    # All ranks have the rows of the batch, so these also run on a rank that holds no token.
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.batch_select_indices(beam_idx)

@@ -1,8 +1,8 @@
-"""Accelerate counts and gathers along "dp" alone: the ranks that share a sequence are one process to it.
+"""Make accelerate count and gather along the mesh axis "dp", so that ranks with the same batch are one process to it.
 
-An `Accelerator` divides the batches of its loaders by `num_processes`, and what it gathers it takes for different
-samples. Both are right where every rank has a batch of its own. With context parallelism the ranks along "cp" have the
-same batch, so a trainer's accelerator is made to see one rank of each.
+An `Accelerator` divides the batches of its loaders by `num_processes`, and treats gathered tensors as different
+samples. That is right if all ranks have different batches. With context parallelism the ranks along "cp" have the same
+batch, so a trainer's accelerator is given the size and the group of "dp" instead.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from transformers import TrainingArguments
 
 
 class _AlongDp:
-    """What `narrow` puts in front of the class of an accelerator."""
+    """The base class that `narrow` adds before the class of an accelerator."""
 
     ringattn_dp: DeviceMesh
 
@@ -43,14 +43,14 @@ class _AlongDp:
             return cast(Any, super()).gather_for_metrics(input_data, use_gather_object)
 
     def reduce(self, tensor: Any, reduction: str = "sum", scale: float = 1.0) -> Any:
-        # `scale` is for XLA alone.
+        # Only XLA uses `scale`.
         return recursively_apply(partial(_reduced, self.ringattn_dp, reduction), tensor, error_on_other_type=True)
 
 
 def narrow(accelerator: Accelerator, dp: DeviceMesh) -> None:
-    """Let an accelerator see the ranks along `dp` alone: in what it counts, gathers, and divides among processes."""
+    """Let an accelerator use the ranks along `dp` when it counts, gathers, and divides data among processes."""
     vars(accelerator).update(ringattn_dp=dp, ringattn_dispatch=accelerator.dispatch_batches)
-    # Every process reads the data itself: the process that would hand them out knows nothing of the mesh.
+    # Every process reads the data itself, because accelerate's dispatch from the main process ignores the mesh.
     accelerator.dataloader_config.dispatch_batches = False
     kind = type(accelerator)
     accelerator.__class__ = type(kind.__name__, (_AlongDp, kind), {"__module__": kind.__module__})
@@ -60,16 +60,16 @@ def widen(accelerator: Accelerator) -> None:
     """Undo `narrow`; without it, do nothing."""
     if "ringattn_dp" not in vars(accelerator):
         return
-    accelerator.__class__ = type(accelerator).__mro__[2]  # behind the class of `narrow` and the one it adds
+    accelerator.__class__ = type(accelerator).__mro__[2]  # after the class that `narrow` made and `_AlongDp`
     accelerator.dataloader_config.dispatch_batches = vars(accelerator).pop("ringattn_dispatch")
     del vars(accelerator)["ringattn_dp"]
 
 
 @contextmanager
 def gathering(dp: DeviceMesh) -> Iterator[None]:
-    """Meanwhile accelerate's `gather` and `gather_object` go along `dp`, wherever they were imported to.
+    """In this context accelerate's functions `gather` and `gather_object` gather along `dp`.
 
-    TRL calls these functions, not its accelerator's methods, and has them in the globals of its modules.
+    TRL imports these functions into its modules and calls them instead of the accelerator's methods.
     """
     everywhere = operations._gpu_gather, operations._gpu_gather_object
     operations._gpu_gather = partial(_gathered, dp)
@@ -82,10 +82,10 @@ def gathering(dp: DeviceMesh) -> Iterator[None]:
 
 @contextmanager
 def counting(args: TrainingArguments, dp: DeviceMesh, *, with_rank: bool) -> Iterator[None]:
-    """Meanwhile a trainer's arguments count the ranks along `dp`: in batch sizes, samplers and the seeds of workers.
+    """In this context a trainer's arguments count the ranks along `dp`, for batch sizes, samplers and worker seeds.
 
-    with_rank: whether the rank of this process is one along `dp` too. By its rank a trainer also says which process
-    writes files, so this is for what makes loaders alone.
+    with_rank: use the rank along `dp` as the rank of this process, too. A trainer also decides by its rank which
+    process writes files, so this is only for methods that make loaders.
     """
     before: dict[str, Any] = {"distributed_state": args.distributed_state}
     rank = dp.get_local_rank() if with_rank else args.process_index

@@ -1,4 +1,4 @@
-"""What the calls of `generate` become: a prompt that is read in shards, or new tokens that every rank has."""
+"""The model calls of `generate`: a prompt is sharded, and every rank computes all new tokens after it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ringattn.hf.decode import Decoding
 from ringattn.hf.random_state import share_random_state
 from ringattn_core.errors import UnsupportedError
 
-# Ways to lay out the same keys and values, in whose place a ShardedCache does the same; some models' generation config
-# names one.
+# Other layouts of the same keys and values, which a ShardedCache replaces. The generation config of some models names
+# one.
 _REPLACED = (None, "dynamic", "dynamic_full", "static", "hybrid", "hybrid_chunked", "sliding_window")
 
-# With use_cache=True these raise an error for a cache of any other class than theirs, and without it they use it.
+# With use_cache=True these models reject a cache of any class except a class of their module; without it they use it.
 _OWN_CACHES = ("minimax",)
 
 
@@ -31,20 +31,20 @@ def prepare_cache(
     arguments: dict[str, Any],
     mode: GenerationMode,
 ) -> None:
-    """Before `generate` begins: put a ShardedCache among the model's arguments, unless a cache is given or unwanted.
+    """Before `generate` begins, add a ShardedCache to the model's arguments, unless they have a cache or want none.
 
-    Raises UnsupportedError for an implementation of the cache that a ShardedCache cannot stand for.
+    Raises UnsupportedError for a cache implementation that a ShardedCache cannot replace.
     """
     share_random_state(cp.communicator, model.device)
     if not model._supports_logits_to_keep():
-        arguments.setdefault(logits.NAME, 1)  # the hook chooses
+        arguments.setdefault(logits.NAME, 1)  # handled by the hook
     if cache_of(arguments) is None:
         if config.use_cache is False:
             return
         arguments[argument_of(model)] = ShardedCache(cp.communicator)
     cache = cache_of(arguments)
     if not isinstance(cache, ShardedCache):
-        return  # The model refuses it.
+        return  # The model raises an error for it.
     if config.cache_implementation not in _REPLACED:
         raise UnsupportedError(
             f"cache_implementation={config.cache_implementation!r} cannot be spread over ranks: leave it out, and "
@@ -52,19 +52,19 @@ def prepare_cache(
         )
     if mode == GenerationMode.ASSISTED_GENERATION or config.is_assistant:
         cache.activate_past_recording()
-    config.cache_implementation = None  # This config is the call's own.
+    config.cache_implementation = None  # This config is a copy for this call.
 
 
 def prepare(
     arguments: dict[str, Any], cp: ContextParallel, config: PretrainedConfig, model_chooses: bool
 ) -> dict[str, Any]:
-    """The arguments, with the plan for a text's next tokens.
+    """The arguments of a call with a cache, with the plan for the next tokens of the texts.
 
-    model_chooses: does the model take logits_to_keep? Raises UnsupportedError for what no cache goes with, and
-    ValueError for a cache of another group or another batch.
+    model_chooses: the model takes logits_to_keep. Raises UnsupportedError for labels, and ValueError for a cache of
+    another group or another batch.
     """
     cache = cache_of(arguments)
-    assert isinstance(cache, ShardedCache), "the hook has asked"
+    assert isinstance(cache, ShardedCache), "checked by the hook"
     if cache.comm.size != cp.cp_size or cache.comm.rank != cp.cp_rank:
         raise ValueError(
             f"The ShardedCache was made for a group of {cache.comm.size} ranks, and the model is parallelized over "
@@ -85,7 +85,7 @@ def _read(
     batch = inputs.divided(arguments, cp, cache)
     rope.check(config, batch, arguments.get("position_ids"))
     device = inputs.tokens_of(arguments).device
-    # A model around a text tower compares lengths of a shard with those of the whole where it chooses.
+    # With logits_to_keep, a model around a text tower compares the length of a shard with that of the whole.
     chooses = model_chooses and config.get_text_config() is config
     planned = keep(inputs.planned(arguments, batch), batch, chooses)
     positions, rows = batch.shard(torch.arange(batch.length, device=device), dim=0).sort()
@@ -95,16 +95,16 @@ def _read(
 
 
 def keep(planned: dict[str, Any], batch: ShardedBatch, model_chooses: bool) -> dict[str, Any]:
-    """The planned arguments of a call whose logits every rank gets."""
+    """The planned arguments of a call after which every rank has the logits that were asked for."""
     device = inputs.tokens_of(planned).device
-    # Every step of a loop without a cache comes here too. Where there are gradients, no tokens are drawn.
+    # Every step of a loop without a cache comes here too. In a call with gradients no tokens are sampled.
     if batch.cache is not None or not torch.is_grad_enabled():
         share_random_state(batch.row.communicator, device)
     return logits.plan(planned, batch, device, model_chooses)
 
 
 def _go_on(arguments: dict[str, Any], cache: ShardedCache, model_chooses: bool) -> dict[str, Any]:
-    """New tokens, which every rank computes; the keys of each are kept by one of them, in turn."""
+    """New tokens: every rank computes all of them, and the ranks keep their keys in turn."""
     new = inputs.tokens_of(arguments)
     rows, tokens = new.shape[:2]
     if cache.rows not in (None, rows):
@@ -119,12 +119,12 @@ def _go_on(arguments: dict[str, Any], cache: ShardedCache, model_chooses: bool) 
         )
     mask = None if mask is None or bool((mask != 0).all()) else mask.bool()
     if logits.asked(arguments):
-        # Some models choose tokens before their last layers where they get a number, and would lose queries there.
+        # Given a number, some models drop tokens before their last layers, whose attention would miss queries then.
         kept = logits.chosen(arguments[logits.NAME], tokens, new.device)
         arguments = logits.replaced(arguments, kept if model_chooses else None)
     planned = inputs.planned(arguments, Decoding(cache, tokens, mask, new.device))
     mine = [place for place in range(tokens) if (cache.length + place) % cache.comm.size == cache.comm.rank]
-    # Rows are looked up only where some are kept and others not: one token waits for no copy to the device.
+    # Indices are needed only if some tokens are kept and others are not: one token needs no copy to the device.
     device = new.device if 0 < len(mine) < tokens else torch.device("cpu")
     rows_kept = torch.tensor(mine, dtype=torch.int64, device=device)
     cache.expect(tokens, rows_kept, [cache.length + place for place in mine])

@@ -1,7 +1,7 @@
-"""What stands on top of a sequence: a head that predicts the next token runs on shards, any other on whole sequences.
+"""The head of a model: one that predicts the next token runs on shards, any other on whole sequences.
 
-Below a head of the other kind, a classifier of texts or tokens, a reward, a span, the base model is sharded and gives
-its hidden states whole to every rank, so that the head and its loss are computed as in one process, on all ranks alike.
+Below another head, such as one for classes, rewards or spans, the base model is sharded and its hidden states are
+gathered on every rank, so that every rank computes the head and its loss as one process does.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from ringattn.hf import layers
 from ringattn.hf.batch import ShardedBatch
 from ringattn_core.errors import UnsupportedError
 
-# How transformers calls the classes whose head is a row of logits for each token, and whose labels are the tokens.
+# Names of transformers' classes whose head gives logits of the next token, and whose labels are tokens.
 _NEXT_TOKEN = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
 _ALSO_NEXT_TOKEN = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())  # BertGenerationDecoder among them
 
 
 def sharded_part(model: PreTrainedModel) -> PreTrainedModel:
-    """The part of a model that runs on shards: what is below its head, unless that runs on shards too."""
+    """The part of a model that runs on shards: the model if its head predicts the next token, else its base model."""
     base = model.base_model
-    # A subclass with a forward of its own may do anything with the logits of the class that it is made from.
+    # A subclass that defines forward may do anything with the logits of its base class.
     kind = next(kind for kind in type(model).__mro__ if "forward" in vars(kind))
     next_token = kind.__name__.endswith(_NEXT_TOKEN) or kind.__name__ in _ALSO_NEXT_TOKEN
     return base if isinstance(base, PreTrainedModel) and not next_token else model
 
 
 def reasons(reader: PreTrainedModel) -> Iterator[str]:
-    """Why one vector for a whole text cannot be had from shards, where a model makes one below its head."""
+    """Why a vector that the model makes of a whole text, below its head, cannot be computed from shards."""
     pooler = getattr(reader, "pooler", None)
     if pooler is not None and not type(pooler).__name__.endswith("Pooler"):
         yield (
@@ -47,13 +47,13 @@ def reasons(reader: PreTrainedModel) -> Iterator[str]:
 
 
 def pooler(reader: PreTrainedModel) -> nn.Module | None:
-    """The module that makes one vector of the tokens of each text, if the model has one."""
+    """The module that reduces the tokens of each text to one vector, if the model has one."""
     found: nn.Module | None = getattr(reader, "pooler", None)
     return found
 
 
 def whole(pooler: nn.Module, args: tuple[Any, ...], batch: ShardedBatch | None) -> tuple[Tensor]:
-    """A pooler's argument, the hidden states of whole texts. Raises UnsupportedError for any other."""
+    """The argument of a pooler, gathered: the hidden states of whole texts. Raises UnsupportedError for any other."""
     match args:
         case [Tensor() as hidden] if batch is not None and hidden.shape[:2] == (batch.rows, batch.local):
             return (batch.unshard(hidden),)

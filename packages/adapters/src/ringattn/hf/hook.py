@@ -1,4 +1,4 @@
-"""The hooks on a parallelized model: what goes in is sharded, and the loss that comes out is mended."""
+"""The hooks on a parallelized model, which shard the arguments of its calls and gather the loss of its outputs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _ATTRIBUTE = "ringattn_hooks"  # of the model, so that a copy of the model finds
 
 
 class Hooks:
-    """The hooks of one model. Everything about one batch travels in the call's own arguments, never here."""
+    """The hooks of one model. All state of a batch is in the arguments of the call, so that calls may be nested."""
 
     @staticmethod
     def of(model: PreTrainedModel) -> Hooks | None:
@@ -52,7 +52,7 @@ class Hooks:
         return hooks
 
     def __init__(self, model: PreTrainedModel, cp: ContextParallel, whole_logits: bool = False) -> None:
-        """model: of this the part that runs on shards gets the hooks, see `heads`."""
+        """model: its part that runs on shards gets the hooks, see `heads`."""
         below_head = heads.sharded_part(model) is not model
         model = heads.sharded_part(model)
         self.cp, self.config = cp, model.config
@@ -106,7 +106,7 @@ class Hooks:
 
     @no_compile
     def before(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]] | None:
-        """The whole batch's arguments become this rank's, or planned, where only a tower's are to be."""
+        """Replace the arguments of the whole batch by this rank's or, around a text tower, add the plan for them."""
         signature = inspect.signature(model.forward)
         arguments = _named(signature, args, kwargs)
         if hybrid.batch_of(arguments) is not None:
@@ -141,13 +141,13 @@ class Hooks:
 
     @no_compile
     def inside(self, tower: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
-        """The text tower's arguments become this rank's: the features of images are in their places by now."""
+        """Replace the text tower's arguments by this rank's. The features of images are already in the sequence."""
         with telling(lambda: self.cp.communicator):
             return (), self._local(_named(inspect.signature(tower.forward), args, kwargs), towers.local)
 
     @no_compile
     def pooling(self, pooler: nn.Module, args: Any) -> tuple[Tensor]:
-        """What makes one vector of a text's tokens gets all of them."""
+        """Give a pooler the hidden states of all tokens."""
         return heads.whole(pooler, args, self.last)
 
     def _local(self, planned: dict[str, Any], local_of: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
@@ -158,7 +158,7 @@ class Hooks:
 
     @no_compile
     def after(self, model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-        """The loss becomes the whole batch's. Raises UnsupportedError for a model whose attention went elsewhere."""
+        """Make the loss that of the whole batch. Raises UnsupportedError if no layer called the attention function."""
         batch = hybrid.batch_of(kwargs)
         if batch is None or batch.entry is not model:
             return output
@@ -168,7 +168,8 @@ class Hooks:
         if self.has_attention and not batch.was_used:
             raise UnsupportedError(
                 f"{type(model).__name__} has run without calling its registered attention function, so that every rank "
-                "attended to its own tokens alone: its attention layers do not use transformers' AttentionInterface."
+                "attended only to the tokens of its shard: its attention layers do not use transformers' "
+                "AttentionInterface."
             )
         if batch.cache is not None:
             batch.cache.finish()
@@ -179,7 +180,7 @@ class Hooks:
             batch,
             with_loss=kwargs.get("labels") is not None,
             local_loss=self._loss_of(kwargs),
-            # What is computed from the outputs of the part below a head knows nothing of shards.
+            # A loss that is computed from the outputs of the part below a head does not expect shards.
             whole=outputs.PER_TOKEN if self.has_head and not _has_head(model) else self.whole,
         )
 
@@ -190,9 +191,9 @@ class Hooks:
 def _prepare_cache_for_generation(
     model: GenerationMixin, config: GenerationConfig, arguments: dict[str, Any], mode: GenerationMode, *rest: Any
 ) -> None:
-    """What a model does of this name, after its arguments have got a ShardedCache."""
+    """The model's method of this name, after a ShardedCache was added to the arguments."""
     hooks = Hooks.of(model)
-    assert hooks is not None, "this goes with the hooks"
+    assert hooks is not None, "removed with the hooks"
     generate.prepare_cache(model, hooks.cp, config, arguments, mode)
     type(model)._prepare_cache_for_generation(model, config, arguments, mode, *rest)
 

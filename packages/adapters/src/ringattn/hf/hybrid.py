@@ -1,9 +1,9 @@
-"""Layers that mix tokens outside the attention call, linear attention, Mamba, short convolutions: on whole sequences.
+"""Layers that mix tokens outside the attention call (linear attention, Mamba, short convolutions), on whole sequences.
 
-Such a layer carries a state from token to token. On a parallelized model its input is gathered, every rank runs it on
-the whole of each sequence, and keeps its own tokens' output. The gradient is exact: each rank's comes from its own
-output alone, so that a parameter's gradients are shares of the whole one, and those of the input are summed by the
-gather's adjoint.
+Such a layer carries a state from token to token. In a parallelized model its input is gathered, every rank runs it on
+whole sequences, and keeps the output of the tokens of its shard. The gradients are exact: each rank's come from the
+output of its shard, so that the sum over ranks is the gradient of a parameter, and the adjoint of the gather sums the
+gradients of the input.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ringattn.hf.texts import Texts
 from ringattn.no_compile import no_compile
 from ringattn_core.errors import UnsupportedError
 
-# How transformers calls the classes of these layers, behind the name of their model.
+# Names of transformers' classes for these layers, without the name of the model in front.
 _CLASSES = (
     "BambaMixer",
     "DeltaAttention",
@@ -34,7 +34,7 @@ _CLASSES = (
     "RecurrentBlock",
     "ShortConv",
 )
-# Of several new tokens these forget the state that they have.
+# Called with several new tokens, these ignore the state in the cache.
 _ONE_AT_A_TIME = (
     "FalconMambaMixer",
     "JambaMambaMixer",
@@ -43,12 +43,12 @@ _ONE_AT_A_TIME = (
     "ZambaMambaMixer",
 )
 MASK = "attention_mask"
-# How configurations call layers that have one of them, some beside attention.
+# Layer types in configurations that have such a layer, some of them together with attention.
 LAYER_TYPES = frozenset({"conv", "hybrid", "hybrid_sliding", "linear_attention", "mamba", "recurrent"})
 
 
 def mixers(model: nn.Module) -> dict[str, nn.Module]:
-    """Every such layer within a model, by its name there."""
+    """All such layers in a model, by module name."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -57,7 +57,7 @@ def mixers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def has_attention(model: nn.Module) -> bool:
-    """Has a model attention layers, beside mixers or without any?"""
+    """Does a model have attention layers? One without any of the layers above does."""
     found = {id(mixer) for mixer in mixers(model).values()}
     return not found or any(
         "Attention" in type(module).__name__ and id(module) not in found for module in model.modules()
@@ -79,12 +79,12 @@ def hooks(model: PreTrainedModel) -> list[Any]:
 
 
 class InPlaceOfMask:
-    """A batch where a layer or a model without attention expects a mask: the one argument that all of them pass on.
+    """Carries the batch in place of the mask, the one argument that all layers and models without attention pass on.
 
-    In the arguments of a call a batch is safe: a checkpoint that runs a layer again does so with the same.
+    An argument of the call is also there when a checkpoint runs a layer again.
     """
 
-    ndim = 0  # Some models ask a mask for its dimensions, and make None of what has not two.
+    ndim = 0  # Some models replace a mask that has not two dimensions by None.
 
     def __init__(self, batch: ShardedBatch | Decoding) -> None:
         self.batch = batch
@@ -98,7 +98,7 @@ def batch_of(arguments: dict[str, Any]) -> ShardedBatch | Decoding | None:
 
 @no_compile
 def _also_as_mask(caller: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-    """Some layers that have the batch by its name do not pass **kwargs on to their mixer."""
+    """Pass the batch as the mask too, because some layers do not pass **kwargs on to their mixer."""
     names = list(inspect.signature(caller.forward).parameters)
     if KEYWORD not in kwargs or MASK not in names:
         return None
@@ -110,7 +110,7 @@ def _also_as_mask(caller: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple
 
 @no_compile
 def _also_by_keyword(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-    """Some models without attention have the batch as a mask, and pass **kwargs on rather than this."""
+    """Pass the batch by name too, because some models without attention pass **kwargs on and not the mask."""
     parameters, mask = inspect.signature(model.forward).parameters.values(), kwargs.get(MASK)
     takes_more = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
     if takes_more and isinstance(mask, InPlaceOfMask):
@@ -119,7 +119,7 @@ def _also_by_keyword(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tup
 
 
 class WholeSequences:
-    """What a mixer runs instead of its forward, until it is removed."""
+    """Replaces the forward of a mixer, until it is removed."""
 
     def __init__(self, mixer: nn.Module, config: PretrainedConfig) -> None:
         self._mixer, self._inner, self._config = mixer, mixer.forward, config
@@ -128,16 +128,16 @@ class WholeSequences:
         mixer.forward = self.forward
 
     def remove(self) -> None:
-        """Give the mixer its forward back."""
+        """Restore the forward of the mixer."""
         del self._mixer.forward
         if self._had_own:
             self._mixer.forward = self._inner
 
     @no_compile
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The mixer's output for this rank's tokens, from all ranks' hidden states (rows, local tokens, ...).
+        """The mixer's output for this rank's tokens, from the hidden states (rows, local tokens, ...) of all ranks.
 
-        Raises UnsupportedError where the batch has not come through.
+        Raises UnsupportedError if the batch is not among the arguments.
         """
         (_, hidden), *rest = _by_name(self._signature, args, kwargs).items()
         batch = batch_of(dict(rest))
@@ -155,21 +155,22 @@ class WholeSequences:
         return self._sharded(batch, hidden, given)
 
     def _decoded(self, step: Decoding, hidden: Tensor, given: dict[str, Any]) -> Any:
-        """New tokens are on every rank already, and so is the state."""
+        """The output for new tokens, which every rank has, as it has the state."""
         if step.tokens > 1 and type(self._mixer).__name__ in _ONE_AT_A_TIME:
             raise UnsupportedError(
-                f"{type(self._mixer).__name__} got {step.tokens} tokens to read on from its state, which transformers' "
-                "code does one token at a time, and else would start anew: read the whole prompt in one call."
+                f"{type(self._mixer).__name__} got {step.tokens} tokens to continue from its state. The code in "
+                "transformers does this for one token at a time, and would ignore the state: read the whole prompt in "
+                "one call."
             )
         mask = None if step.mask is None or step.tokens == 1 else step.mask[:, -step.tokens :]
         return self._inner(hidden, **given, **{MASK: mask})
 
     def _sharded(self, batch: ShardedBatch, hidden: Tensor, given: dict[str, Any]) -> Any:
-        """On the whole sequences, gathered. An exchange of heads, where each rank runs a few of them, belongs here."""
+        """The output from gathered sequences. An exchange of heads, where each rank runs some of them, belongs here."""
         if batch.texts is not None and batch.cache is not None:
             raise UnsupportedError(
-                f"A prompt with several texts in a row has no one state for {type(self._mixer).__name__} to go on "
-                "from: give each text a row, with an attention_mask for its padding."
+                f"A prompt with several texts in a row leaves {type(self._mixer).__name__} without a single state to "
+                "continue from: give each text a row, with an attention_mask for its padding."
             )
         whole = batch.unshard(hidden)
         if given.get("position_ids") is not None:
@@ -183,7 +184,7 @@ class WholeSequences:
         return (shard, *others) if isinstance(output, tuple) else shard
 
     def _in_texts(self, texts: Texts, whole: Tensor, given: dict[str, Any]) -> Any:
-        """The sequences of packed rows as rows of their own, in which padding comes last and is dropped."""
+        """The output for packed rows: each sequence is a row, with padding at its end that is dropped."""
         parts: list[dict[str, Any]] = [{MASK: None} for _ in range(texts.groups)]
         if given.get("position_ids") is not None:
             for part, positions in zip(parts, texts.split(given["position_ids"]), strict=True):
@@ -191,7 +192,7 @@ class WholeSequences:
         outputs = [self._inner(x, **given | part) for x, part in zip(texts.split(whole), parts, strict=True)]
         if not isinstance(outputs[0], tuple):
             return texts.join(outputs)
-        # What else these layers return no layer reads.
+        # No layer reads the other values that these layers return.
         return (texts.join([output[0] for output in outputs]), *(None for _ in outputs[0][1:]))
 
 

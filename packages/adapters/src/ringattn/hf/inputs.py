@@ -1,4 +1,4 @@
-"""What the arguments of a model become on one rank: shifted labels, global positions, shards of everything."""
+"""The arguments of a model on one rank: shifted labels, global positions, and shards of the other tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ringattn.hf.decode import Decoding
 from ringattn_core.errors import UnsupportedError
 
 IGNORED = -100  # transformers' label for "no target here"
-# Said of the whole batch, and used up here: what the model would make of them would be wrong on a shard.
+# These describe the whole batch and are removed here, because a model would apply them to a shard.
 PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 _CONSUMED = ("attention_mask", "cache_position")
 # Sharded by name, or chosen for this rank.
@@ -23,15 +23,15 @@ _SHARDED = ("labels", "shift_labels", "num_items_in_batch", "position_ids", "log
 
 
 def tokens_of(arguments: dict[str, Any]) -> Tensor:
-    """Token ids (rows, tokens) or embeddings (rows, tokens, hidden): whichever the model reads.
+    """Token ids (rows, tokens) or embeddings (rows, tokens, hidden), whichever the model reads.
 
-    Raises ValueError where there is neither, or one without rows.
+    Raises ValueError if there is neither, for other shapes, and for a batch without rows.
     """
     embedded = arguments.get("inputs_embeds") is not None
     name, shape = ("inputs_embeds", "(rows, tokens, hidden)") if embedded else ("input_ids", "(rows, tokens)")
     found: Tensor | None = arguments.get(name)
     if found is None:
-        raise ValueError("The model got neither input_ids nor inputs_embeds: one of them says what to shard.")
+        raise ValueError("The model got neither input_ids nor inputs_embeds: pass one of them, for it is sharded.")
     if found.dim() != 2 + embedded:
         raise ValueError(f"{name} must be {shape}, got {tuple(found.shape)}: one text alone is a row, {name}[None].")
     if len(found) == 0:
@@ -40,7 +40,7 @@ def tokens_of(arguments: dict[str, Any]) -> Tensor:
 
 
 def check(arguments: dict[str, Any]) -> None:
-    """Raise ValueError where labels or positions are not those of the same tokens."""
+    """Raise ValueError if labels or positions have other shapes than the tokens."""
     rows, tokens = tokens_of(arguments).shape[:2]
     whole = "Every rank passes them whole, and the hook of ringattn.hf.parallelize shards them."
     for name in ("labels", "shift_labels"):
@@ -56,14 +56,14 @@ def check(arguments: dict[str, Any]) -> None:
 
 
 def divided(arguments: dict[str, Any], cp: ContextParallel, cache: ShardedCache | None = None) -> ShardedBatch:
-    """How the whole batch in a model's arguments is divided, and the cache that keeps its keys.
+    """The division of the whole batch in a model's arguments.
 
-    input_ids or labels: (rows, tokens); inputs_embeds: (rows, tokens, hidden). Raises ValueError for arguments that
-    contradict each other, and for those that mean nothing on a shard.
+    input_ids or labels: (rows, tokens); inputs_embeds: (rows, tokens, hidden). cache: keeps the keys. Raises ValueError
+    for arguments that contradict each other, and for masks and borders that are not those of a whole batch.
     """
     rows, tokens = tokens_of(arguments).shape[:2]
     borders = _borders(arguments, rows, tokens)
-    length = max(tokens, cp.cp_size)  # a rank without a token would be a model run on nothing
+    length = max(tokens, cp.cp_size)  # a model cannot run on a rank without a token
     if length > tokens:
         borders = [(*row, length) for row in borders]
     to_shift = arguments.get("labels") is not None and arguments.get("shift_labels") is None
@@ -73,11 +73,11 @@ def divided(arguments: dict[str, Any], cp: ContextParallel, cache: ShardedCache 
 
 
 def planned(arguments: dict[str, Any], batch: ShardedBatch | Decoding) -> dict[str, Any]:
-    """The arguments with the plan of the batch among them and, of one that is sharded, this rank's labels."""
+    """The arguments with the plan of the batch added and, if the batch is sharded, this rank's labels."""
     planned = {name: value for name, value in arguments.items() if name not in PACKING} | {KEYWORD: batch}
     if isinstance(batch, Decoding):
         return planned
-    # A cache of one rank's keys alone would be of no use to the next call.
+    # The next call could not use a cache with the keys of one rank.
     return planned | {"use_cache": False} | _labels(arguments, batch)
 
 
@@ -92,15 +92,15 @@ def local(arguments: dict[str, Any]) -> dict[str, Any]:
     if isinstance(batch, Decoding):
         return local | {"position_ids": positions}
     local |= {name: _share(name, value, batch) for name, value in local.items() if name not in _SHARDED}
-    # Global positions, of which rotary embeddings are made.
+    # Rotary embeddings are made from these global positions.
     last = positions.dim() - 1
     return local | {"position_ids": batch.shard(padded(positions, batch.length, last, 0), dim=last)}
 
 
 def _share(name: str, x: Any, batch: ShardedBatch) -> Any:
-    """This rank's part of an argument that has an entry for each token, as its shape says; others as they are.
+    """This rank's part of an argument whose shape has an entry for each token; other arguments as they are.
 
-    Raises UnsupportedError where its tokens lie along another dimension than the second.
+    Raises UnsupportedError if the tokens are along another dimension than the second.
     """
     if isinstance(x, list | tuple):
         return type(x)(_share(name, each, batch) for each in x)
@@ -111,9 +111,9 @@ def _share(name: str, x: Any, batch: ShardedBatch) -> Any:
     if x.shape == (batch.rows,):
         return x
     raise UnsupportedError(
-        f"The model got {name} of shape {tuple(x.shape)}, one of whose dimensions is as long as the texts, and nothing "
-        f"is known here of how to shard it. What has an entry for each token is (rows, tokens, ...) = ({batch.rows}, "
-        f"{batch.tokens}, ...)."
+        f"The model got {name} of shape {tuple(x.shape)}. One of its dimensions is as long as the texts, and how to "
+        "shard it is not known. A tensor with an entry for each token has the shape (rows, tokens, ...) = "
+        f"({batch.rows}, {batch.tokens}, ...)."
     )
 
 
@@ -129,14 +129,14 @@ def _borders(arguments: dict[str, Any], rows: int, tokens: int) -> list[packing.
         return packing.from_lengths(arguments["cu_seq_lens_q"], rows, tokens)
     positions = arguments.get("position_ids")
     if positions is not None and positions.dim() == 3 and len(positions) == 4:
-        positions = positions[0]  # those of the text, before those of images in time, height and width
+        positions = positions[0]  # text positions; those of images in time, height and width follow
     return packing.from_tensors(rows, tokens, positions, mask)
 
 
 def _labels(arguments: dict[str, Any], batch: ShardedBatch) -> dict[str, Any]:
-    """Labels for the loss of transformers, such that the mean over the ranks is what one process would compute.
+    """This rank's labels for the loss of transformers, whose mean over ranks is then the loss of one process.
 
-    They are shifted before they are sharded: a shard's last target is the first token of another rank's.
+    They are shifted before they are sharded, because the last target of a shard is a token of another rank.
     """
     targets = arguments.get("shift_labels")
     if targets is None:
@@ -146,13 +146,13 @@ def _labels(arguments: dict[str, Any], batch: ShardedBatch) -> dict[str, Any]:
     items = arguments.get("num_items_in_batch")
     items = (targets != IGNORED).sum() if items is None else items
     targets = batch.shard(padded(targets, batch.length, 1, IGNORED)).contiguous()
-    # The loss reads shift_labels, and is computed at all only if there are labels.
+    # The loss is computed if there are labels, and reads shift_labels.
     labels = None if arguments.get("labels") is None else targets
     return {"labels": labels, "shift_labels": targets, "num_items_in_batch": items / batch.row.cp_size}
 
 
 def shifted(labels: Tensor) -> Tensor:
-    """What each token of whole rows is to predict: the label of the next one, and nothing for the last."""
+    """The target of each token in whole rows: the label of the next token, and IGNORED for the last one."""
     targets = labels.roll(-1, dims=1)
     targets[:, -1] = IGNORED
     return targets

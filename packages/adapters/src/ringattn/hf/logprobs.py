@@ -1,4 +1,4 @@
-"""Log-probabilities of targets from shards of logits, for losses that are made outside the model and need no more."""
+"""Log-probabilities of targets from shards of logits, for losses outside the model that need nothing else."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def token_logprobs(model: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
     """The log-probability of every target, (rows, tokens - 1), whole on every rank; 0 where the label is -100.
 
     model: parallelized, or not, so that the same loss runs in one process; or a module around it, such as DDP.
-    logits: those of its last forward pass, (rows, local tokens, vocabulary), or whole, as the model leaves them.
+    logits: those of its last forward pass, (rows, local tokens, vocabulary), or whole ones, as the model returned them.
     labels: the whole batch's, (rows, tokens) int64, as the model takes them: entry t is predicted by token t - 1.
 
-    Entry t of the result belongs to labels[:, t + 1]. It is float32, or float64 for logits of float64. No whole logits
-    are made, nor a copy of them: beside the logits this takes as much again in the backward pass, for their gradient.
-    The gradient is to be averaged over the ranks, as `parallelize` says.
+    Entry t of the result belongs to labels[:, t + 1]. It is float32, or float64 for logits of float64. The logits are
+    neither gathered nor copied; the backward pass allocates their gradient, which is as large as they are. Gradients
+    are to be averaged over the ranks, as `parallelize` says.
 
-    Raises ValueError where shapes are not those of the model's last batch. SimPO, ORPO, DPO and their kind are such
-    losses: Meng et al., https://arxiv.org/abs/2405.14734.
+    Raises ValueError for shapes that are not those of the model's last batch. DPO, ORPO and SimPO are such losses: Meng
+    et al., https://arxiv.org/abs/2405.14734.
     """
     hooks = Hooks.of(unsupported.outermost(model))
     batch = hooks.last if hooks is not None and "logits" not in hooks.whole else None
@@ -56,9 +56,9 @@ def _logprobs(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 class _Logprobs(torch.autograd.Function):
-    """Of logits (..., vocabulary) and targets (...): (...).
+    """From logits (..., vocabulary) and targets (...): (...).
 
-    In chunks, and computed again in the backward pass: autograd would keep a copy of all logits, in float32.
+    Computed in chunks, and again in the backward pass, because autograd would keep a float32 copy of all logits.
     """
 
     @staticmethod
@@ -82,7 +82,7 @@ class _Logprobs(torch.autograd.Function):
 
 
 def _chunks(logits: Tensor, targets: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Some tokens at a time: which, their logits, and where among them the target's stands."""
+    """Chunks of tokens: which tokens, their logits, and the indices of the targets in the vocabulary."""
     flat, index = logits.flatten(0, -2), targets.clamp(min=0).flatten()[:, None]
     step = max(1, _CHUNK // flat.shape[1])
     for start in range(0, len(flat), step):

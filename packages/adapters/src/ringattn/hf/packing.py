@@ -1,4 +1,4 @@
-"""Where the sequences in a batch begin and end: read from what transformers' collators say, once per batch."""
+"""The borders of the sequences in a batch, read once per batch from the tensors of transformers' collators."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Borders = tuple[int, ...]
 
 _BESIDE_A_MASK = (
     "position_ids restart in a row that has an attention_mask. The texts of that row see each other, as with the masks "
-    "of transformers: leave attention_mask out, or say cu_seq_lens_q, to keep them apart."
+    "of transformers: leave attention_mask out, or pass cu_seq_lens_q, to keep them apart."
 )
 
 
 def from_lengths(cu_seq_lens: Lengths, rows: int, tokens: int) -> list[Borders]:
-    """The borders that a collator states, for one row; tokens after the last of them are padding.
+    """The borders in `cu_seq_lens`, for one row; tokens after the last border are padding.
 
-    Raises ValueError for several rows, and for borders beyond the row.
+    Raises ValueError for several rows, and for borders after the end of the row.
     """
     borders = read(cu_seq_lens, "cu_seq_lens_q")
     if rows > 1:
@@ -36,11 +36,11 @@ def from_lengths(cu_seq_lens: Lengths, rows: int, tokens: int) -> list[Borders]:
 
 
 def from_tensors(rows: int, tokens: int, position_ids: Tensor | None, attention_mask: Tensor | None) -> list[Borders]:
-    """The borders of every row: around its padding, or, without a mask, wherever positions do not go on by one.
+    """The borders of every row: around its padding or, without a mask, wherever positions do not increase by one.
 
-    position_ids: (rows or 1, tokens), or with another dimension in front, which restarts nowhere. attention_mask:
-    (rows, tokens), 0 at padding on either side of a row. With it positions only say where tokens stand, as in the masks
-    of transformers. Raises ValueError for padding within a row, and warns where positions restart beside a mask.
+    position_ids: (rows or 1, tokens); those with a third dimension are not read. attention_mask: (rows, tokens), 0 at
+    padding on either side of a row. If it is given, positions are not borders, as in the masks of transformers. Raises
+    ValueError for padding within a row, and warns if positions restart in a row that has a mask.
     """
     told = position_ids if position_ids is not None and position_ids.dim() == 2 else None
     if attention_mask is not None:
@@ -58,7 +58,7 @@ def from_tensors(rows: int, tokens: int, position_ids: Tensor | None, attention_
 
 
 def _around_padding(real: Tensor) -> Tensor:
-    """Which tokens of each row, the last one aside, are padding beside a real token, or real beside padding."""
+    """Which tokens of each row, without its last one, are followed by a border between padding and real tokens."""
     borders = real[:, 1:] != real[:, :-1]
     if bool((real[:, 0].long() + (borders & real[:, 1:]).sum(dim=1) > 1).any()):
         raise ValueError(

@@ -33,49 +33,48 @@ def parallelize(
     kernel: str | None = None,
     logits: Literal["shards", "whole"] | None = None,
 ) -> M:
-    """Let every forward pass of `model` run on this rank's share of each sequence, with exact attention over all.
+    """Let each forward pass of `model` run on this rank's shard of each sequence, with exact attention over all tokens.
 
-    model: a decoder or an encoder of transformers, a module around one (DDP, PEFT, compiled), or a Trainer; of a
-        vision-language model the text tower is sharded, and images are seen by every rank. Below a head that does not
-        predict the next token (a classifier, a reward, spans, masked words) the base model is sharded, and the head is
-        computed from all hidden states on every rank, with whole logits and loss.
+    model: a decoder or an encoder of transformers, a module around one (DDP, PEFT, compiled), or a Trainer. In a
+        vision-language model the text tower is sharded, and every rank processes all images. Below a head that does not
+        predict the next token (classes, rewards, spans, masked words) the base model is sharded, and every rank
+        computes the head from all hidden states, with whole logits and loss.
     group: a ProcessGroup, a one-dimensional DeviceMesh (`mesh["cp"]`), or None for all processes.
-    cp: for a Trainer, instead of a group: so many neighbouring processes share each sequence.
-    layout: as for `ringattn.ContextParallel`; "balanced" deals the documents of a packed row, most of them whole, and
+    cp: for a Trainer, instead of a group: the number of neighbouring processes that share a sequence.
+    layout: as for `ringattn.ContextParallel`; "balanced" assigns most documents of a packed row to one rank each, and
         divides a row of one document, and every row of a batch of several, as "zigzag" does.
     route, head_groups, kernel: as for `ringattn.ContextParallel`.
-    logits: "shards" are this rank's tokens' alone, see `unshard` and `token_logprobs`; "whole" are all tokens', on
-        every rank, for losses that are computed outside the model. None is "shards", and "whole" for a Trainer that
-        computes its loss itself: one whose class overrides `compute_loss`, or that has a compute_loss_func or
-        label_smoothing_factor. Of a head that is computed on every rank they are whole, and so are the hidden states of
-        the part below a head where that is called by itself.
+    logits: "shards" are the logits of this rank's tokens, see `unshard` and `token_logprobs`; "whole" are those of all
+        tokens, on every rank, for losses that are computed outside the model. None means "shards", or "whole" for a
+        Trainer that computes its loss itself: its class overrides `compute_loss`, or it has a compute_loss_func or a
+        label_smoothing_factor. A head that every rank computes has whole logits. If the part below a head is called by
+        itself, its hidden states are whole.
 
     From then on every rank of the group calls the model with the same whole batch: input_ids (rows, tokens), labels,
-    and what else the collator gives: attention_mask with padding at either side, and for packed sequences cu_seq_lens_q
-    or, without a mask, position_ids that restart; and anything else of (rows, tokens, ...). The loss is the whole
-    batch's on every rank, as in one process, but for targets that padding is to predict: the first real token of a row
-    that is padded at the left, and padding that has labels, or that a head chooses spans from. What padding predicts
-    depends on the attention implementation in one process too: label these targets -100 for equal losses. Outputs of
-    one number for each token or target are whole; hidden states are shards. Gradients are to be averaged over the
-    group, as DDP and FSDP do. To a Trainer the ranks of a group are one process: they get the same batches, and what it
-    gathers and counts has each text once.
+    and the other arguments of the collator: attention_mask with padding at either side; for packed sequences
+    cu_seq_lens_q or, without a mask, position_ids that restart; and any tensors of (rows, tokens, ...). Every rank gets
+    the loss of the whole batch, as in one process, except for targets predicted by padding: the first real token of a
+    row that is padded at the left, and labels or spans in padding. These depend on the attention implementation in one
+    process too: label them -100 for equal losses. Outputs of one number for each token or target are whole; hidden
+    states are shards. Gradients are to be averaged over the group, as DDP and FSDP do. To a Trainer the ranks of a
+    group are one process: they get the same batches, and each text is gathered and counted once.
     Layers that mix tokens outside attention (linear attention, Mamba, short convolutions) run on whole sequences on
     every rank, so that their work and memory do not shrink with the number of ranks.
-    The model gets configs of its own, so that others with the same config object stay as they are. Calling it again
-    changes the settings. Returns what it was given.
+    The configs of the model are replaced by copies, so that other models with the same config object do not change.
+    Calling it again changes the settings. Returns `model`.
 
-    Raises UnsupportedError for models that cannot run on a sharded sequence, with the layer type and the reason;
-    ValueError for `cp` with a model, a group with a Trainer, a cp that does not divide the processes, groups of
-    completions (GRPO) that do not fill the batches of the processes that are left, other `logits`, or whole ones of a
-    model without a head; TypeError for what holds no model of transformers; and what `ringattn.ContextParallel`
-    raises. The first calls of the model raise ValueError where ranks have different batches. The attention is that of
-    `ringattn.attention`.
+    Raises UnsupportedError for models that cannot run on a sharded sequence, with the layer type and the reason, and
+    for trainers whose first process makes all batches; ValueError for `cp` with a model, a group with a Trainer, a cp
+    that does not divide the number of processes, groups of completions (GRPO) that do not fill the remaining batches,
+    other `logits`, or whole logits of a model without a head; TypeError for a module that contains no model of
+    transformers; and the errors of `ringattn.ContextParallel`. The first calls of the model raise ValueError if ranks
+    have different batches. The attention is that of `ringattn.attention`.
     """
     if logits not in (None, "shards", "whole"):
         raise ValueError(f"logits must be 'shards' (of each rank's tokens) or 'whole' (of all tokens), got {logits!r}.")
     if isinstance(model, Trainer):
         if cp is None or group is not None:
-            raise ValueError("Say how many processes share a sequence of a Trainer: parallelize(trainer, cp=8).")
+            raise ValueError("For a Trainer give the number of processes that share texts: parallelize(trainer, cp=8).")
         of_mesh = partial(ContextParallel, layout=layout, route=route, head_groups=head_groups, kernel=kernel)
         _parallelize_trainer(model, cp, of_mesh, logits)
         return model  # type: ignore[no-any-return]
@@ -88,7 +87,7 @@ def parallelize(
 def _parallelize_trainer(
     given: Trainer, cp: int, of_mesh: Callable[[DeviceMesh], ContextParallel], logits: str | None
 ) -> None:
-    """Its models are hooked over `cp` neighbouring processes, which get the same batches."""
+    """Add hooks to the models of a trainer, and give the same batches to `cp` neighbouring processes."""
     trainer.check(given)
     whole = trainer.computes_loss(given) if logits is None else logits == "whole"
     mesh = trainer.mesh_of(given, cp)
@@ -121,8 +120,8 @@ def _hook(model: nn.Module, cp: ContextParallel, whole_logits: bool) -> None:
 
 
 def _own_configs(model: nn.Module) -> None:
-    """Give a model copies of its configs: other models may hold the same ones, and are not to be parallelized."""
-    copies: dict[int, Any] = {}  # by which configs within others stay the same objects as those of the modules
+    """Replace the configs of a model by copies, because other models may have the same objects."""
+    copies: dict[int, Any] = {}  # a config within another one stays the same object as that of a module
     for module in model.modules():
         for name, value in list(vars(module).items()):
             if isinstance(value, PretrainedConfig):
@@ -130,9 +129,9 @@ def _own_configs(model: nn.Module) -> None:
 
 
 def restore(model: M, attn_implementation: str | None = None) -> M:
-    """Undo `parallelize`; without it, do nothing. Returns what it was given.
+    """Undo `parallelize`, if it was called. Returns `model`.
 
-    attn_implementation: what the model's attention runs on from now on; None is what transformers chooses by itself.
+    attn_implementation: of the model from now on; None is the default of transformers.
     """
     if isinstance(model, Trainer):
         trainer.unshare_batches(model)
@@ -147,12 +146,12 @@ def restore(model: M, attn_implementation: str | None = None) -> M:
 
 
 def unshard(model: nn.Module, x: Tensor, dim: int = 1) -> Tensor:
-    """The whole of an output of the model's last forward pass, logits say, in the order of the tokens, on every rank.
+    """Gather an output of the model's last forward pass, such as logits, in the order of the tokens, on every rank.
 
-    x: this rank's share, (rows, tokens of this rank, ...) of any dtype, or with its tokens along another `dim`; every
+    x: this rank's shard, (rows, tokens of this rank, ...) of any dtype, or with its tokens along another `dim`. Every
         rank makes the same call. Returns (rows, tokens, ...). Differentiable, as `ringattn.ContextParallel.unshard` is.
 
-    Raises ValueError where the model is not parallelized or has not run.
+    Raises ValueError if the model is not parallelized or has not run.
     """
     hooks = Hooks.of(unsupported.outermost(model))
     if hooks is None or hooks.last is None:

@@ -1,4 +1,4 @@
-"""Attention of a few queries to some of the keys, with the log-sum-exp by which such parts add up."""
+"""Attention of a few queries to a part of the keys, with the log-sum-exp that is needed to merge such parts."""
 
 from __future__ import annotations
 
@@ -12,31 +12,32 @@ from ringattn_core.kernels.torch_flash_cuda import LIMITS
 from ringattn_core.run.kernel import Options, accumulator_dtype
 from ringattn_core.run.merge import finite_or_nan
 
-_LANES = 64  # at least as many as any CPU's vector registers have
-SCORES = 1 << 26  # at most so many scores at a time, except that one query is the least
+_LANES = 64  # an upper bound on the lanes of a CPU's vector register
+SCORES = 1 << 26  # the maximal number of scores of a block of queries, if it has more than one
 
 Part = tuple[Tensor, Tensor]  # out (rows, num_heads, tokens, head_dim_v), lse (rows, num_heads, tokens)
 
 
 def fused(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float) -> Part | None:
-    """PyTorch's flash attention, where every query sees every key; None where it cannot take such tensors.
+    """PyTorch's flash attention, for queries that see all keys; None for tensors that it does not support.
 
-    q: (rows, num_heads, tokens, head_dim); k, v: (rows, num_kv_heads, keys, head_dim). On a GPU it divides the keys of
-    one query among multiprocessors (flash decoding). Its out is in q's dtype.
+    q: (rows, num_heads, tokens, head_dim); k, v: (rows, num_kv_heads, keys, head_dim). None too if a CPU's result does
+    not tell whether scores are finite. On a GPU it divides the keys of one query among multiprocessors (flash
+    decoding). out is in q's dtype.
     """
     dim = q.shape[3]
     if softcap or dim != v.shape[3] or any(x.stride(3) != 1 for x in (q, k, v)):
         return None
     if q.device.type == "cpu":
-        # Of fewer keys than a vector register has lanes it makes numbers that are not finite finite.
+        # With fewer keys than the lanes of a vector register its results are finite although the inputs are not.
         if k.shape[2] < _LANES and not finite([q], [k, v], scale):
             return None
-        # The kv heads are its batch, and the query heads of each share its keys: no key is copied.
+        # The kv heads are the batch of this call, and the query heads of each share its keys without a copy.
         group = q.view(q.shape[0], k.shape[1], -1, *q.shape[2:]).flatten(0, 1)
         keys, values = (x.flatten(0, 1).unsqueeze(1).expand(-1, group.shape[1], -1, -1) for x in (k, v))
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(group, keys, values, scale=scale)
         if bool(((lse == 0) & (out == 0).all(dim=-1)).any()):
-            return None  # This is its answer where all scores are -inf, but also a possible one to other scores.
+            return None  # This is the result for scores that are all -inf, and may be one for other scores.
         return out.reshape(q.shape), lse.reshape(q.shape[:3])
     if LIMITS.why_unsupported(q, v, Options(scale)) is not None:
         return None
@@ -47,9 +48,9 @@ def fused(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float) -> Part
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, alive: Callable[[slice], Tensor], scale: float, softcap: float) -> Part:
-    """The same in plain PyTorch, in the accumulator's dtype, a block of queries at a time.
+    """The same in plain PyTorch, for any mask, in the accumulator's dtype and a block of queries at a time.
 
-    alive: for a slice of the queries, which keys they see, (rows or 1, 1, tokens, keys).
+    alive: for a slice of the queries, the keys that they see, (rows or 1, 1, tokens, keys).
     """
     rows, heads, tokens, _ = q.shape
     kv_heads, keys, dtype = k.shape[1], k.shape[2], accumulator_dtype(q.dtype)
@@ -58,7 +59,7 @@ def plain(q: Tensor, k: Tensor, v: Tensor, alive: Callable[[slice], Tensor], sca
     parts = []
     for start in range(0, tokens, height):
         queries = slice(start, min(tokens, start + height))
-        # The query heads of one kv head lie below each other, as rows of one product: no key is copied for each.
+        # The query heads of one kv head are rows of one product, so that no key is copied.
         grouped = q[:, :, queries].to(dtype).reshape(rows, kv_heads, -1, q.shape[3])
         scores = (grouped @ k.mT * scale).view(rows, heads, -1, keys)
         if softcap:

@@ -1,8 +1,8 @@
-"""The loss that balances a mixture of experts, of a batch whose tokens are spread over ranks.
+"""The load balancing loss of a mixture of experts, for a batch whose tokens are spread over ranks.
 
-It multiplies, for each expert, the share of tokens that chose it and the mean of its probability (equations 4 to 6 of
+For each expert it multiplies the fraction of tokens that are routed to it and its mean probability (equations 4 to 6 of
 https://arxiv.org/abs/2101.03961). The mean over ranks of such products is not the product of the means over all tokens,
-so ranks average both factors before they multiply.
+so both factors are averaged over ranks before they are multiplied.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from ringattn.hf.outputs import mean_over_ranks
 from ringattn.no_compile import no_compile
 from ringattn_core.errors import UnsupportedError
 
-# The function of transformers for this loss, of which every such model has a copy in its module. TRL takes Mixtral's.
+# The function of transformers for this loss: each such model has a copy in its module. TRL uses that of Mixtral.
 _NAME = "load_balancing_loss_func"
 
 
 class LocalRouterLogits(tuple[Tensor, ...]):
-    """Router logits of this rank's tokens, (rows * local tokens, experts) of each layer, that know of which batch."""
+    """Router logits of this rank's tokens, (rows * local tokens, experts) of each layer, with their batch."""
 
     batch: ShardedBatch
 
 
 def hooks(model: PreTrainedModel) -> list[RemovableHandle]:
-    """Let the model's router loss be that of all ranks, where it has the loss of `_NAME`."""
+    """Make the model's router loss that of all ranks, if its module has the function `_NAME`."""
     if not _is_known(model):
         return []
     for namespace in (_namespace(model), vars(modeling_mixtral)):
@@ -45,14 +45,14 @@ def hooks(model: PreTrainedModel) -> list[RemovableHandle]:
 
 
 def check(model: nn.Module, arguments: dict[str, Any], config: PretrainedConfig) -> None:
-    """Raise UnsupportedError for a model that has another loss for its routers, if it is asked for."""
+    """Raise UnsupportedError if another router loss is asked for."""
     asked = arguments.get("output_router_logits")
     if not (getattr(config.get_text_config(), "output_router_logits", False) if asked is None else asked):
         return
     if not _is_known(model):
         raise UnsupportedError(
-            f"{type(model).__name__} got output_router_logits=True, and has code of its own for the loss that balances "
-            "experts, which would see this rank's tokens alone. Set config.output_router_logits to False."
+            f"{type(model).__name__} got output_router_logits=True, and has model-specific code for the loss that "
+            "balances experts, which would use only the tokens of this rank. Set config.output_router_logits to False."
         )
 
 
@@ -61,7 +61,7 @@ def _namespace(model: nn.Module) -> dict[str, Any]:
 
 
 def _is_known(model: nn.Module) -> bool:
-    """Has the model's module a copy of Mixtral's function, or another loss, or none?"""
+    """Does the model's module have a copy of Mixtral's function, and not another loss or none?"""
     own = _namespace(model).get(_NAME)
     return own is not None and _said(own) == _said(getattr(modeling_mixtral, _NAME))
 
@@ -81,7 +81,7 @@ def _mark(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> 
 
 
 def _over_ranks(original: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, for what `_mark` has marked; the original for all else, models in one process among it."""
+    """The loss of all ranks for logits from `_mark`, and the original function for those of models in one process."""
 
     @no_compile
     @wraps(original)
@@ -96,9 +96,9 @@ def _over_ranks(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _loss(layers: LocalRouterLogits, num_experts: int, top_k: int) -> Tensor:
-    """The loss of all ranks' tokens, on every rank. Its gradient is to be averaged over ranks, as those of others are.
+    """The loss of the tokens of all ranks, on every rank. Its gradient is averaged over ranks, like any other.
 
-    The means are taken over all tokens of all layers, without padding.
+    The means are over all tokens of all layers, without padding.
     """
     batch, device = layers.batch, layers[0].device
     dtype = torch.promote_types(layers[0].dtype, torch.float32)
@@ -111,12 +111,12 @@ def _loss(layers: LocalRouterLogits, num_experts: int, top_k: int) -> Tensor:
         probabilities = probabilities + (routed.to(dtype) * weights[:, None]).sum(dim=0)
     tokens = weights.sum()[None] * len(layers)
     sums = mean_over_ranks(torch.cat([tokens, counts, probabilities]), batch.row.communicator)
-    # Factors of the same number for all ranks, such as 1 / cp_size, cancel out.
+    # A factor that is the same on all ranks, such as 1 / cp_size, cancels.
     shares, means = sums[1:].view(2, num_experts) / sums[0]
     return num_experts * torch.dot(shares, means)
 
 
 def _real(batch: ShardedBatch, device: torch.device) -> Tensor:
-    """Which of this rank's tokens are no padding: (rows * local tokens,)."""
+    """Which of this rank's tokens are not padding: (rows * local tokens,)."""
     mask = torch.ones(batch.rows, batch.tokens, device=device) if batch.mask is None else batch.mask
     return batch.shard(padded(mask, batch.length, 1, 0)).flatten().bool()

@@ -1,4 +1,4 @@
-"""All ranks of a group have to get the same batch: a model's first batches are compared, before they are divided."""
+"""Compares the first batches of a model between ranks, which must all have the same batch, before they are sharded."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ringattn_comms.communicator import Communicator
 from ringattn_comms.header import encoded
 from ringattn_core.run.streams import capturing
 
-CALLS = 3  # Every comparison waits for all ranks, and a loader that is set up wrongly shows in the first one.
+CALLS = 3  # A comparison waits for all ranks, and finds a wrong loader in its first batch.
 _SAMPLES = 64
 _COMPARED = ("input_ids", "inputs_embeds", "labels", "shift_labels", "attention_mask", "position_ids")
 
-Fingerprint = tuple[tuple[int, ...], int | tuple[float, ...]]  # the shape of a tensor, and what its values are known by
+Fingerprint = tuple[tuple[int, ...], int | tuple[float, ...]]  # the shape of a tensor, and a checksum or samples
 
 
 class FirstCalls:
@@ -27,7 +27,7 @@ class FirstCalls:
         self.left = CALLS
 
     def check(self, arguments: dict[str, Any], comm: Communicator) -> None:
-        """Raise ValueError where another rank has another batch. All ranks ask together; one alone asks nobody."""
+        """Raise ValueError if ranks have different batches. All ranks call this together. One rank compares nothing."""
         if self.left == 0 or comm.size == 1 or capturing():
             return
         self.left -= 1
@@ -54,7 +54,7 @@ def _alike(first: Fingerprint | None, other: Fingerprint | None) -> bool:
     ours, theirs = first[1], other[1]
     if isinstance(ours, int) or isinstance(theirs, int):
         return ours == theirs
-    # Ranks compute embeddings themselves, with their own rounding and dropout: most values are close.
+    # Each rank computes embeddings with different rounding and dropout, so that only most values are close.
     close = sum(isclose(one, two, rel_tol=0.1) for one, two in zip(ours, theirs, strict=True))
     return 2 * close >= len(ours)
 

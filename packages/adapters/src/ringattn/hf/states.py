@@ -1,4 +1,4 @@
-"""The states of layers that mix tokens outside attention, in a text that is being generated: whole, on every rank."""
+"""The states of layers that mix tokens outside attention during generation: whole on every rank."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ringattn_core.errors import UnsupportedError
 
 
 class States:
-    """An ordinary cache, whose layers of attention stay empty.
+    """A DynamicCache, whose attention layers stay empty.
 
-    Raises UnsupportedError before transformers 5, where each model keeps its states in a way of its own.
+    Raises UnsupportedError before transformers 5, where each model keeps its states in a different way.
     """
 
     def __init__(self, config: PretrainedConfig, record_past: bool) -> None:
@@ -32,23 +32,23 @@ class States:
 
     @property
     def rows(self) -> int:
-        """How many rows of a batch the states are of."""
+        """The number of rows in the batch."""
         layer = self._layers[0]
         states = *layer.conv_states.values(), *layer.recurrent_states.values()
         return next(len(state) for state in states if state is not None)
 
     @property
     def is_croppable(self) -> bool:
-        """Can they go back? The last inputs of a convolution can, a recurrent state cannot."""
+        """Does `crop` work? It does for the last inputs of a convolution, and not for a recurrent state."""
         return all(layer.is_croppable for layer in self._layers)
 
     def record_past(self) -> None:
-        """Forget nothing until the next `crop`."""
+        """Keep all inputs of convolutions until the next `crop`."""
         for layer in self._layers:
             layer.activate_past_recording()
 
     def crop(self, length: int, stop: int) -> None:
-        """From `length` tokens back to `stop`. Raises UnsupportedError where that is impossible."""
+        """Go back from `length` tokens to `stop`. Raises UnsupportedError if that is impossible."""
         recorded = all(layer.record_past for layer in self._layers)
         if stop < length and not (self.is_croppable and recorded):
             raise UnsupportedError(
@@ -66,7 +66,7 @@ class States:
 
 
 class _Cache(DynamicCache):  # type: ignore[misc]
-    """With the names that MiniMax has for the state of a layer."""
+    """With the methods that the layers of MiniMax call."""
 
     def get_linear_cache(self, layer_idx: int) -> Tensor | None:
         state: Tensor | None = self.layers[layer_idx].recurrent_states[0]

@@ -1,4 +1,4 @@
-"""The sequences of a packed batch as rows of their own, for layers whose state is to start anew at each."""
+"""The sequences of a packed batch, one to a row, for layers whose state must be empty at the start of each."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 
 
 class Texts:
-    """Rows of one sequence each, in groups of like lengths, so that at most half of a group is padding.
+    """Rows of one sequence each, in groups of similar lengths, so that at most half of a group is padding.
 
-    A layer that carries a state from token to token starts with an empty one in every row, whichever kernel it runs on.
+    A layer that carries a state from token to token starts with an empty state in every row, with any kernel.
     """
 
     def __init__(self, borders: list[tuple[int, int]], rows: int, tokens: int) -> None:
@@ -20,8 +20,8 @@ class Texts:
         groups: dict[int, list[tuple[int, int]]] = defaultdict(list)
         for start, stop in borders:
             groups[(stop - start - 1).bit_length()].append((start, stop))
-        self._index = []  # of each group, (texts, longest): where its tokens are among all rows laid end to end
-        self._inverse = torch.empty(rows * tokens, dtype=torch.int64)  # where each token is among all groups
+        self._index = []  # for each group, (texts, longest): the indices of its tokens in the concatenated rows
+        self._inverse = torch.empty(rows * tokens, dtype=torch.int64)  # the index of each token in all groups
         offset = 0
         for group in groups.values():
             ends = torch.tensor(group)
@@ -29,16 +29,16 @@ class Texts:
             index = first + torch.arange(int((end - first).max()))
             real = index < end
             self._inverse[index[real]] = offset + real.flatten().nonzero().flatten()
-            # The padding repeats the last token of a text: it comes after all others, so that none of them sees it.
+            # The padding repeats the last token of a text, after all tokens of the text, so that none of them sees it.
             self._index.append(torch.minimum(index, end - 1))
             offset += index.numel()
 
     @staticmethod
     def of(borders: Iterable[int], rows: int, length: int, tokens: int, mask: Tensor | None) -> Texts | None:
-        """The sequences between borders of rows laid end to end, or None if no row has two with tokens in them.
+        """The sequences between borders of concatenated rows, or None if no row has two sequences with tokens.
 
-        length: of a row among the borders; tokens: how many of these there are, before padding. mask: (rows, tokens), 0
-        at padding, which is no sequence of its own in a row of one text.
+        length: of a row, in the borders; tokens: of a row, without the padding to `length`. mask: (rows, tokens), 0 at
+        padding, which is not a sequence in a row of one text.
         """
         places = [divmod(border, length) for border in sorted({int(border) for border in borders})]
         starts = [(row, start) for row, start in places if row < rows and start < tokens]
@@ -51,7 +51,7 @@ class Texts:
 
     @property
     def groups(self) -> int:
-        """How many groups there are."""
+        """The number of groups."""
         return len(self._index)
 
     def split(self, x: Tensor) -> list[Tensor]:
@@ -60,6 +60,6 @@ class Texts:
         return [stream[index.to(x.device)] for index in self._index]
 
     def join(self, groups: list[Tensor]) -> Tensor:
-        """What `split` gave, or what became of it, as (rows, tokens, ...)."""
+        """Undo `split`: (rows, tokens, ...) from groups of (texts, longest, ...)."""
         stream = torch.cat([group.flatten(0, 1) for group in groups])
         return stream[self._inverse.to(stream.device)].view(self._rows, self._tokens, *stream.shape[1:])

@@ -1,4 +1,4 @@
-"""Models with other towers beside that of text: which can be sharded, and what reaches the text tower of a shard."""
+"""Models with a text tower and others: which of them can be sharded, and the arguments of the text tower on a shard."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ IMAGES = ("internvl", "llava", "mistral3", "qwen2_5_vl", "qwen2_vl", "qwen3_vl",
 # These get text alone, with the reason.
 _TEXT_ALONE = {
     "gemma3": "the tokens of an image see each other in both directions, a mask that is no band",
-    "phi4_multimodal": "its decoder lays images and sounds into the sequence itself, of which a shard has only a part",
+    "phi4_multimodal": "its decoder puts images and sounds into the sequence, and a shard has only a part of that",
 }
 _REFUSED = {
     "mllama": "its decoder has layers of cross attention to images, which join two sequences",
@@ -66,8 +66,8 @@ def local(arguments: dict[str, Any]) -> dict[str, Any]:
     for name in rest.keys() - _TEXT:
         if any(each.shape[:2] not in ((batch.rows, batch.tokens), (1, batch.tokens)) for each in _tensors(rest[name])):
             raise UnsupportedError(
-                f"The text tower got {name}, and how that belongs to tokens, of which a shard has only a part, is not "
-                "known here. Leave out what it comes from, or parallelize the text tower alone and give it "
+                f"The text tower got {name}, and how that belongs to tokens is not known, while a shard has only some "
+                "of them. Leave out the argument that it comes from, or parallelize only the text tower and give it "
                 "inputs_embeds."
             )
     local = inputs.local(rest)

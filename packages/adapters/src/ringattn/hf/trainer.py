@@ -1,7 +1,7 @@
-"""`Trainer`, and every trainer of TRL built on it: the ranks that share a sequence are one process to it.
+"""Makes the ranks that share a sequence one process to a `Trainer`, also to the trainers of TRL.
 
-They get the same batches, are counted once (see `data_parallel`), and where a trainer asks for predictions it gets
-those of whole rows. The model's hooks shard the batches, and the loss they leave is the whole batch's on every rank.
+They get the same batches, are counted once (see `data_parallel`), and predictions are those of whole rows. The hooks of
+the model shard the batches, and every rank gets the loss of the whole batch.
 """
 
 from __future__ import annotations
@@ -96,9 +96,9 @@ def _check_groups(trainer: Trainer, group: str, batch: str, steps: int, dp_size:
 
 
 def computes_loss(trainer: Trainer) -> bool:
-    """Does the trainer compute its loss itself, from what the model returns?
+    """Does the trainer compute its loss itself, from the outputs of the model?
 
-    TRL's trainers that let the model return log-probabilities do so too; they have no logits, and so none to gather.
+    Trainers of TRL whose models return log-probabilities do so too. They have no logits that would be gathered.
     """
     kind = type(trainer)
     overrides = any(getattr(kind, name) is not getattr(Trainer, name) for name in ("compute_loss", "training_step"))
@@ -106,7 +106,7 @@ def computes_loss(trainer: Trainer) -> bool:
 
 
 def explain_shards(trainer: Trainer) -> None:
-    """Say what to do where a loss that the trainer computes itself fails on this rank's logits alone."""
+    """Let an error in a loss that the trainer computes from the logits of this rank say what to do."""
     vars(trainer)["compute_loss"] = partial(_explained, trainer)
 
 
@@ -115,7 +115,7 @@ def _explained(trainer: Trainer, *args: Any, **kwargs: Any) -> Any:
         return type(trainer).compute_loss(trainer, *args, **kwargs)
     except (IndexError, RuntimeError, ValueError) as error:
         if type(error) not in (IndexError, RuntimeError, ValueError):
-            raise  # such as out of memory
+            raise  # a subclass, such as out of memory
         raise UnsupportedError(
             f"The loss of {type(trainer).__name__} failed with logits='shards', which leaves the model's outputs those "
             f"of this rank's tokens: {error}. Leave logits out, or say logits='whole', for a loss from whole logits; "
@@ -124,7 +124,7 @@ def _explained(trainer: Trainer, *args: Any, **kwargs: Any) -> Any:
 
 
 def share_batches(trainer: Trainer, mesh: DeviceMesh) -> None:
-    """Let all ranks along "cp" get the same batches, and count them once in everything that the trainer gathers."""
+    """Give all ranks along "cp" the same batches, and count them once in everything that the trainer gathers."""
     unshare_batches(trainer)
     narrow(trainer.accelerator, mesh["dp"])
     for name in (*_LOADERS, *_COUNTING, *_GATHERING):
@@ -134,21 +134,21 @@ def share_batches(trainer: Trainer, mesh: DeviceMesh) -> None:
 
 
 def unshare_batches(trainer: Trainer) -> None:
-    """Undo `share_batches`; without it, do nothing."""
+    """Undo `share_batches`, if it was called."""
     widen(trainer.accelerator)
     for name in (*_LOADERS, *_COUNTING, *_GATHERING, "prediction_step", "floating_point_ops", "compute_loss"):
         vars(trainer).pop(name, None)
 
 
 def _along_dp(trainer: Trainer, name: str, dp: DeviceMesh) -> Callable[..., Any]:
-    """A method of this trainer, to which the ranks along "cp" are one process."""
+    """A method of this trainer that counts the ranks along "cp" as one process."""
     method = getattr(type(trainer), name)
 
     def along_dp(*args: Any, **kwargs: Any) -> Any:
         with ExitStack() as stack:
             if name == "train":
                 _unprepare(trainer)
-            else:  # and not in training, which also writes files
+            else:  # Training also writes files, and chooses the process for that by its rank.
                 stack.enter_context(counting(trainer.args, dp, with_rank=name in _LOADERS))
             if name in _GATHERING:
                 stack.enter_context(gathering(dp))
@@ -158,9 +158,9 @@ def _along_dp(trainer: Trainer, name: str, dp: DeviceMesh) -> Callable[..., Any]
 
 
 def _unprepare(trainer: Trainer) -> None:
-    """Let training wrap the model in DDP where `evaluate` or `predict` has prepared it without.
+    """Let training wrap the model in DDP if `evaluate` or `predict` has prepared it without.
 
-    Accelerate leaves a model that was prepared once as it is, and every rank would train on its shards alone.
+    Accelerate does not prepare a model again, and gradients would not be averaged over ranks.
     """
     wrappers = DistributedDataParallel, FullyShardedDataParallel, FSDPModule
     if trainer.is_deepspeed_enabled or any(isinstance(each, wrappers) for each in trainer.model_wrapped.modules()):
@@ -170,7 +170,7 @@ def _unprepare(trainer: Trainer) -> None:
 
 
 def _prediction_step(trainer: Trainer, model: nn.Module, inputs: Any, prediction_loss_only: bool, **kwargs: Any) -> Any:
-    """A step of `evaluate` or `predict`, with outputs of whole rows where any are wanted besides the loss."""
+    """A step of `evaluate` or `predict`, with outputs of whole rows if any are wanted besides the loss."""
     with nullcontext() if prediction_loss_only else _whole_outputs(trainer):
         return type(trainer).prediction_step(trainer, model, inputs, prediction_loss_only, **kwargs)
 
