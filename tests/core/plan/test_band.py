@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from itertools import combinations, product
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ringattn_core.plan.band import Band, _union, band_of, joined, moved, strided, tile_of, trimmed
+from ringattn_core.plan.band import Band, band_of, moved, strided, tile_of, trimmed
+from ringattn_core.plan.band_join import _union, has_new_windows, joined
 from ringattn_core.plan.stretches import Stretches
 from ringattn_core.plan.tile import FAR, Tile
 
@@ -61,15 +63,46 @@ def test_moved_cells(band: Band, down: int, right: int) -> None:
     assert cells(moved(band, down, right)) == {(i + down, j + right) for i, j in cells(band)}
 
 
+def grid(band: Band, rows: list[int], columns: list[int]) -> list[Band]:
+    """The parts of a band between some rows and columns."""
+    across, down = (Stretches(ends[:-1], ends[1:]) for ends in (sorted({0, *each, N}) for each in (columns, rows)))
+    return [part for _, part in across.columns(down.rows([band]))]
+
+
+CUTS = st.lists(st.integers(0, N), max_size=3)
+
+
 @settings(max_examples=200, deadline=None)
-@given(BANDS, st.lists(st.integers(0, N)), st.lists(st.integers(0, N)))
-def test_a_band_that_is_cut_is_joined_to_itself(band: Band, rows: list[int], columns: list[int]) -> None:
-    parts = [band]
-    for edges, cut in ((rows, Stretches.rows), (columns, lambda each, b: (part for _, part in each.columns(b)))):
-        ends = sorted({0, *edges, N})
-        parts = list(cut(Stretches(ends[:-1], ends[1:]), parts))
-    assert sum(map(len, map(cells, parts))) == len(cells(band))
-    assert joined(parts) == [band]
+@given(BANDS, CUTS, CUTS, st.lists(SIDES, max_size=3), st.booleans())
+def test_parts_of_a_band_that_are_joined_have_its_cells(
+    band: Band, rows: list[int], columns: list[int], sides: list[int], share: bool
+) -> None:
+    low, high = band[4:]
+    borders = sorted({low, *(side for side in sides if low < side <= high)})
+    strips = (trimmed(*band[:4], *cut) for cut in zip(borders, [*(b - 1 for b in borders[1:]), high], strict=True))
+    parts = [part for strip in strips if strip for part in grid(strip, rows, columns)]
+    found = joined(parts, share=share)
+    assert not (share and has_new_windows(found, parts))
+    assert len(found) <= len(parts) and all(trimmed(*each) == each for each in found)
+    assert sum(map(len, map(cells, found))) == len(cells(band)) == len(frozenset().union(*map(cells, found)))
+
+
+@given(st.sampled_from([(-FAR, FAR), (-FAR, 0), (0, FAR), (-4, 0), (-3, 3)]), CUTS)
+def test_a_mask_that_is_cut_at_the_borders_of_runs_is_joined_to_itself(band: tuple[int, int], cuts: list[int]) -> None:
+    whole = trimmed(0, N, 0, N, *band)
+    assert whole and joined(grid(whole, cuts, cuts)) == [whole]
+
+
+@pytest.mark.parametrize(("first", "last"), [((-FAR, 0), (1, FAR)), ((-FAR, -3), (-2, 0))])
+def test_a_mask_that_is_cut_along_a_diagonal_is_joined_to_itself(first: tuple[int, int], last: tuple[int, int]) -> None:
+    parts = [part for each in (first, last) if (part := trimmed(0, N, 0, N, *each))]
+    assert joined(parts) == [trimmed(0, N, 0, N, first[0], last[1])]
+
+
+def test_a_prompt_and_its_answers_stay_two_tiles_where_others_share_their_windows() -> None:
+    parts = [(0, 3, 0, 3, -FAR, 0), (3, 9, 0, 3, -FAR, FAR)]
+    assert joined(parts) == [(0, 9, 0, 3, -FAR, 0)] and has_new_windows(joined(parts), parts)
+    assert joined(parts, share=True) == parts
 
 
 @given(

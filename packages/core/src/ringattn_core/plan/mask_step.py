@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import NamedTuple
 
-from ringattn_core.plan.band import Band, joined, moved, tile_of
+from ringattn_core.plan.band import Band, moved, tile_of
+from ringattn_core.plan.band_join import has_new_windows, joined
 from ringattn_core.plan.columns import KeySlices
 from ringattn_core.plan.launches import batched, only_slice
 from ringattn_core.plan.placed import ByResidue, Placed, held
@@ -131,5 +132,16 @@ def _divided(placed: Placed, rank: int, num_early_rows: int) -> Rows:
     return Rows(local, early, others.without(early))
 
 
-def _launches(bands: Iterable[Band]) -> tuple[Launch, ...]:
-    return tuple(batched([list(map(tile_of, without_stairs(joined(list(bands)))))]))
+def _launches(parts: Iterable[Band]) -> tuple[Launch, ...]:
+    """As few launches as there can be, of as few tiles as there can be then."""
+    bands = list(parts)
+    whole = joined(bands)
+    launches = _batched(whole)
+    # Two windows are needed to share any: fewer than three launches cannot become fewer.
+    if len(launches) > 2 and has_new_windows(whole, bands):
+        launches = min(launches, _batched(joined(bands, share=True)), key=len)
+    return tuple(launches)
+
+
+def _batched(bands: list[Band]) -> list[Launch]:
+    return batched([list(map(tile_of, without_stairs(bands)))])
