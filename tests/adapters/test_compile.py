@@ -88,12 +88,13 @@ def test_lengths_in_a_list() -> None:
     torch.testing.assert_close(compiled(*tensors, [0, 7, 24]), call(*tensors, [0, 7, 24]))
 
 
-def test_dropout_is_the_same_in_both_passes() -> None:
+@pytest.mark.parametrize("mask", [None, masks.prefix(24, 9)], ids=["causal", "mask"])
+def test_dropout_is_the_same_in_both_passes(mask: Mask | None) -> None:
     """out is linear in v, so <out, dout> = <v, dv> holds only if backward has the forward's mask."""
     q, k, v, _ = inputs()
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return ringattn.attention(q, k, v, cp=CP, causal=True, dropout_p=0.5)
+        return ringattn.attention(q, k, v, cp=CP, causal=mask is None, mask=mask, dropout_p=0.5)
 
     out = torch.compile(call, fullgraph=True, backend="aot_eager")(q, k, v)
     dout = torch.randn_like(out)

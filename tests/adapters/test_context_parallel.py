@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Sequence
 
 import pytest
@@ -9,8 +11,9 @@ import torch
 from torch import Tensor
 
 from adapters.comms import Mute
+from ringattn import masks
 from ringattn.call import CallSpec
-from ringattn.context_parallel import ContextParallel
+from ringattn.context_parallel import CONTEXTS, ContextParallel
 from ringattn.lengths import Borders
 from ringattn_comms.backends.threads import run
 from ringattn_comms.communicator import Communicator, SingleRank
@@ -195,3 +198,11 @@ def test_what_cannot_be_sharded() -> None:
             call([x, x])
         with pytest.raises(ValueError, match=r"There is no dimension 9 in a tensor of shape \(2, 8\)"):
             call(x, dim=9)
+
+
+def test_a_copy_has_its_number() -> None:
+    """By which compiled code finds it; so it does not find another one in the process where a pickle is read."""
+    cp = ContextParallel(None, "balanced", "ring", mask=masks.prefix(8, 3), head_groups=2)
+    for copied in (pickle.loads(pickle.dumps(cp)), copy.copy(cp), copy.deepcopy(cp)):
+        assert CONTEXTS[copied.number] is copied and CONTEXTS[cp.number] is cp
+        assert repr(copied) == repr(cp) and copied.mask == cp.mask and copied.layout is cp.layout

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, overload
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ringattn import agree
 from ringattn.lengths import Lengths, read, sequence_positions
-from ringattn.mask_rows import Masks, read_masks, tokens
+from ringattn.mask_rows import Masks, check_length, read_masks, tokens
 from ringattn.no_compile import no_compile
 from ringattn.prepared import Prepared
 from ringattn.sharding import divided
@@ -86,6 +86,10 @@ class ContextParallel:
             lookup(self.kernel, choose.KERNELS, "kernel")
         object.__setattr__(self, "number", CONTEXTS.add(self))
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # A copy, also in another process, gets a number there.
+        return ContextParallel, tuple(getattr(self, each.name) for each in fields(self) if each.init)
+
     @property
     def communicator(self) -> Communicator:
         """This rank's end of the group. Raises RuntimeError if the group has been destroyed since the first use."""
@@ -137,11 +141,7 @@ class ContextParallel:
     @no_compile
     def division(self, length: int) -> Sharding:
         """Which rank holds which of `length` tokens. Raises ValueError if `cu_seqlens` or `mask` has another length."""
-        if self.masks and tokens(self.masks) != length:
-            raise ValueError(
-                f"The mask has {tokens(self.masks)} tokens, but the tensor to shard has {length} along the sequence: a "
-                "mask is of the whole sequence, before sharding."
-            )
+        check_length(self.masks, length)
         return divided(self.token_layout, self.borders, length, self.cp_size, self.per_sequence)
 
     @overload

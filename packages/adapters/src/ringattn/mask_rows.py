@@ -51,6 +51,15 @@ def tokens(rows: Sequence[Mask]) -> int:
     return rows[0].num_queries
 
 
+def check_length(rows: Sequence[Mask] | None, length: int) -> None:
+    """Raise ValueError unless a tensor to shard has the tokens of these masks, if there are any."""
+    if rows and tokens(rows) != length:
+        raise ValueError(
+            f"The mask has {tokens(rows)} tokens, but the tensor to shard has {length} along the sequence: a mask is "
+            "of the whole sequence, before sharding."
+        )
+
+
 @lru_cache(16)
 def of_batch(rows: tuple[Mask, ...], batch: int) -> Mask:
     """The mask of a stream of `batch` rows, laid end to end. Raises ValueError for another number of masks."""
