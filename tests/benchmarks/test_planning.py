@@ -17,7 +17,7 @@ def planning(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "TOKENS", 64)
-    for number in ("DOCUMENTS", "RANKS", "PROVEN"):
+    for number in ("DOCUMENTS", "RANKS", "PROVEN", "IMAGES", "NODES"):
         monkeypatch.setattr(module, number, 4)
     return module
 
@@ -33,11 +33,15 @@ def test_every_case_and_route_has_a_verdict(
 ) -> None:
     cases = [case._replace(budget=case.budget * factor) for case in planning.CASES]
     monkeypatch.setattr(planning, "CASES", cases)
+    given = [case._replace(budget=case.budget * factor) for case in planning.MASKS]
+    monkeypatch.setattr(planning, "MASKS", given)
     monkeypatch.setattr(planning, "PROOF", planning.PROOF * factor)
     assert planning.main(["--repeats", "1"]) == code
     verdicts = [line.split()[-1] for line in capsys.readouterr().out.splitlines() if line]
     plans = sum(len(case.routes) for case in cases)
-    assert verdicts == ["budget", *[verdict] * plans, "budget", *[verdict] * len(planning.PROOFS)]
+    of_masks = len(given) * len(planning.MASK_ROUTES)
+    counts = plans, of_masks, len(planning.PROOFS)
+    assert verdicts == [word for count in counts for word in ("budget", *[verdict] * count)]
 
 
 def test_the_cases_are_what_they_say(planning: ModuleType) -> None:
