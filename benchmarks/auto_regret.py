@@ -14,7 +14,7 @@ from itertools import accumulate, product
 from random import Random
 from typing import NamedTuple
 
-from ringattn_core.look.auto import CANDIDATES, Routes, auto_routes, candidates, typical
+from ringattn_core.look.auto import CANDIDATES, Routes, auto_routes, candidates
 from ringattn_core.look.machine import H200
 from ringattn_core.look.shape import Shape
 from ringattn_core.look.simulate import predict
@@ -45,7 +45,7 @@ class Problem(NamedTuple):
 
     def lost(self) -> float:
         """By the routes that `auto` takes, as a share of the least time."""
-        chosen = auto_routes(typical(self.sharding), self.window, self.shape, H200, one_sided=self.one_sided)
+        chosen = auto_routes(self.sharding, self.window, self.shape, H200, one_sided=self.one_sided)
         times = self.times()
         return times[chosen] / min(times.values()) - 1
 

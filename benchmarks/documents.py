@@ -4,7 +4,7 @@
 
 Needs no GPU. Each pack is drawn anew, from lengths like those of corpora. A line has the mean over the packs: of one
 GPU's time, divided by the ranks, as a share of theirs, for each route forward and with backward, in %; and of what
-`auto` loses to the best route of each pack, with the most that it loses in one: it goes by packs that are typical.
+`auto` loses to the best route of each pack, with the most that it loses in one: it looks at a few ranks and documents.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from statistics import fmean
 
 from peers import documents
 
-from ringattn_core.look.auto import CANDIDATES, auto_routes, candidates, typical
+from ringattn_core.look.auto import CANDIDATES, auto_routes, candidates
 from ringattn_core.look.machine import MACHINES
 from ringattn_core.look.shape import Shape
 from ringattn_core.look.simulate import predict
@@ -48,7 +48,7 @@ def line(layout: str, cp_size: int, tokens: int, shape: Shape, gpu: str, packs: 
         one = alone[0]["ring"] / cp_size, alone[1]["ring", "ring"] / cp_size
         for name in CANDIDATES:
             shares[name].append((one[0] / forward[name], one[1] / both[name, name]))
-        auto = auto_routes(typical(sharding), CAUSAL, shape, MACHINES[gpu], one_sided=True)
+        auto = auto_routes(sharding, CAUSAL, shape, MACHINES[gpu], one_sided=True)
         lost.append((forward[auto.forward] / min(forward.values()) - 1, both[auto] / min(both.values()) - 1))
     cells = [" / ".join(f"{fmean(kind) * 100:5.1f}" for kind in zip(*shares[name], strict=True)) for name in CANDIDATES]
     behind = " / ".join(f"{fmean(kind) * 100:4.1f} ({max(kind) * 100:4.1f})" for kind in zip(*lost, strict=True))

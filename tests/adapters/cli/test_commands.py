@@ -80,17 +80,14 @@ def test_plan_says_what_auto_was_chosen_for() -> None:
     def note(*arguments: str) -> str:
         return next((line for line in run("plan", "--cp", "4", *arguments).splitlines() if "chosen for" in line), "")
 
-    assert note("--seqlen", "60k") == (
-        "auto was chosen for one sequence of 65,536 tokens, not for these lengths: another may be faster here."
+    assert note("--seqlen", "60k", "--documents", "60") == (
+        "auto was chosen for 24 documents of 1,024 tokens, not for these lengths: another may be faster here."
     )
-    assert note("--seqlen", "60k", "--documents", "8").startswith(
-        "auto was chosen for 8 documents of 8,192 tokens, not"
+    assert note("--seqlen", "60k", "--documents", "60", "--layout", "balanced").startswith(
+        "auto was chosen for 48 documents of 1,024 tokens, not"
     )
-    assert note("--seqlen", "60k,4k,1k", "--layout", "balanced").startswith("auto was chosen for 3 documents of ")
-    assert note("--seqlen", "60k", "--documents", "8", "--layout", "balanced").startswith(
-        "auto was chosen for 8 documents of 8,192 tokens, not"
-    )
-    assert note("--seqlen", "64k") == ""
+    assert note("--seqlen", "60k,4k,1k", "--layout", "balanced") == ""
+    assert note("--seqlen", "60k", "--documents", "24") == ""
 
 
 def test_one_rank_needs_no_route() -> None:

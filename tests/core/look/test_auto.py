@@ -8,6 +8,7 @@ from math import inf
 
 import pytest
 
+from ringattn_core.look import auto
 from ringattn_core.look.auto import (
     CANDIDATES,
     EQUAL,
@@ -15,7 +16,8 @@ from ringattn_core.look.auto import (
     NEARLY,
     WAVES_FIRST,
     Routes,
-    _sampled,
+    _decisive,
+    _planned,
     auto_routes,
     candidates,
     typical,
@@ -72,60 +74,75 @@ def lengths(sharding: Sharding) -> list[int]:
 
 
 DRAWN = [100 + 37 * (index * index % 101) for index in range(19)]  # of lengths that differ
-PACK = [72_000, 24_000, 5_600] * 3 + [8_000, 16_000, 32_000]
 EACH = [(zigzag, True), (contiguous, True), (striped, False)]  # Every rank has a share of each sequence.
 STREAM = [(balanced, True), (contiguous, False)]
 
 
-def test_divisions_of_one_magnitude_share_a_choice() -> None:
-    for tokens in (61_000, 65_536, 70_001):
-        assert typical(documents(zigzag, tokens)) == documents(zigzag, 1 << 16)
-    rounder = typical(documents(balanced, *DRAWN))
-    assert lengths(rounder) != DRAWN and typical(rounder) == rounder
+@pytest.mark.parametrize(("layout", "per_sequence"), EACH + STREAM)
+def test_few_sequences_are_looked_at_as_they_are(layout: Layout, per_sequence: bool) -> None:
+    few = documents(layout, *DRAWN, per_sequence=per_sequence)
+    assert typical(few) == (few, 1, 1.0)
 
 
 @pytest.mark.parametrize(("layout", "per_sequence"), EACH + STREAM)
 def test_few_lengths_stand_for_many_documents_of_as_much_work(layout: Layout, per_sequence: bool) -> None:
     many = [length + index for index, length in enumerate(DRAWN * 20)]
-    found = lengths(typical(documents(layout, *many, per_sequence=per_sequence)))
-    assert len(set(found)) <= 24 and len(found) == pytest.approx(len(many), rel=0.1)
+    some, rows, times = typical(documents(layout, *many, per_sequence=per_sequence))
+    assert rows == 1 and len(lengths(some)) == (24 if some.spreads_sequences else 48)
+    assert len(lengths(some)) * times == pytest.approx(len(many))
     for power in (1, 2):
         wanted = sum(length**power for length in many)
-        assert sum(length**power for length in found) == pytest.approx(wanted, rel=0.15)
+        assert times * sum(length**power for length in lengths(some)) == pytest.approx(wanted, rel=0.02)
 
 
-def test_a_pack_that_repeats_itself_is_planned_once_on_a_slower_machine() -> None:
-    """Twelve documents, or those and the same again: predictions are about the same."""
-    for layout, per_sequence in EACH:
-        once = documents(layout, *PACK, per_sequence=per_sequence)
-        twice = documents(layout, *PACK * 2, per_sequence=per_sequence)
-        assert _sampled(twice) == (once, 2)
-        forward, both = ((candidates(each, CAUSAL)[0]) for each in (once, twice))
-        for name in CANDIDATES:
-            ours = predict(forward[name], SHAPE, H100.slower(2), one_sided=True).time
-            assert ours == pytest.approx(predict(both[name], SHAPE, H100, one_sided=True).time, rel=0.1)
+def test_a_row_stands_for_equal_ones_that_are_divided_each_by_itself() -> None:
+    assert typical(documents(balanced, 4000, 4000, 4000, batch=3)) == (documents(balanced, 4000), 3, 1.0)
+    assert typical(documents(balanced, *[1000, 3000] * 3, batch=3)) == (documents(balanced, 1000, 3000), 3, 1.0)
+    unlike = documents(balanced, 1000, 3000, 3000, 1000, batch=2)
+    assert typical(unlike) == (unlike, 1, 1.0)
 
 
-def test_what_is_equally_long_stays_so() -> None:
-    """Rows of a batch that a layout divides by themselves, say."""
-    assert lengths(typical(documents(balanced, 1000, 1001, 1000))) == [1024, 1024, 1024]
-    row = documents(balanced, 4000, 4000, 4000, batch=3)
-    assert typical(row) == documents(balanced, 4096, 4096, 4096, batch=3)
-    assert _sampled(typical(row)) == (documents(balanced, 4096), 3)
-    packed = typical(documents(balanced, *[1000, 3000] * 3, batch=3))
-    assert packed.batch == 3 and packed.cu_seqlens[2::2] == (3920, 7840, 11760), "borders of rows are borders"
+@pytest.mark.parametrize(("layout", "per_sequence"), EACH + STREAM)
+def test_the_ranks_looked_at_take_about_as_long_as_all(layout: Layout, per_sequence: bool) -> None:
+    """Among them the busiest: of a stream that is cut into equal parts, the one with the end of a long document."""
+    pack = documents(layout, *DRAWN[:5], 30_000, *DRAWN * 2, cp_size=8, per_sequence=per_sequence)
+    ranks = _decisive(pack, CAUSAL)
+    assert len(ranks) < 5 and {0, 4, 7} <= {*ranks}
+    every, some = candidates(pack, CAUSAL), candidates(pack, CAUSAL, ranks=ranks)
+    work = [schedule.area for schedule in every[0]["ring"]]
+    assert pack.spreads_sequences or work.index(max(work)) in ranks
+    for name in CANDIDATES:
+        for one_sided in (True, False):
+            times = [
+                predict(forward[name], SHAPE, H100, backward=backward[name], one_sided=one_sided).time
+                for forward, backward in (every, some)
+            ]
+            assert times[1] == pytest.approx(times[0], rel=0.27)
+
+
+def test_the_choice_for_many_documents_looks_at_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four ranks at most, of 24 documents, on four routes and with and without early rows."""
+    planned = list[Sharding]()
+
+    def counted(sharding: Sharding, *rest: object) -> Schedule:
+        planned.append(sharding)
+        return _planned(sharding, *rest)
+
+    monkeypatch.setattr(auto, "_planned", counted)
+    auto_routes(documents(zigzag, *DRAWN * 50, cp_size=16), CAUSAL, SHAPE, H100, one_sided=True)
+    assert len(planned) <= 4 * 4 * 2 and {len(lengths(each)) for each in planned} == {24}
 
 
 def test_of_nothing_there_is_nothing() -> None:
     for sharding in (documents(zigzag, 0), documents(balanced, 0, 0), documents(balanced)):
-        assert typical(sharding).cu_seqlens[-1] == 0
-    assert typical(documents(balanced, 0, 5, 0)).cu_seqlens[-1] == 5
-    assert auto_routes(typical(documents(balanced)), CAUSAL, SHAPE, H100, one_sided=True) == WAVES
+        assert typical(sharding).sharding.cu_seqlens[-1] == 0
+    assert typical(documents(balanced, 0, 5, 0)).sharding.cu_seqlens == (0, 5)
+    assert auto_routes(documents(balanced), CAUSAL, SHAPE, H100, one_sided=True) == WAVES
 
 
 def test_documents_make_another_choice_than_one_sequence() -> None:
     """Most rows of a rank see its own keys only, and wait for nobody."""
-    dealt = typical(documents(balanced, *DRAWN))
+    dealt = documents(balanced, *DRAWN)
     alone = replace(dealt, cu_seqlens=(0, dealt.cu_seqlens[-1]))
     routes = [auto_routes(each, CAUSAL, SHAPE, H100, one_sided=True).forward for each in (dealt, alone)]
     assert routes == ["gather", "waves"]

@@ -287,3 +287,31 @@ def test_a_schedule_of_nothing_takes_no_time() -> None:
     schedules = [plan(zigzag, gather, (0, 0), (0, 0), rank, 2) for rank in range(2)]
     forecast = both(schedules, SHAPE, H200)
     assert (forecast.time, forecast.efficiency, forecast.peak_bytes) == (0.0, 1.0, 0)
+
+
+def test_a_rank_by_itself_is_a_mirror_of_the_others() -> None:
+    """It sends what it receives, and starts no later for others; every second of it is worked out by hand."""
+    schedules = causal(zigzag, waves(2), 4, 16)
+    found = predict(schedules[3:], SMALL, PLAIN, one_sided=True)
+    # Rank 3 holds the positions 6 to 9, and 10 remote keys of 2 bytes are seen by them: 0 to 5, and those of its own.
+    remote = schedules[3].steps[1].fetched
+    assert found.bytes_sent == found.bytes_received == 2 * remote
+    local, rest = (4 * step.area for step in schedules[3].steps)
+    assert found.time == max(local, 2 * remote) + rest
+    assert found.time == predict(schedules, SMALL, PLAIN, one_sided=True).time
+
+
+@pytest.mark.parametrize("one_sided", [False, True])
+@pytest.mark.parametrize("route", [ring, waves(2), gather])
+def test_ranks_that_are_alike_take_as_long_by_themselves(route: Route, one_sided: bool) -> None:
+    schedules = plan_all(zigzag, route, (0, 1 << 16), 8, window=(-1, -1))
+    every, few = (both(each, SHAPE, H200, one_sided=one_sided) for each in (schedules, schedules[2:4]))
+    assert few.time == pytest.approx(every.time, rel=1e-3) and few.bytes_sent == every.bytes_sent
+
+
+def test_a_sequence_stands_for_others_in_one_launch_or_in_one_each() -> None:
+    """Of one sequence a launch has one tile; of two alike it has two, and takes all copies of them."""
+    machine = replace(PLAIN, forward=Kernels(1.0, 5.0, 100.0))
+    once, twice = (plan_all(contiguous, ring, borders, 1, window=(-1, 0)) for borders in ((0, 4), (0, 4, 8)))
+    assert predict(once, SMALL, machine, times=3).time == max(3 * 100, 3 * (5 + 4 * 10))
+    assert predict(twice, SMALL, machine, times=3).time == max(100, 5 + 3 * 4 * 20)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ringattn.agree import Peers
 from ringattn_core.errors import UnsupportedError
 from ringattn_core.kernels.choose import choose, question
-from ringattn_core.look.auto import UNPREDICTED, Routes, auto_routes, typical
+from ringattn_core.look.auto import UNPREDICTED, Routes, auto_routes
 from ringattn_core.look.machine import machine_of
 from ringattn_core.look.shape import ACCUMULATOR, Shape
 from ringattn_core.plan.layout import Sharding
@@ -47,14 +47,13 @@ def auto(sharding: Sharding, seen: Window | Mask, kernels: Kernels, peers: Peers
     """The names of the routes that are predicted to be the fastest, the same on all ranks.
 
     Where the ranks' devices differ, or are none that predictions are made for, it is "waves". So it is for a mask: to
-    plan all ranks' schedules of all routes for each new one would take longer than the choice is worth.
+    plan schedules of all routes for each new one would take longer than the choice is worth.
     """
     if not peers.alike or isinstance(seen, Mask):
         return UNPREDICTED
-    like = typical(sharding)
-    asked = like, seen, peers.one_sided, question(*kernels)
+    asked = sharding, seen, peers.one_sided, question(*kernels)
     if asked not in _ROUTES:
-        if len(_ROUTES) == 256:
+        if len(_ROUTES) == 64:
             _ROUTES.clear()
         q, k, v, *_ = kernels
         itemsize = q.element_size()
@@ -63,7 +62,7 @@ def auto(sharding: Sharding, seen: Window | Mask, kernels: Kernels, peers: Peers
             grad_itemsize=itemsize if peers.one_sided else ACCUMULATOR,
         )
         machine = machine_of(torch.cuda.get_device_name(q.device))
-        _ROUTES[asked] = auto_routes(like, seen, shape, machine, one_sided=peers.one_sided, speed=kernels.speed)
+        _ROUTES[asked] = auto_routes(sharding, seen, shape, machine, one_sided=peers.one_sided, speed=kernels.speed)
     return _ROUTES[asked]
 
 

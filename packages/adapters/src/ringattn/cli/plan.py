@@ -73,9 +73,11 @@ def plan(
         choices.check_mask(context)
     lengths, seen = choices.asked(_lengths(sizes.lengths(seqlen), documents), choices.band(window, causal), mask)
     shape = Shape(heads, kv_heads, head_dim, grad_itemsize=2 if one_sided else ACCUMULATOR)
-    like = typical(Sharding(layout_named(layout), tuple(accumulate(lengths, initial=0)), cp))
+    sharding = Sharding(layout_named(layout), tuple(accumulate(lengths, initial=0)), cp)
     with busy("choosing for auto"):
-        auto = UNPREDICTED if isinstance(seen, Mask) else auto_routes(like, seen, shape, machine, one_sided=one_sided)
+        auto = (
+            UNPREDICTED if isinstance(seen, Mask) else auto_routes(sharding, seen, shape, machine, one_sided=one_sided)
+        )
     plans, marks = _plans(route or _routes(cp), auto, layout, lengths, cp, seen)
     found = {
         name: predict(forward, shape, machine, backward=backward, one_sided=one_sided)
@@ -85,7 +87,8 @@ def plan(
     work = {name: _flop(shape, max(schedule.area for schedule in each)) for name, (each, _) in plans.items()}
     some, _ = next(iter(plans.values()))
     title = f"{_stream(lengths)} on {sizes.count(cp, 'rank')}, {layout}, {heads} heads over {kv_heads}, bf16, one layer"
-    _show(title, _table(found, work, marks, machine.capacity), [*_notes(some, like, seen), *_room(found, machine, gpu)])
+    notes = [*_notes(some, typical(sharding).sharding, seen), *_room(found, machine, gpu)]
+    _show(title, _table(found, work, marks, machine.capacity), notes)
     Console(highlight=False).print(
         f"[dim]{_work(some, shape)} Predicted for {gpu.upper()}s from measured kernels and links "
         "(ringattn_core/look/machine.py).[/]"

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import accumulate, pairwise
-from math import log2
 from statistics import fmean
 from typing import NamedTuple
 
@@ -14,8 +13,9 @@ from ringattn_core.look.machine import Machine
 from ringattn_core.look.shape import Shape, total_bytes
 from ringattn_core.look.simulate import fastest, predict
 from ringattn_core.plan.layout import Sharding
+from ringattn_core.plan.lines import Mask, mask
 from ringattn_core.plan.local_rows import default_early_rows
-from ringattn_core.plan.planner import plan, plan_all
+from ringattn_core.plan.planner import plan
 from ringattn_core.plan.route import Route, gather, ring, waves
 from ringattn_core.plan.schedule import Schedule
 from ringattn_core.plan.tile import Window
@@ -26,7 +26,9 @@ CANDIDATES: dict[str, Route] = {"waves": waves(2), "waves(3)": waves(3), "gather
 # but only where it needs few keys, as where most sequences lie whole on a rank: it holds the gradients of all of them.
 GATHER_FIRST, WAVES_FIRST = ("gather", "waves", "waves(3)", "ring"), ("waves", "waves(3)", "gather", "ring")
 EQUAL, NEARLY = 0.001, 0.015
-_MOST_RANKS = 16  # To plan for all of more takes longer than the choice is worth.
+_MOST_RANKS = 16  # To plan for more takes longer than the choice is worth.
+# At how many sequences of a row the choice looks: at fewer where each is divided among all ranks, which takes longer.
+_SPREAD, _WHOLE = 24, 48
 
 
 Plans = dict[str, tuple[Schedule, ...]]  # all ranks' schedules, by the name of their route
@@ -54,6 +56,7 @@ def auto_routes(
 ) -> Routes:
     """The names of the routes for sequences that are divided so, among those that fit into the machine's memory.
 
+    Planned and predicted are a few ranks with the sequences of `typical`, which takes milliseconds for any pack.
     Where none fits it is the one that needs the least. For very many ranks nothing is predicted: it is the first of
     "waves", "waves(3)" and "ring" that fits. `speed` is that of the kernel that computes a schedule (`Kernel.speed`),
     or None where no fast one can: not every kernel supports every route. All else is as of `plan` and `predict`.
@@ -71,16 +74,19 @@ def auto_routes(
             speeds = {speed(schedule) for schedule in (*forward, *backward)}
             if None not in speeds:
                 machines = [machine.running(each) for each in speeds if each]
-                found = [predict(forward, shape, each, backward=backward, one_sided=one_sided) for each in machines]
+                found = [
+                    predict(forward, shape, each, backward=backward, one_sided=one_sided, times=times)
+                    for each in machines
+                ]
                 forecasts[name] = max(found, key=lambda forecast: forecast.time)
-        fitting = {name: each for name, each in forecasts.items() if each.total_bytes <= machine.capacity}
+        fitting = {name: each for name, each in forecasts.items() if times * each.total_bytes <= machine.capacity}
         if forecasts and not fitting:
             return min(forecasts, key=lambda name: forecasts[name].total_bytes)
         return fastest(fitting, alike=alike) if fitting else "waves"
 
-    once, times = _sampled(sharding)
-    machine = machine.slower(times)
-    forward, backward = candidates(once, window, times)
+    some, rows, times = typical(sharding)
+    machine = machine.slower(rows)
+    forward, backward = candidates(some, window, rows * times, ranks=_decisive(some, window))
     first = fastest_of({name: (forward[name], ()) for name in GATHER_FIRST}, EQUAL)
     order = GATHER_FIRST if _fetches_little(backward["gather"]) else WAVES_FIRST
     return Routes(first, fastest_of({name: (forward[first], backward[name]) for name in order}, NEARLY))
@@ -91,88 +97,97 @@ def _first_that_fits(
 ) -> str:
     """Of "waves", "waves(3)" and "ring", by the memory of the first and the last rank; "ring" needs the least."""
     for name in ("waves", "waves(3)"):
-        ends = [
-            plan(
-                *(sharding.layout, CANDIDATES[name], sharding.cu_seqlens, sharding.cu_seqlens, rank, sharding.cp_size),
-                window=window,
-                per_sequence=sharding.per_sequence,
-                batch=sharding.batch,
-            )
-            for rank in (0, sharding.cp_size - 1)
-        ]
+        ends = [_planned(sharding, window, CANDIDATES[name], rank) for rank in (0, sharding.cp_size - 1)]
         if all(total_bytes(each, shape, backward=backward, one_sided=one_sided) <= machine.capacity for each in ends):
             return name
     return "ring"
 
 
-def candidates(sharding: Sharding, window: Window, times: int = 1) -> tuple[Plans, Plans]:
-    """What each of `CANDIDATES` plans for a forward and for a backward pass of `times` copies of the sequences."""
-    forward, backward = (
-        {
-            name: plan_all(
-                *(sharding.layout, route, sharding.cu_seqlens, sharding.cp_size),
-                window=window,
-                per_sequence=sharding.per_sequence,
-                batch=sharding.batch,
-                num_early_rows=num_early_rows,
-            )
+def candidates(
+    sharding: Sharding, window: Window, times: float = 1.0, ranks: Sequence[int] | None = None
+) -> tuple[Plans, Plans]:
+    """What `CANDIDATES` plan for a forward and for a backward pass of `times` copies of the sequences.
+
+    For these ranks, or for all.
+    """
+    chosen = range(sharding.cp_size) if ranks is None else ranks
+
+    def planned(num_early_rows: int) -> Plans:
+        return {
+            name: tuple(_planned(sharding, window, route, rank, num_early_rows) for rank in chosen)
             for name, route in CANDIDATES.items()
         }
-        for num_early_rows in (default_early_rows(times * sharding.cu_seqlens[-1] // sharding.cp_size) // times, 0)
+
+    local = int(times * sharding.cu_seqlens[-1]) // sharding.cp_size
+    return planned(int(default_early_rows(local) / times)), planned(0)
+
+
+def _planned(sharding: Sharding, window: Window, route: Route, rank: int, num_early_rows: int = 0) -> Schedule:
+    return plan(
+        *(sharding.layout, route, sharding.cu_seqlens, sharding.cu_seqlens, rank, sharding.cp_size),
+        window=window,
+        per_sequence=sharding.per_sequence,
+        batch=sharding.batch,
+        num_early_rows=num_early_rows,
     )
-    return forward, backward
+
+
+def _decisive(sharding: Sharding, window: Window) -> Sequence[int]:
+    """The ranks that stand for all: the first, the middle and the last; and, where ranks differ, the busiest."""
+    size, whole = sharding.cp_size, mask(sharding, sharding, window)
+    ranks = {0, size // 2, size - 1}
+
+    def cells(rank: int) -> int:
+        """About two for each live cell."""
+        return sum(
+            line[1]
+            * sum(_seen(whole, sequence, position) for position in (line[0], line[0] + (line[1] - 1) * whole.stride))
+            for sequence, lines in whole.keys.held(rank).items()
+            for line in lines
+        )
+
+    return sorted(ranks if sharding.spreads_sequences else ranks | {max(range(size), key=cells)})
+
+
+def _seen(whole: Mask, sequence: int, position: int) -> int:
+    """How many keys a query sees."""
+    start, stop = whole.borders[sequence : sequence + 2]
+    return min(stop, position + whole.right + 1) - max(start, position - whole.left)
 
 
 def _fetches_little(schedules: Sequence[Schedule]) -> bool:
     """Do ranks need less than a quarter of the others' keys, in the mean?"""
     fetched = sum(step.fetched for schedule in schedules for step in schedule.steps if step.hop)
-    return 4 * fetched < len(schedules) * (len(schedules) - 1) * schedules[0].shard_size
+    return 4 * fetched < len(schedules) * (schedules[0].cp_size - 1) * schedules[0].shard_size
+
+
+class Typical(NamedTuple):
+    """The sequences that a choice looks at."""
+
+    sharding: Sharding
+    rows: int  # of a batch, all alike, for which it stands
+    times: float  # how many sequences of about its length each of them stands for
 
 
 @lru_cache(64)
-def typical(sharding: Sharding) -> Sharding:
-    """One that stands for all like it, so that not each needs a new choice: of fewer different lengths, and rounder.
+def typical(sharding: Sharding) -> Typical:
+    """The sequences that the choice looks at: all, where they are few, and one row of a batch of equal ones.
 
-    Of many sequences, sorted by length, each stands for those of about its length, and all come the same number of
-    times over; lengths are rounded to powers of the fourth root of two.
+    Of many, sorted by length, each stands for those of about its length. Lengths are never rounded: whether they
+    divide by the ranks, and where the stream is cut, decides how many launches there are.
     """
     rows, lengths = sharding.batch, [stop - start for start, stop in pairwise(sharding.cu_seqlens)]
     if sharding.of_sequences:
         rows = 1
-    found = list(filter(None, lengths[: len(lengths) // rows]))
-    most, times = _most_sequences(sharding), 1
-    if len(found) > most:
-        times = len(found) // most
-        count, ordered = len(found) // times, sorted(found)
-        parts = [ordered[index * len(found) // count : (index + 1) * len(found) // count] for index in range(count)]
-        # As much work as in the mean; long and short ones in turn, as they come in a stream.
-        typical = [_round(fmean(length**2 for length in part) ** 0.5) for part in parts]
-        found = [length for first in range(5) for length in typical[first::5]]
-    else:
-        found = list(map(_round, found))
-    return replace(sharding, cu_seqlens=(0, *accumulate(found * (times * rows))), batch=rows)
-
-
-def _round(length: float) -> int:
-    return round(2 ** (round(4 * log2(length)) / 4))
-
-
-def _most_sequences(sharding: Sharding) -> int:
-    """At how many sequences the choice looks; of those that lie whole on a rank at more, for each is another's."""
-    return 12 if sharding.spreads_sequences else 24
-
-
-def _sampled(sharding: Sharding) -> tuple[Sharding, int]:
-    """One period of a sharding whose sequences repeat, as those of `typical` do, and the number of repetitions."""
-    rows = 1 if sharding.of_sequences else sharding.batch
-    lengths = [stop - start for start, stop in pairwise(sharding.cu_seqlens)]
     count = len(lengths) // rows
-    if any(lengths[row * count : (row + 1) * count] != lengths[:count] for row in range(rows)):
-        return sharding, 1
-    # Fewer would travel piece by piece where many travel in boxes, and be divided otherwise where the stream is.
-    least = _most_sequences(sharding)
-    periods = (
-        each for each in range(least, count) if count % each == 0 and lengths[each:count] == lengths[: count - each]
-    )
-    once = next(periods, count)
-    return replace(sharding, cu_seqlens=(0, *accumulate(lengths[:once])), batch=1), rows * (count // (once or 1))
+    if lengths != lengths[:count] * rows:
+        return Typical(sharding, 1, 1.0)
+    found = list(filter(None, lengths[:count]))
+    most, times = _SPREAD if sharding.spreads_sequences else _WHOLE, 1.0
+    if len(found) > most:
+        times, ordered = len(found) / most, sorted(found)
+        parts = [ordered[index * len(found) // most : (index + 1) * len(found) // most] for index in range(most)]
+        # As much work as in the mean; long and short ones in turn, as they come in a stream.
+        means = [round(fmean(length**2 for length in part) ** 0.5) for part in parts]
+        found = [length for first in range(5) for length in means[first::5]]
+    return Typical(replace(sharding, cu_seqlens=(0, *accumulate(found)), batch=1), rows, times)

@@ -58,7 +58,7 @@ class Machine:
             backward=replace(self.backward, flops=self.backward.flops * backward),
         )
 
-    def slower(self, times: int) -> Machine:
+    def slower(self, times: float) -> Machine:
         """A machine for a share of the work: all work and bytes take `times` as long, with memory / `times`.
 
         To begin a launch or a message takes as long.

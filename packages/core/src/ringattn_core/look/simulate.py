@@ -13,6 +13,7 @@ from typing import NamedTuple
 from ringattn_core.look.machine import Link, Machine
 from ringattn_core.look.shape import ACCUMULATOR, Shape, peak_bytes, total_bytes
 from ringattn_core.plan.coalesced_copies import coalesced_copies
+from ringattn_core.plan.columns import row_bounds
 from ringattn_core.plan.route import route_table
 from ringattn_core.plan.row_writes import row_writes
 from ringattn_core.plan.schedule import Launch, Schedule, Step
@@ -45,17 +46,21 @@ def predict(
     *,
     backward: Sequence[Schedule] = (),
     one_sided: bool = False,
+    times: float = 1.0,
 ) -> Forecast:
     """Predict the schedules of all ranks, in their order: a forward pass, and a backward pass by those in `backward`.
 
+    Of some ranks alone, each sends what it receives and waits for nobody who is slower. A sequence may stand for
+    `times` of about its length: one launch takes them all, but of a single tile, whose window depends on the length.
     Keys are handed on from neighbour to neighbour where the schedules shift, else whole shards come from their owners;
     `one_sided` copies only the rows that a step needs, or `coalesced_copies` of them, straight out of the owners'
     memory.
     """
+    machine = machine.slower(times)
     ranks, ideal, peaks, totals = [_Rank() for _ in schedules], 0.0, [], []
     passes = ((schedules, machine.forward, False), *([(backward, machine.backward, True)] if backward else []))
     for planned, kernels, is_backward in passes:
-        _Pass(ranks, planned, shape, machine, one_sided, is_backward).walk()
+        _Pass(ranks, planned, shape, machine, one_sided, is_backward, times).walk()
         ideal += shape.flop(sum(schedule.area for schedule in planned), backward=is_backward) / kernels.flops
         for schedule in planned:
             peaks.append(peak_bytes(schedule, shape, backward=is_backward, one_sided=one_sided))
@@ -120,11 +125,14 @@ class _Pass:
         machine: Machine,
         one_sided: bool,
         backward: bool,
+        times: float = 1.0,
     ) -> None:
         self.ranks, self.schedules, self.shape, self.machine = ranks, schedules, shape, machine
-        self.one_sided, self.backward = one_sided, backward
+        self.one_sided, self.backward, self.times = one_sided, backward, times
         self.hops = [step.hop for step in schedules[0].steps]
         self.shifts = schedules[0].shifts and not one_sided
+        self.size, self.place = schedules[0].cp_size, {each.cp_rank: index for index, each in enumerate(schedules)}
+        self.mirrored = len(schedules) < self.size
 
     def walk(self) -> None:
         """In the order of the executor and of the transports."""
@@ -152,9 +160,10 @@ class _Pass:
             size = packed[-1].columns.stop * self.shape.token(self.shape.itemsize)
             rank.fold((2 + 2 * self.backward) * size / self.machine.memory)
         for launch in step.launches:
-            rank.host += kernels.call
+            count = self.times if len(launch.tiles) == 1 else 1
+            rank.host += count * kernels.call
             cells = launch.area + kernels.row * sum(len(tile.q) for tile in launch.tiles)
-            seconds = kernels.time(self.shape.flop(cells, backward=self.backward))
+            seconds = count * kernels.time(self.shape.flop(cells, backward=self.backward) / count)
             rank.compute += seconds
             rank.device += seconds
             rank.fold(self._folded(schedule, step, launch) / self.machine.memory)
@@ -173,16 +182,15 @@ class _Pass:
         """The messages that bring the keys of a step: from neighbours, or from the owners."""
         if self.shifts:
             return self._shift(self.hops[index] - self.hops[index - 1] if self.hops[index] else 0)
-        steps = [schedule.steps[index] for schedule in self.schedules]
+        steps = [(rank, schedule.steps[index]) for rank, schedule in zip(self.place, self.schedules, strict=True)]
         if self.one_sided:
             parts = (
                 (rank, key_slice.source, len(key_slice.rows))
-                for rank, step in enumerate(steps)
+                for rank, step in steps
                 for key_slice in coalesced_copies(step, rank) or step.key_slices
             )
         else:
-            shard = self.schedules[0].shard_size
-            parts = ((rank, source, shard) for rank, step in enumerate(steps) for source in step.sources)
+            parts = ((rank, source, self.schedules[0].shard_size) for rank, step in steps for source in step.sources)
         return [_Message(source, rank, tokens) for rank, source, tokens in parts if source != rank]
 
     def _gradients(self, index: int) -> list[_Message]:
@@ -193,16 +201,18 @@ class _Pass:
         if self.shifts:
             return self._shift((*self.hops, 0)[index + 1] - self.hops[index])
         again = [
-            _Message(rank, rank, len(key_slice.rows))
-            for rank, schedule in enumerate(self.schedules)
-            for key_slice in schedule.steps[index].key_slices
-            if self.hops[index] > 0 and key_slice.source == rank
+            _Message(rank, rank, stop - start)
+            for rank, schedule in zip(self.place, self.schedules, strict=True)
+            if self.hops[index] and rank in schedule.steps[index].sources
+            for source, start, stop in row_bounds(schedule.steps[index].key_slices)
+            if source == rank
         ]
-        return [_Message(there, here, tokens) for here, there, tokens in self._keys(index)] + again
+        keys = self._keys(index)
+        return (keys if self.mirrored else [_Message(there, here, tokens) for here, there, tokens in keys]) + again
 
     def _shift(self, by: int) -> list[_Message]:
-        size, shard = len(self.ranks), self.schedules[0].shard_size
-        return [_Message(rank, (rank + by) % size, shard) for rank in range(size)] if by % size else []
+        shard = self.schedules[0].shard_size
+        return [_Message((rank - by) % self.size, rank, shard) for rank in self.place] if by % self.size else []
 
     def _send(self, index: int, messages: Sequence[_Message], itemsize: int) -> list[float]:
         """When each rank has received everything; a message waits for the ranks at both ends and for their links."""
@@ -211,11 +221,13 @@ class _Pass:
         parts = [0 for _ in self.ranks]
         start = [max(rank.link, rank.device) for rank in self.ranks]
         for source, destination, tokens in (message for message in messages if message.source != message.destination):
-            sent[source] += tokens * token
-            received[destination] += tokens * token
-            parts[destination] += 2  # keys and values
+            here = self.place[destination]
+            there = here if self.mirrored else self.place[source]
+            sent[there] += tokens * token
+            received[here] += tokens * token
+            parts[here] += 2  # keys and values
             if not self.one_sided:
-                start[destination] = max(start[destination], self.ranks[source].device)
+                start[here] = max(start[here], self.ranks[there].device)
         for rank, begin, coming, going, count in zip(self.ranks, start, received, sent, parts, strict=True):
             if coming or going:
                 rank.link = begin + self._link(index).time(max(coming, going), max(count, 1))
@@ -226,7 +238,7 @@ class _Pass:
     def _link(self, index: int) -> Link:
         if self.one_sided:
             return self.machine.one_sided
-        everyone = route_table(self.schedules[0].route, len(self.ranks)).meets[self.hops[index]]
+        everyone = route_table(self.schedules[0].route, self.size).meets[self.hops[index]]
         return self.machine.collective if everyone else self.machine.two_sided
 
     def _collect(self, gradients: Sequence[_Message], returning: Sequence[float]) -> None:
@@ -235,4 +247,4 @@ class _Pass:
         for rank, time in zip(self.ranks, returning, strict=True):
             rank.wait(time)
         for _, destination, tokens in gradients:
-            self.ranks[destination].fold(3 * tokens * token / self.machine.memory)
+            self.ranks[self.place[destination]].fold(3 * tokens * token / self.machine.memory)

@@ -6,6 +6,7 @@ many slices for every rank, and it is faster to copy the rows between them as we
 
 from __future__ import annotations
 
+from ringattn_core.plan.columns import row_bounds
 from ringattn_core.plan.memo import by_owner
 from ringattn_core.plan.schedule import KeySlice, Step
 
@@ -18,12 +19,13 @@ def coalesced_copies(step: Step, own: int) -> tuple[KeySlice, ...] | None:
     """One range for each source, in a row, that of rank `own` last; None where slices are few or far apart."""
     if len(step.key_slices) <= _PIECES * len(step.sources):
         return None
+    first, last = dict[int, int](), dict[int, int]()  # row of each source that is needed, and the one after it
+    for source, start, stop in row_bounds(step.key_slices):
+        first[source] = min(start, first.get(source, start))
+        last[source] = max(stop, last.get(source, stop))
     found, offset = list[KeySlice](), 0
-    for source in sorted(
-        {key_slice.source for key_slice in step.key_slices}, key=lambda source: (source == own, source)
-    ):
-        rows = [key_slice.rows for key_slice in step.key_slices if key_slice.source == source]
-        box = KeySlice(source, range(min(run.start for run in rows), max(run.stop for run in rows)), offset)
+    for source in sorted(first, key=lambda source: (source == own, source)):
+        box = KeySlice(source, range(first[source], last[source]), offset)
         offset = box.columns.stop
         found.append(box)
     saved = len(step.key_slices) - len(found)

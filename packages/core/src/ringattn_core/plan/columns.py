@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate, compress
+from operator import add, sub
 from typing import Generic, NamedTuple, TypeVar, overload
 
 from ringattn_core.plan.schedule import KeySlice
@@ -107,6 +108,14 @@ class KeySlices(_Rows[KeySlice]):
         sources, starts, offsets = self.columns
         size = offsets[index + 1] - offsets[index]
         return KeySlice(sources[index], range(starts[index], starts[index] + size), offsets[index])
+
+
+def row_bounds(key_slices: Sequence[KeySlice]) -> Iterable[tuple[int, int, int]]:
+    """The source of each, its first row there, and the row after its last: without an object for each."""
+    if not isinstance(key_slices, KeySlices):
+        return [(each.source, each.rows.start, each.rows.stop) for each in key_slices]
+    sources, starts, offsets = key_slices.columns
+    return zip(sources, starts, map(add, starts, map(sub, offsets[1:], offsets)), strict=True)
 
 
 _ROWS = 1 << 40  # more than a shard has
