@@ -26,7 +26,7 @@ def test_typical_documents_have_the_work_of_those_that_are_drawn(tokens: int) ->
         pack = tuple(documents.documents(tokens, seed))
         found, _, times = typical(Sharding(balanced, pack, 4))
         assert times * (len(found.cu_seqlens) - 1) == pytest.approx(len(pack) - 1)
-        assert times * work(found.cu_seqlens) == pytest.approx(work(pack), rel=0.05)
+        assert times * work(found.cu_seqlens) == pytest.approx(work(pack), rel=0.1)
 
 
 def test_a_line_for_every_size_and_layout(capsys: pytest.CaptureFixture[str]) -> None:
