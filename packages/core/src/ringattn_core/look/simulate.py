@@ -50,7 +50,7 @@ def predict(
 ) -> Forecast:
     """Predict the schedules of all ranks, in their order: a forward pass, and a backward pass by those in `backward`.
 
-    Of some ranks alone, each sends what it receives and waits for nobody who is slower. A sequence may stand for
+    Of some ranks alone, each sends what it receives and never waits for a slower one. A sequence may stand for
     `times` of about its length: one launch takes them all, but of a single tile, whose window depends on the length.
     Keys are handed on from neighbour to neighbour where the schedules shift, else whole shards come from their owners;
     `one_sided` copies only the rows that a step needs, or `coalesced_copies` of them, straight out of the owners'
