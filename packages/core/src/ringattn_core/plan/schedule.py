@@ -101,7 +101,7 @@ class Step:
     @property
     def fetched(self) -> int:
         """Rows of keys that the step needs."""
-        return self.key_slices[-1].columns.stop - self.key_slices[0].offset if self.key_slices else 0
+        return sum(len(key_slice.rows) for key_slice in self.key_slices)
 
 
 @dataclass(frozen=True, eq=False)
