@@ -126,13 +126,15 @@ def tree(parents: Sequence[int], lengths: Sequence[int]) -> Mask:
 
 def chunked(num_tokens: int, size: int) -> Mask:
     """A query sees what is causal in its chunk of `size` tokens, as in Llama 4's local layers."""
-    if size < 1:
-        raise ValueError(f"A chunk has 1 token or more, got {size}.")
+    if size < 1 or num_tokens < 0:
+        raise ValueError(f"Chunks of 1 token or more divide 0 tokens or more, got {size} and {num_tokens}.")
     return packed([min(size, num_tokens - start) for start in range(0, num_tokens, size)])
 
 
 def first(num_tokens: int, count: int) -> Mask:
     """Every query sees the first `count` tokens, up to its position: global tokens, or attention sinks."""
+    if min(num_tokens, count) < 0:
+        raise ValueError(f"The first 0 or more of 0 or more tokens, got {count} of {num_tokens}.")
     return Mask((Tile(range(num_tokens), range(min(count, num_tokens)), high=0),), num_tokens, num_tokens)
 
 
