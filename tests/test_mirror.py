@@ -30,7 +30,12 @@ TESTED_BY = {
         ],
         "tests/core/kernels/test_reference.py": ["kernels/finite.py", "run/kernel.py"],
         "tests/core/look/test_verify.py": ["look/sound.py", "look/table.py"],
+        "tests/core/plan/test_band.py": ["plan/band_join.py", "plan/stretches.py"],
+        "tests/core/plan/test_launch_counts.py": ["plan/launches.py"],
         "tests/core/plan/test_many.py": ["plan/chunks.py", "plan/columns.py"],
+        "tests/core/plan/test_mask_planner.py": [
+            *("look/mask_cells.py", "plan/mask_schedule.py", "plan/mask_step.py", "plan/placed.py"),
+        ],
         "tests/core/plan/test_planner.py": ["plan/alive.py", "plan/arrange.py", "plan/lines.py", "plan/local_rows.py"],
         "tests/core/run/test_execute.py": ["run/gradient.py"],
         "tests/core/run/test_fused.py": ["run/fused_merge.py", "run/fused_parts.py", "run/row_flags.py"],
