@@ -74,9 +74,7 @@ IDIOMS = re.compile(
     re.IGNORECASE,
 )
 # Pages and sources that still have one of these idioms. The list only gets shorter.
-TO_REWORD: set[str] = {
-    "packages/adapters/src/ringattn/hf/masks.py",
-}
+TO_REWORD: set[str] = set()
 
 
 def tracked() -> dict[str, str]:

@@ -89,6 +89,16 @@ if version("transformers") >= "5":  # before, their attention was their own code
         "bart": _DECODER | {"scale_embedding": True},
         "bigbird_pegasus": _DECODER,  # its attention calls itself not causal, and gets a causal mask
         "whisper": _DECODER | {"max_target_positions": 128},
+        "llama4_text": {  # chunks, and a layer that scales queries by their place
+            "head_dim": 8,
+            "intermediate_size_mlp": 48,
+            "num_local_experts": 2,
+            "attention_chunk_size": 8,
+            "no_rope_layers": [1, 0],
+            "layer_types": ["chunked_attention", "full_attention"],
+            "floor_scale": 4,
+            "attn_scale": 0.5,
+        },
     }
 
 

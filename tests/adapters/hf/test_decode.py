@@ -11,25 +11,31 @@ from torch import Tensor
 import ringattn.hf
 from ringattn.hf import decode
 from ringattn.hf.cache_layer import SPARE
-from ringattn.hf.decode import Decoding
+from ringattn.hf.decode import Decoding, Reach
 from ringattn.hf.partial import fused, plain
 from ringattn.tensors import distance
 from ringattn_comms.backends import threads
 from ringattn_comms.communicator import Communicator, SingleRank
 
 ROWS, HEADS, KV_HEADS, DIM = 2, 4, 2, 8
+REACHES = (Reach(), Reach(5), Reach(2), Reach(5, chunked=True), Reach(8, chunked=True))
 
 
 def dense(
-    q: Tensor, k: Tensor, v: Tensor, window: int | None, softcap: float, sinks: Tensor | None, mask: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, reach: Reach, softcap: float, sinks: Tensor | None, mask: Tensor | None
 ) -> Tensor:
     """All of it at once: (rows, tokens, heads, dim)."""
     k, v = (x.repeat_interleave(HEADS // KV_HEADS, dim=1) for x in (k, v))
     scores = q @ k.mT * 0.3
     scores = scores if not softcap else softcap * torch.tanh(scores / softcap)
-    behind = torch.arange(k.shape[2])[-q.shape[2] :, None] - torch.arange(k.shape[2])
-    dead = (behind < 0) | (behind >= (window or 10**9))
-    dead = dead[None, None] if mask is None else dead | ~mask[:, None, None, :]
+    key = torch.arange(k.shape[2])
+    query, size = key[-q.shape[2] :, None], reach.size or 10**9
+    dead = ((query < key) | (query - key >= size))[None]
+    if reach.chunked:
+        # As in transformers, the first chunk of a row begins with its first real token.
+        left = torch.zeros(1, 1, 1) if mask is None else mask.long().argmax(dim=1)[:, None, None]
+        dead = dead | ((query - left) // size != (key - left) // size)
+    dead = dead[:, None] if mask is None else dead[:, None] | ~mask[:, None, None, :]
     scores = scores.masked_fill(dead, -torch.inf)
     if sinks is not None:
         scores = torch.cat([scores, sinks[None, :, None, None].expand(*scores.shape[:3], 1)], dim=-1)
@@ -53,7 +59,7 @@ def spread(comm: Communicator, k: Tensor, v: Tensor, old: int) -> tuple[ringattn
 @pytest.mark.parametrize("tokens", [1, 3, 9])
 @pytest.mark.parametrize("size", [1, 3])
 def test_exact(size: int, tokens: int) -> None:
-    """Every mix of window, softcap, sinks and padding, to 1e-10 in float64."""
+    """Every mix of windows or chunks, softcap, sinks and padding, to 1e-10 in float64."""
     draw = torch.Generator().manual_seed(tokens)
     length = 21 + tokens
     q = torch.randn(ROWS, HEADS, tokens, DIM, generator=draw, dtype=torch.float64)
@@ -63,12 +69,12 @@ def test_exact(size: int, tokens: int) -> None:
     padding[1, :7] = False
 
     def rank(comm: Communicator) -> None:
-        for window, softcap, sinks, mask in product((None, 5, 2), (0.0, 1.5), (None, sink), (None, padding)):
+        for reach, softcap, sinks, mask in product(REACHES, (0.0, 1.5), (None, sink), (None, padding)):
             cache, keys, values = spread(comm, k, v, 21)
             step = Decoding(cache, tokens, mask, q.device)
-            found = decode.attend(q, keys, values, step, scale=0.3, window=window, softcap=softcap, sinks=sinks)
-            expected = dense(q, k, v, window, softcap, sinks, mask)
-            assert (found - expected).abs().max() <= 1e-10, (window, softcap, sinks, mask)
+            found = decode.attend(q, keys, values, step, scale=0.3, reach=reach, softcap=softcap, sinks=sinks)
+            expected = dense(q, k, v, reach, softcap, sinks, mask)
+            assert (found - expected).abs().max() <= 1e-10, (reach, softcap, sinks, mask)
 
     threads.run(size, rank)
 
@@ -78,16 +84,16 @@ def test_errors_are_no_larger_than_those_of_plain_pytorch(dtype: torch.dtype) ->
     draw = torch.Generator().manual_seed(0)
     q = torch.randn(ROWS, HEADS, 1, DIM, generator=draw, dtype=torch.float64).to(dtype)
     k, v = (torch.randn(ROWS, KV_HEADS, 300, DIM, generator=draw, dtype=torch.float64).to(dtype) for _ in range(2))
-    expected = dense(q.double(), k.double(), v.double(), None, 0.0, None, None)
+    expected = dense(q.double(), k.double(), v.double(), Reach(), 0.0, None, None)
 
     def rank(comm: Communicator) -> float:
         cache, keys, values = spread(comm, k, v, 299)
         step = Decoding(cache, 1, None, q.device)
-        found = decode.attend(q, keys, values, step, scale=0.3, window=None, softcap=0.0, sinks=None)
+        found = decode.attend(q, keys, values, step, scale=0.3, reach=Reach(), softcap=0.0, sinks=None)
         assert found.dtype == dtype
         return distance(found, expected)
 
-    error = (dense(q, k, v, None, 0.0, None, None).double() - expected).abs().max().item()
+    error = (dense(q, k, v, Reach(), 0.0, None, None).double() - expected).abs().max().item()
     assert max(threads.run(4, rank)) <= 2 * error
 
 
@@ -105,7 +111,7 @@ def test_one_message_a_layer() -> None:
     k = torch.randn(ROWS, KV_HEADS, 9, DIM)
     cache, keys, values = spread(comm, k, k, 6)
     q, step = torch.randn(ROWS, HEADS, 3, DIM), Decoding(cache, 3, None, k.device)
-    decode.attend(q, keys, values, step, scale=0.3, window=4, softcap=0.0, sinks=torch.zeros(HEADS))
+    decode.attend(q, keys, values, step, scale=0.3, reach=Reach(4), softcap=0.0, sinks=torch.zeros(HEADS))
     assert comm.calls == 1
 
 
@@ -123,7 +129,7 @@ def test_scores_that_are_not_finite_are_seen(lse: float, monkeypatch: pytest.Mon
     def rank(comm: Communicator) -> None:
         cache, keys, values = spread(comm, k, k, 9)
         step = Decoding(cache, 1, None, q.device)
-        found = decode.attend(q, keys, values, step, scale=0.3, window=None, softcap=0.0, sinks=None)
+        found = decode.attend(q, keys, values, step, scale=0.3, reach=Reach(), softcap=0.0, sinks=None)
         assert found[0, :, 1].isnan().all() and found.isnan().sum() == DIM
 
     q, k = torch.randn(ROWS, HEADS, 1, DIM), torch.randn(ROWS, KV_HEADS, 10, DIM)
@@ -160,7 +166,7 @@ def test_what_is_not_finite(fault: str, keys: int, dtype: torch.dtype) -> None:
     sink = torch.zeros(HEADS, dtype=dtype)
 
     def rank(comm: Communicator) -> None:
-        for mask, window, sinks in product((None, padding, only_padding), (None, keys - 1), (None, sink)):
+        for mask, reach, sinks in product((None, padding, only_padding), (Reach(), Reach(keys - 1)), (None, sink)):
             cache = ringattn.hf.ShardedCache(comm)
             for first, end in ((0, keys - 1), (keys - 1, keys)):
                 held = torch.tensor([at for at in range(first, end) if at % comm.size == comm.rank], dtype=torch.int64)
@@ -169,9 +175,9 @@ def test_what_is_not_finite(fault: str, keys: int, dtype: torch.dtype) -> None:
                 if first == 0:
                     cache.finish()
             step = Decoding(cache, 1, mask, x["q"].device)
-            found = decode.attend(x["q"], k, v, step, scale=0.3, window=window, softcap=0.0, sinks=sinks)
+            found = decode.attend(x["q"], k, v, step, scale=0.3, reach=reach, softcap=0.0, sinks=sinks)
             wide = (x[name].double() for name in "qkv")
-            expected = dense(*wide, window, 0.0, None if sinks is None else sinks.double(), mask)
+            expected = dense(*wide, reach, 0.0, None if sinks is None else sinks.double(), mask)
             torch.testing.assert_close(found, expected.to(dtype), equal_nan=True, rtol=3e-2, atol=1e-2)
 
     threads.run(3, rank)
@@ -189,7 +195,7 @@ def test_numbers_that_are_not_finite_are_seen_with_few_keys(name: str, number: f
         x[name][0, 0, 0, 0] = number
         cache, k, v = spread(SingleRank(), x["k"], x["v"], keys - 1)
         step = Decoding(cache, 1, None, x["q"].device)
-        found = decode.attend(x["q"], k, v, step, scale=0.3, window=None, softcap=0.0, sinks=None)
+        found = decode.attend(x["q"], k, v, step, scale=0.3, reach=Reach(), softcap=0.0, sinks=None)
         q, k, v = (each.double() for each in x.values())
         expected = ((q @ k.mT * 0.3).softmax(-1) @ v).transpose(1, 2)
         assert torch.equal(found.isfinite(), expected.isfinite()), f"{keys} keys"
@@ -199,12 +205,13 @@ def test_spans() -> None:
     """The example of the docstring; no key is in two spans, and those in the middle are seen by all."""
     cache = ringattn.hf.ShardedCache(SingleRank())
     cache.length, cache.held = 8, [3, 5, 7, 9]
-    assert Decoding(cache, 3, None, torch.device("cpu")).spans(4) == (3, 2, 1)
-    for tokens, window in product((1, 2, 5), (None, 1, 2, 3, 4, 20)):
+    assert Decoding(cache, 3, None, torch.device("cpu")).spans(Reach(4)) == (3, 2, 1)
+    sizes = [Reach(), *(Reach(size, chunked) for size in (1, 2, 3, 4, 20) for chunked in (False, True))]
+    for tokens, reach in product((1, 2, 5), sizes):
         step = Decoding(cache, tokens, None, torch.device("cpu"))
-        first, shared, later = step.spans(window)
+        first, shared, later = step.spans(reach)
         assert len(cache.held) >= first >= shared >= later >= 0
-        alive = step.alive(slice(0, tokens), slice(0, 4), window)[0, 0]
+        alive = step.alive(slice(0, tokens), slice(0, 4), reach)[0, 0]
         assert alive[:, 4 - shared : 4 - later].all() and not alive[:, : 4 - first].any()
 
 
@@ -229,7 +236,7 @@ def test_plain_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     k = torch.randn(ROWS, KV_HEADS, 9, DIM)
     cache, keys, values = spread(SingleRank(), k, k, 2)
     q, step = torch.randn(ROWS, HEADS, 7, DIM), Decoding(cache, 7, None, k.device)
-    options = {"scale": 0.3, "window": 4, "softcap": 1.0, "sinks": None}
+    options = {"scale": 0.3, "reach": Reach(4), "softcap": 1.0, "sinks": None}
     whole = decode.attend(q, keys, values, step, **options)
     monkeypatch.setattr("ringattn.hf.partial.SCORES", 2 * ROWS * HEADS * 9)
     torch.testing.assert_close(decode.attend(q, keys, values, step, **options), whole)

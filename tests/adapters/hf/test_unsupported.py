@@ -44,7 +44,6 @@ BART = SKIPS if version("transformers") >= "5" else r"does not pass \*\*kwargs o
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("llama4_text", {"attention_chunk_size": 8}, "'chunked_attention'.*where its chunks end"),
         (
             "llama",
             {"layer_types": ["linear_attention", "full_attention"]},
@@ -53,7 +52,7 @@ BART = SKIPS if version("transformers") >= "5" else r"does not pass \*\*kwargs o
         ("deepseek_v32", {}, "'indexed_attention'.*picks keys"),
         ("deepseek_v32", {"layer_types": FULL}, "DeepseekV32Attention passes 'indices'.*a sparse indexer"),
         ("inkling_text", {"layer_types": FULL}, "InklingAttention passes 'position_bias'.*a bias for every pair"),
-        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention.*differ in what its tokens see"),
         ("rwkv", {}, "passes a state from token to token"),
         ("bloom", {}, "its attention does not ask transformers' AttentionInterface"),
         ("xglm", {}, "its attention does not ask transformers' AttentionInterface"),
@@ -118,7 +117,7 @@ def test_names_that_do_not_exist() -> None:
     ("arguments", "message"),
     [
         ({}, "neither input_ids nor inputs_embeds"),
-        ({"input_ids": IDS, "attention_mask": torch.ones(1, 1, 10, 10)}, r"attention_mask must be .*\(1, 10\)"),
+        ({"input_ids": IDS, "attention_mask": torch.ones(1, 10, 10)}, r"attention_mask must be .*\(1, 10\)"),
         ({"input_ids": IDS, "attention_mask": torch.tensor([[1, 1, 0, 0, 1, 1, 1, 1, 1, 1]])}, "between real tokens"),
         ({"input_ids": IDS, "cu_seq_lens_q": [0, 12]}, "ends at 12, but the row has 10 tokens"),
         ({"input_ids": IDS.expand(2, -1), "cu_seq_lens_q": [0, 10]}, "the batch has 2 rows"),

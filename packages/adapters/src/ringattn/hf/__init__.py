@@ -14,10 +14,20 @@ try:
     from ringattn.hf.logprobs import token_logprobs
     from ringattn.hf.parallel import parallelize, restore, unshard
     from ringattn.hf.register import NAME
+    from ringattn.hf.shared_prompts import SharedPrompts, pack_shared_prompts
 except ImportError as error:
     reason = missing("ringattn.hf", "hf", "transformers", "accelerate")
     if reason is None:
         raise
     raise ModuleNotFoundError(reason) from error
 
-__all__ = ["NAME", "ShardedCache", "parallelize", "restore", "token_logprobs", "unshard"]
+__all__ = [
+    "NAME",
+    "ShardedCache",
+    "SharedPrompts",
+    "pack_shared_prompts",
+    "parallelize",
+    "restore",
+    "token_logprobs",
+    "unshard",
+]

@@ -8,14 +8,16 @@ from torch import Tensor, nn
 
 from ringattn.hf import decode
 from ringattn.hf.batch import KEYWORD, ShardedBatch
-from ringattn.hf.decode import Decoding
-from ringattn.hf.layers import BEYOND_BANDS
-from ringattn.hf.masks import Band
+from ringattn.hf.decode import Decoding, Reach
+from ringattn.hf.layers import BEYOND_MASKS
+from ringattn.hf.mask_patterns import Band
+from ringattn.hf.seen import Seen
 from ringattn.native import attention
 from ringattn.no_compile import no_compile
 from ringattn_core.errors import UnsupportedError
+from ringattn_core.plan.tile import FULL
 
-_REFUSED = BEYOND_BANDS | {
+_REFUSED = BEYOND_MASKS | {
     "cache": "a paged cache of continuous batching",
     "output_attentions": "the attention weights themselves, which are never formed as a whole",
 }
@@ -35,7 +37,7 @@ def attention_forward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | Band | None = None,
+    attention_mask: Tensor | Seen | None = None,
     *,
     dropout: float = 0.0,
     scaling: float | None = None,
@@ -61,15 +63,12 @@ def attention_forward(
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     left = -1 if sliding_window is None else sliding_window - 1
     # What was asked for as a mask is what transformers' own attention goes by, whatever the layer says of itself.
-    window = attention_mask.window if isinstance(attention_mask, Band) else (left, 0 if causal else left)
-    sliding_window = None if window[0] < 0 else window[0] + 1
+    asked = attention_mask if isinstance(attention_mask, Seen) else Seen(Band((left, 0 if causal else left)))
+    seen, name = batch.seen or asked, type(module).__name__
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if isinstance(batch, Decoding):
-        if window[1] != 0:
-            raise UnsupportedError(
-                f"{type(module).__name__} asks for attention to later tokens, with which no token can be generated."
-            )
-        return _decoded(module, query, key, value, batch, sliding_window, scale, softcap or 0.0, s_aux), None
+        reach = seen.reach(name, batch)
+        return _decoded(name, query, key, value, batch, reach, scale, softcap or 0.0, s_aux), None
     batch.was_used = True
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
     out = attention(
@@ -77,49 +76,49 @@ def attention_forward(
         k,
         v,
         cp=batch.stream,
-        window_size=window,
+        window_size=seen.window or FULL,
+        mask=seen.mask(batch),
         softcap=softcap or 0.0,
         sinks=s_aux,
         softmax_scale=scale,
         dropout_p=dropout,
     )
     if batch.cache is not None:
-        batch.cache.attended(sliding_window)
+        batch.cache.attended(seen.reach(name).size)
     return out.unflatten(0, (query.shape[0], -1)), None
 
 
 def _decoded(
-    module: nn.Module,
+    name: str,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     step: Decoding,
-    window: int | None,
+    reach: Reach,
     scale: float,
     softcap: float,
     sinks: Tensor | None,
 ) -> Tensor:
-    """The newest tokens against the cache, whose layer keeps no more than its window afterwards."""
+    """The newest tokens against the cache, whose layer keeps no more than their reach afterwards."""
     if query.shape[2] != step.tokens:
         raise UnsupportedError(
-            f"{type(module).__name__} attends to the cache from {query.shape[2]} of the {step.tokens} new tokens, and "
-            "does not say which."
+            f"{name} attends to the cache from {query.shape[2]} of the {step.tokens} new tokens, and does not say "
+            "which."
         )
-    step.cache.check(type(module).__name__, key, window)
-    out = decode.attend(query, key, value, step, scale=scale, window=window, softcap=softcap, sinks=sinks)
-    step.cache.attended(window)
+    step.cache.check(name, key, reach.size)
+    out = decode.attend(query, key, value, step, scale=scale, reach=reach, softcap=softcap, sinks=sinks)
+    step.cache.attended(reach.size)
     return out
 
 
-def _check(module: nn.Module, attention_mask: Tensor | Band | None, kwargs: dict[str, Any]) -> None:
-    """Raise UnsupportedError for what the model asks of this call and the mask of bands cannot say."""
+def _check(module: nn.Module, attention_mask: Tensor | Seen | None, kwargs: dict[str, Any]) -> None:
+    """Raise UnsupportedError for what the model asks of this call and no mask can say."""
     for name, reason in _REFUSED.items():
         given = kwargs.get(name)
         if given is not None and given is not False:
             raise UnsupportedError(f"{type(module).__name__} passes {name!r} to its attention: {reason}.")
     if isinstance(attention_mask, Tensor):
         raise UnsupportedError(
-            f"{type(module).__name__} passes a mask of shape {tuple(attention_mask.shape)} to its attention. Causal "
-            "and windowed masks need none, padding goes into attention_mask=(batch, tokens), and packed sequences into "
-            "position_ids or cu_seq_lens_q; other masks are not supported."
+            f"{type(module).__name__} passes a mask of shape {tuple(attention_mask.shape)} to its attention, which it "
+            "has made of this rank's tokens. Masks that transformers' mask functions make are supported."
         )

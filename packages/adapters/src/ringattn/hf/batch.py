@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from ringattn.context_parallel import ContextParallel
 from ringattn.hf.cache import ShardedCache
+from ringattn.hf.mask_patterns import Row
 from ringattn.hf.texts import Texts
 from ringattn_core.plan.layout import Layout, Sharding
 from ringattn_core.plan.memo import shared
@@ -18,6 +20,7 @@ from ringattn_core.plan.tile import chunk
 
 if TYPE_CHECKING:
     from ringattn.hf.logits import Kept
+    from ringattn.hf.seen import Seen
 
 KEYWORD = "ringattn_batch"  # under this name the batch travels through the model's keyword arguments
 
@@ -49,6 +52,7 @@ class ShardedBatch:
         self.kept: Kept | None = None  # how whole logits are made, in calls where every rank gets them
         self.entry: nn.Module | None = None
         self.was_used = False  # has any layer called the attention function with this batch?
+        self.seen: Seen | None = None  # by all layers, where the user or a model around the text tower says it
         self.mask: Tensor | None = None
         self.position_ids: Tensor | None = None
 
@@ -77,6 +81,27 @@ class ShardedBatch:
         borders = self.stream.cu_seqlens
         assert borders is not None, "made by `divide`"
         return Texts.of(borders, self.rows, self.length, self.tokens, self.mask)
+
+    @cached_property
+    def contents(self) -> list[Row]:
+        """The sequences of each row. In packed rows chunks are counted by the positions that the model got."""
+        assert self.stream.cu_seqlens is not None, "made by `divide`"
+        borders = [[0] for _ in range(self.rows)]
+        for end in map(int, self.stream.cu_seqlens):
+            if end > 0:
+                number, last = divmod(end - 1, self.length)
+                borders[number].append(last + 1)
+        told = self.position_ids
+        packed = self.mask is None and told is not None and told.dim() == 2 and max(map(len, borders)) > 2
+        starts = [[0] * (len(row) - 1) for row in borders]
+        if packed and told is not None:
+            positions = told.expand(self.rows, -1).tolist()
+            starts = [
+                [row[start] if start < self.tokens else 0 for start in begins[:-1]]
+                for row, begins in zip(positions, borders, strict=True)
+            ]
+        lengths = [tuple(stop - start for start, stop in pairwise(row)) for row in borders]
+        return [Row(number, lengths[number], tuple(starts[number])) for number in range(self.rows)]
 
     def whole_positions(self, device: torch.device) -> Tensor:
         """The position_ids of all tokens, (rows or 1, tokens): those that the model got, or 0, 1, 2, ..."""
@@ -116,6 +141,7 @@ def divide(
     divide the row as one sequence. Lengths need not be multiples of anything.
     """
     length = borders[0][-1]
+    # Of a mask that the user gives, each call says which rows it is of: here it only balances the work.
     whole = replace(cp, cu_seqlens=(0, length))
     if len(borders) == 1:
         row = replace(cp, cu_seqlens=borders[0])
@@ -123,8 +149,9 @@ def divide(
             row = replace(row, per_sequence=False)
         return ShardedBatch(row, row, 1, tokens, targets, cache)
     ends = [place * length + border for place, row in enumerate(borders) for border in row[1:]]
-    assert callable(cp.layout), "the name was looked up when cp was made"
-    stream = replace(cp, layout=_by_row(cp.layout, len(borders)), per_sequence=False, cu_seqlens=[0, *ends])
+    stream = replace(
+        cp, mask=None, layout=_by_row(cp.token_layout, len(borders)), per_sequence=False, cu_seqlens=[0, *ends]
+    )
     return ShardedBatch(whole, stream, len(borders), tokens, targets, cache)
 
 

@@ -191,6 +191,11 @@ class ShardedCache(Cache):  # type: ignore[misc]
         self.length, self._call, self._states = 0, None, None
 
     @property
+    def is_initialized(self) -> bool:
+        """Has any text been read? Models with a prefix let it see both ways in the first call alone."""
+        return self.length > 0
+
+    @property
     def is_croppable(self) -> bool:
         """Does `crop` work after `activate_past_recording`? Not if a layer has a recurrent state."""
         return super().is_croppable and (self._states is None or self._states.is_croppable)

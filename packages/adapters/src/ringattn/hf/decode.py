@@ -8,8 +8,9 @@ decoding across devices.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,27 @@ from ringattn_core.run.accumulate import merge_gathered
 from ringattn_core.run.kernel import accumulator_dtype
 from ringattn_core.run.merge import finite_or_nan, weighted_sum
 
+if TYPE_CHECKING:
+    from ringattn.hf.seen import Seen
+
+Position = TypeVar("Position", int, Tensor)
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far back a token sees: `size` tokens with itself, or to the start of its chunk of `size`; None is all."""
+
+    size: int | None = None
+    chunked: bool = False
+
+    def first(self, position: Position, padding: Position) -> Position:
+        """The first position that a token at `position` sees, in a row with so much padding at its left, or less."""
+        if self.size is None:
+            return position * 0
+        if self.chunked:
+            return position - (position - padding) % self.size
+        return position - self.size + 1
+
 
 class Decoding:
     """A call with `tokens` new tokens after those in the cache: what its layers' attention gets to know.
@@ -34,8 +56,9 @@ class Decoding:
     def __init__(self, cache: ShardedCache, tokens: int, mask: Tensor | None, device: torch.device) -> None:
         self.cache, self.tokens, self.mask, self.device = cache, tokens, mask, device
         self.entry: nn.Module | None = None  # the module whose call this is
-        self._spans: dict[int | None, tuple[int, int, int]] = {}
-        self._dead: dict[int | None, Tensor] = {}
+        self.seen: Seen | None = None  # by all layers, where a model around the text tower says it
+        self._spans: dict[Reach, tuple[int, int, int]] = {}
+        self._dead: dict[Reach, Tensor] = {}
 
     @property
     def start(self) -> int:
@@ -47,38 +70,46 @@ class Decoding:
         """Where this rank's keys stand in the text: (keys,), on the device of the tokens."""
         return torch.tensor(self.cache.held, dtype=torch.int64, device=self.device)
 
-    def spans(self, window: int | None) -> tuple[int, int, int]:
+    @cached_property
+    def padding(self) -> Tensor:
+        """The number of tokens of padding at the left of each row, (rows or 1, 1)."""
+        if self.mask is None:
+            return torch.zeros(1, 1, dtype=torch.int64, device=self.device)
+        return (self.mask.cumsum(dim=1) == 0).sum(dim=1, keepdim=True)
+
+    def spans(self, reach: Reach) -> tuple[int, int, int]:
         """How many of this rank's keys, counted from the last, begin at each of three places.
 
         The first is the oldest key that any new token sees, the second the oldest that all see, and the third the
         first that not all see any more, because it is newer than the first of them. With three new tokens at positions
-        8, 9 and 10, a window of 4, and the keys 3, 5, 7, 9 on this rank, these are 5, 7 and 9: (3, 2, 1).
+        8, 9 and 10, a reach of 4, and the keys 3, 5, 7, 9 on this rank, these are 5, 7 and 9: (3, 2, 1).
         """
-        if window not in self._spans:
+        if reach not in self._spans:
             held, last = self.cache.held, self.start + self.tokens - 1
-            seen = 0 if window is None else bisect_left(held, self.start - window + 1)
-            later = bisect_right(held, self.start)
-            shared = min(later, seen if window is None else bisect_left(held, last - window + 1))
-            self._spans[window] = len(held) - seen, len(held) - shared, len(held) - later
-        return self._spans[window]
+            # Where chunks begin differs between rows with padding: none of them reaches further than its size.
+            oldest = reach if self.mask is None else replace(reach, chunked=False)
+            seen, later = bisect_left(held, oldest.first(self.start, 0)), bisect_right(held, self.start)
+            shared = min(later, bisect_left(held, oldest.first(last, 0)))
+            self._spans[reach] = len(held) - seen, len(held) - shared, len(held) - later
+        return self._spans[reach]
 
-    def alive(self, queries: slice, keys: slice, window: int | None) -> Tensor:
+    def alive(self, queries: slice, keys: slice, reach: Reach) -> Tensor:
         """Which of some keys each of some new tokens sees: (rows or 1, 1, tokens, keys)."""
         at = self.positions[keys]
-        new = torch.arange(self.start + queries.start, self.start + queries.stop, device=self.device)
-        behind = new[:, None] - at[None, :]
-        alive = (behind >= 0) if window is None else (behind >= 0) & (behind < window)
-        return alive[None, None] if self.mask is None else alive & self.mask[:, at][:, None, None, :]
+        new = torch.arange(self.start + queries.start, self.start + queries.stop, device=self.device)[None]
+        first = reach.first(new, self.padding)  # (rows or 1, tokens)
+        alive: Tensor = ((at <= new[..., None]) & (at >= first[..., None]))[:, None]
+        return alive if self.mask is None else alive & self.mask[:, at][:, None, None, :]
 
-    def dead(self, window: int | None) -> Tensor:
+    def dead(self, reach: Reach) -> Tensor:
         """Which new tokens see padding alone, whichever rank has it: (rows, tokens)."""
         assert self.mask is not None, "without padding a token sees itself"
-        if window not in self._dead:
+        if reach not in self._dead:
             real = torch.nn.functional.pad(self.mask.cumsum(dim=1), (1, 0))  # up to each position, without it
-            end = torch.arange(self.start + 1, self.start + self.tokens + 1, device=self.device)
-            first = (end - window).clamp(min=0) if window is not None else torch.zeros_like(end)
-            self._dead[window] = real[:, end] == real[:, first]
-        return self._dead[window]
+            new = torch.arange(self.start, self.start + self.tokens, device=self.device)[None]
+            first = reach.first(new, self.padding).clamp(min=0).expand(len(real), -1)
+            self._dead[reach] = real[:, new[0] + 1] == real.gather(1, first)
+        return self._dead[reach]
 
 
 def attend(
@@ -88,7 +119,7 @@ def attend(
     step: Decoding,
     *,
     scale: float,
-    window: int | None,
+    reach: Reach,
     softcap: float,
     sinks: Tensor | None,
 ) -> Tensor:
@@ -98,21 +129,21 @@ def attend(
     head_dim_v), the last of this rank's. A backward pass through it raises UnsupportedError.
     """
     with torch.no_grad():
-        out, lse = _local(q, k, v, step, window, scale, softcap)
+        out, lse = _local(q, k, v, step, reach, scale, softcap)
         comm, terms = step.cache.comm, encoded((("shape", tuple(out.shape)), ("dtype", q.dtype), ("start", step.start)))
         with turn(comm, "attention of new tokens", terms, q.device):
             gathered = comm.all_gather(torch.cat([out, lse.unsqueeze(-1)], dim=-1)).wait()
         out = merge_gathered(gathered, q.dtype, sinks)
         if step.mask is not None:
-            out = out.masked_fill(step.dead(window)[:, :, None, None], 0.0)
+            out = out.masked_fill(step.dead(reach)[:, :, None, None], 0.0)
     return _NoBackward.apply(out, q) if q.requires_grad else out  # type: ignore[no-untyped-call]
 
 
 def _local(
-    q: Tensor, k: Tensor, v: Tensor, step: Decoding, window: int | None, scale: float, softcap: float
+    q: Tensor, k: Tensor, v: Tensor, step: Decoding, reach: Reach, scale: float, softcap: float
 ) -> tuple[Tensor, Tensor]:
     """What this rank's keys say: (rows, num_heads, tokens, head_dim_v) and lse (rows, num_heads, tokens)."""
-    first, shared, later = step.spans(window)
+    first, shared, later = step.spans(reach)
     if step.mask is not None:
         shared = later  # Padding: which keys are seen differs between rows.
     parts = []
@@ -125,7 +156,7 @@ def _local(
                 # Every query sees a key, so an infinite lse is that of a score that is not finite.
                 parts.append((found[0], finite_or_nan(found[1])))
             else:
-                alive = partial(step.alive, keys=slice(held - begin, held - end), window=window)
+                alive = partial(step.alive, keys=slice(held - begin, held - end), reach=reach)
                 parts.append(plain(q, block_k, block_v, alive, scale, softcap))
     dtype = accumulator_dtype(q.dtype)
     if not parts:

@@ -9,7 +9,7 @@ from transformers import GenerationConfig, GenerationMixin, PretrainedConfig
 from transformers.generation.configuration_utils import GenerationMode
 
 from ringattn.context_parallel import ContextParallel
-from ringattn.hf import inputs, logits, rope
+from ringattn.hf import given_mask, inputs, logits, rope
 from ringattn.hf.batch import ShardedBatch
 from ringattn.hf.cache import ShardedCache, argument_of, cache_of
 from ringattn.hf.decode import Decoding
@@ -69,6 +69,11 @@ def prepare(
         raise ValueError(
             f"The ShardedCache was made for a group of {cache.comm.size} ranks, and the model is parallelized over "
             f"{cp.cp_size}: give both the same group."
+        )
+    if given_mask.is_given(arguments.get("attention_mask")):
+        raise UnsupportedError(
+            "attention_mask says what every query sees, and a ShardedCache is for tokens that are not there yet: give "
+            "attention_mask=(rows, tokens) with 0 at padding, or read the whole text without a cache."
         )
     if arguments.get("labels") is not None:
         raise UnsupportedError("labels go with whole texts, not with a ShardedCache: leave one of them out.")

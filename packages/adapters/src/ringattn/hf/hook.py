@@ -20,6 +20,7 @@ from ringattn.hf import (
     heads,
     hybrid,
     inputs,
+    layers,
     logits,
     neftune,
     outputs,
@@ -27,6 +28,7 @@ from ringattn.hf import (
     relay,
     rope,
     router,
+    temperature,
     towers,
     unshifted,
     unsupported,
@@ -64,11 +66,13 @@ class Hooks:
         self.first_calls = FirstCalls()
         tower = unsupported.tower(model)
         self.has_tower, self.is_unshifted = tower is not model, unshifted.is_unshifted(model)
+        self.makes_blocks = layers.makes_blocks(tower)
         self.has_attention, self.counted = hybrid.has_attention(tower), positions.Counted(tower, tower.config)
         self._handles = [
             *hybrid.hooks(tower),
             *relay.hooks(tower),
             *positions.hooks(tower),
+            *temperature.hooks(tower),
             *router.hooks(model),
         ]
         # A loss may call the part below the head by itself. In a call that begins further out these hooks do nothing.
@@ -92,6 +96,7 @@ class Hooks:
         # A copy of the model runs over the same ranks, and a process group cannot be copied.
         copied.cp, copied.has_tower, copied.whole, copied.last = self.cp, self.has_tower, self.whole, None
         copied.is_unshifted, copied.has_head = self.is_unshifted, self.has_head
+        copied.makes_blocks = self.makes_blocks
         copied.first_calls, copied.has_attention, copied.counted = FirstCalls(), self.has_attention, self.counted
         copied.config, copied._handles = copy.deepcopy((self.config, self._handles), memo)
         return copied
@@ -152,6 +157,9 @@ class Hooks:
 
     def _local(self, planned: dict[str, Any], local_of: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
         local = local_of(self.counted.of(planned))
+        if self.makes_blocks:
+            # Of the whole batch, as `Seen` takes them.
+            local |= {name: planned[name] for name in inputs.KINDS if name in planned}
         if self.has_attention:
             return local
         return local | {hybrid.MASK: hybrid.InPlaceOfMask(local[KEYWORD])}

@@ -8,15 +8,18 @@ import torch
 from torch import Tensor
 
 from ringattn.context_parallel import ContextParallel
-from ringattn.hf import packing
+from ringattn.hf import given_mask, packing
 from ringattn.hf.batch import KEYWORD, ShardedBatch, divide, padded
 from ringattn.hf.cache import ShardedCache
 from ringattn.hf.decode import Decoding
+from ringattn.hf.seen import Seen
 from ringattn_core.errors import UnsupportedError
 
 IGNORED = -100  # transformers' label for "no target here"
 # These describe the whole batch and are removed here, because a model would apply them to a shard.
 PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
+# The kind of each token: models make masks of them.
+KINDS = ("token_type_ids", "mm_token_type_ids")
 _CONSUMED = ("attention_mask", "cache_position")
 # Sharded by name, or chosen for this rank.
 _SHARDED = ("labels", "shift_labels", "num_items_in_batch", "position_ids", "logits_to_keep")
@@ -62,13 +65,18 @@ def divided(arguments: dict[str, Any], cp: ContextParallel, cache: ShardedCache 
     for arguments that contradict each other, and for masks and borders that are not those of a whole batch.
     """
     rows, tokens = tokens_of(arguments).shape[:2]
-    borders = _borders(arguments, rows, tokens)
     length = max(tokens, cp.cp_size)  # a model cannot run on a rank without a token
+    mask = arguments.get("attention_mask")
+    given = given_mask.read(arguments, rows, tokens, length) if given_mask.is_given(mask) else None
+    borders: list[packing.Borders] = [(0, tokens)] * rows if given else _borders(arguments, rows, tokens)
     if length > tokens:
         borders = [(*row, length) for row in borders]
     to_shift = arguments.get("labels") is not None and arguments.get("shift_labels") is None
+    cp = cp if given is None else cp.with_mask(given.masks)
     batch = divide(cp, borders, tokens, tokens - 1 if to_shift else tokens, cache)
-    batch.mask, batch.position_ids = arguments.get("attention_mask"), arguments.get("position_ids")
+    if given is not None:
+        batch.seen, mask = Seen(given), None
+    batch.mask, batch.position_ids = mask, arguments.get("position_ids")
     return batch
 
 
@@ -77,6 +85,8 @@ def planned(arguments: dict[str, Any], batch: ShardedBatch | Decoding) -> dict[s
     planned = {name: value for name, value in arguments.items() if name not in PACKING} | {KEYWORD: batch}
     if isinstance(batch, Decoding):
         return planned
+    if batch.seen is not None:
+        planned["attention_mask"] = None  # A model around a text tower makes nothing of it.
     # The next call could not use a cache with the keys of one rank.
     return planned | {"use_cache": False} | _labels(arguments, batch)
 

@@ -11,8 +11,8 @@ from typing import cast
 from torch import nn
 from transformers import PretrainedConfig
 
-# Arguments of an attention call that no band of the mask expresses, with the reason that a user gets to read.
-BEYOND_BANDS = {
+# Arguments of an attention call that no mask expresses, with the reason that a user gets to read.
+BEYOND_MASKS = {
     "position_bias": "a bias for every pair of tokens, which would have to be sharded in two dimensions",
     "indices": "a sparse indexer, which picks keys from all ranks for each query",
 }
@@ -22,8 +22,8 @@ def reasons(model: nn.Module) -> Iterator[str]:
     """Why the attention layers within a model cannot run on shards, as far as their code says."""
     for way in dict.fromkeys(tuple(map(type, way)) for way in _ways(model)):
         attention = way[-1]
-        for argument in sorted(BEYOND_BANDS.keys() & keywords(code_of(attention))):
-            yield f"its {attention.__name__} passes {argument!r} to its attention: {BEYOND_BANDS[argument]}"
+        for argument in sorted(BEYOND_MASKS.keys() & keywords(code_of(attention))):
+            yield f"its {attention.__name__} passes {argument!r} to its attention: {BEYOND_MASKS[argument]}"
         for kind, inner in zip(way, (*way[1:], None), strict=True):
             if not _passes_on(_forward(kind)) and not (inner is attention and _takes_more(_forward(kind))):
                 yield (
@@ -47,6 +47,11 @@ def that_keep_the_plan(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]
 def code_of(kind: type[nn.Module]) -> CodeType:
     """The code of a class's forward."""
     return _forward(kind).__code__
+
+
+def makes_blocks(model: nn.Module) -> bool:
+    """Does a model say by itself, in its masks, which of its tokens see each other in both directions?"""
+    return any("block_sequence_ids" in code_of(type(module)).co_consts for module in model.modules())
 
 
 def in_other_tower(module: nn.Module, model: nn.Module) -> bool:

@@ -10,19 +10,22 @@ from transformers import PretrainedConfig
 
 from ringattn.hf import inputs
 from ringattn.hf.batch import KEYWORD, ShardedBatch, padded
+from ringattn.hf.cache import cache_of
 from ringattn.hf.decode import Decoding
+from ringattn.hf.seen import Seen
 from ringattn_core.errors import UnsupportedError
 
 # Types whose images are tested: their features are laid into the sequence before an ordinary decoder reads it.
-IMAGES = ("internvl", "llava", "mistral3", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe")
+IMAGES = (
+    *("gemma3", "gemma4", "internvl", "llava", "mistral3", "paligemma"),
+    *("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe"),
+)
 # These get text alone, with the reason.
 _TEXT_ALONE = {
-    "gemma3": "the tokens of an image see each other in both directions, a mask that is no band",
     "phi4_multimodal": "its decoder puts images and sounds into the sequence, and a shard has only a part of that",
 }
 _REFUSED = {
     "mllama": "its decoder has layers of cross attention to images, which join two sequences",
-    "paligemma": "its prompt and its images are a prefix whose tokens see each other in both directions",
 }
 # Qwen3-VL adds features of images to some layers' outputs: at a mask of tokens, those of the tokens in it.
 _PLACES, _FEATURES = "visual_pos_masks", "deepstack_visual_embeds"
@@ -39,6 +42,12 @@ def reasons(config: PretrainedConfig) -> Iterator[str]:
 
 def check_call(name: str, arguments: dict[str, Any], config: PretrainedConfig) -> None:
     """Raise UnsupportedError for images and the like where nothing is known of how they come into the sequence."""
+    kinds, cache = arguments.get("token_type_ids"), cache_of(arguments)
+    if config.model_type == "paligemma" and kinds is None and (cache is None or cache.get_seq_length() == 0):
+        raise UnsupportedError(
+            f"{name} got no token_type_ids, without which transformers' attention implementations differ in what the "
+            "prefix sees: give them as the processor makes them, 0 for the prefix and 1 behind it."
+        )
     if not config.sub_configs or config.model_type in IMAGES:
         return
     for argument, value in arguments.items():
@@ -58,9 +67,13 @@ def local(arguments: dict[str, Any]) -> dict[str, Any]:
     Raises UnsupportedError for tensors that are not (rows, tokens, ...), and where the tower does not get all tokens of
     the batch.
     """
-    batch = arguments[KEYWORD]
+    batch, asked = arguments[KEYWORD], arguments.get("attention_mask")
+    # What transformers' mask functions made of each kind of layer, or of all: PaliGemma's decoder takes no such one.
+    kinds = {"attention_mask": asked} if isinstance(asked, dict) else {}
+    if batch.seen is None and isinstance(asked, Seen):
+        batch.seen = asked
     if isinstance(batch, Decoding):
-        return inputs.local(arguments)  # new tokens are on every rank
+        return inputs.local(arguments) | kinds  # new tokens are on every rank
     _check_tokens(arguments, batch)
     rest = {name: value for name, value in arguments.items() if name not in (_PLACES, _FEATURES)}
     for name in rest.keys() - _TEXT:
@@ -70,9 +83,7 @@ def local(arguments: dict[str, Any]) -> dict[str, Any]:
                 "of them. Leave out the argument that it comes from, or parallelize only the text tower and give it "
                 "inputs_embeds."
             )
-    local = inputs.local(rest)
-    if isinstance(arguments.get("attention_mask"), dict):
-        local["attention_mask"] = arguments["attention_mask"]  # what transformers' mask functions made of each kind
+    local = inputs.local(rest) | kinds
     if arguments.get(_PLACES) is not None:
         local |= _added(arguments[_PLACES], arguments[_FEATURES], batch)
     return local

@@ -1,4 +1,4 @@
-"""Models whose tokens meet outside the attention call, or in masks that are no bands: refused, with the reason."""
+"""Models whose tokens meet outside the attention call, or in masks that it does not know: refused, with the reason."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from ringattn.hf.cache import ARGUMENT, ShardedCache, cache_of
 from ringattn.hf.register import NAME
 from ringattn_core.errors import UnsupportedError
 
-_SUPPORTED = ("attention", "full_attention", "sliding_attention")
+_SUPPORTED = ("attention", "chunked_attention", "full_attention", "sliding_attention")
 # Layers of one token each: of experts alone, or a network.
 _PER_TOKEN = ("mlp", "moe")
 
 _SPARSE = "it picks keys for each query by itself, among the tokens of one rank"
 _LAYERS = {
-    "chunked_attention": "where its chunks end never reaches the attention call",
     "window_attention": "where its windows end never reaches the attention call",
     "reference_sliding_attention": "its window depends on which tokens were generated",
     "indexed_attention": _SPARSE,
@@ -28,6 +27,9 @@ _LAYERS = {
     "heavily_compressed_attention": _SPARSE,
     "minimax_m3_sparse": _SPARSE,
 }
+# With these a layer says of itself that it is not causal, and its mask that it is: eager attention goes by the mask,
+# others by it where there is padding.
+_IN_SOME = ("gemma", "gemma2")
 # What an encoder, or a vision tower, gives to layers of cross attention.
 _CROSS = ("encoder_hidden_states", "cross_attention_states")
 # Text models whose tokens meet in a way that no attribute of their configuration tells.
@@ -55,8 +57,8 @@ def _reasons(model: PreTrainedModel, config: PretrainedConfig) -> Iterator[str]:
     if not {"input_ids", "inputs_embeds"} & inspect.signature(reader.forward).parameters.keys():
         yield "its forward takes neither input_ids nor inputs_embeds, and only sequences of tokens are sharded"
     yield from _layer_reasons(text, reader)
-    if getattr(text, "use_bidirectional_attention", None) not in (None, False, "vision"):
-        yield "use_bidirectional_attention asks for a mask that the attention call does not get to know"
+    if text is config and text.model_type in _IN_SOME and getattr(text, "use_bidirectional_attention", None):
+        yield "with use_bidirectional_attention transformers' attention implementations differ in what its tokens see"
     if text.model_type in _MIXING:
         yield _MIXING[text.model_type]
     yield from heads.reasons(reader)
@@ -95,8 +97,6 @@ def _computes_its_loss(model: PreTrainedModel) -> bool:
 def _layer_reasons(config: PretrainedConfig, reader: PreTrainedModel) -> Iterator[str]:
     kinds = getattr(config, "layer_types", None) or ()
     found = set(kinds) - {*_SUPPORTED, *_PER_TOKEN, *hybrid.LAYER_TYPES}
-    if getattr(config, "attention_chunk_size", None) is not None:
-        found.add("chunked_attention")
     supported = sorted({*_SUPPORTED, *hybrid.LAYER_TYPES})
     for kind in sorted(found):
         reason = _LAYERS.get(kind, "nothing is known here of what it does")
