@@ -67,7 +67,8 @@ TESTED_BY = {
         "tests/adapters/hf": [
             *("hf/batch.py", "hf/cache_layer.py", "hf/data_parallel.py", "hf/hook.py", "hf/hybrid.py"),
             *("hf/inputs.py", "hf/layers.py", "hf/logits.py", "hf/logprobs.py", "hf/neftune.py"),
-            *("hf/outputs.py", "hf/packing.py", "hf/parallel.py", "hf/partial.py", "hf/positions.py"),
+            *("hf/mask_patterns.py", "hf/outputs.py", "hf/packing.py", "hf/parallel.py", "hf/partial.py"),
+            *("hf/positions.py", "hf/seen.py", "hf/shared_prompts.py", "hf/temperature.py"),
             *("hf/random_state.py", "hf/register.py", "hf/relay.py", "hf/rope.py", "hf/states.py"),
             *("hf/towers.py",),
         ],
