@@ -73,8 +73,6 @@ IDIOMS = re.compile(
     r"\b(at hand|so many|but for|its own|nobody|beside|of which|as many as)\b".replace(" ", r"[\s#>*\"']+f?[\"']?"),
     re.IGNORECASE,
 )
-# Pages and sources that still have one of these idioms. The list only gets shorter.
-TO_REWORD: set[str] = set()
 
 
 def tracked() -> dict[str, str]:
@@ -140,10 +138,7 @@ def test_idioms_do_not_come_back() -> None:
         if name.endswith(".md") or (name.startswith("packages/") and name.endswith(".py"))
     }
     having = {name: match[0] for name, text in pages.items() if (match := IDIOMS.search(text))}
-    new = {name: idiom for name, idiom in having.items() if name not in TO_REWORD}
-    assert not new, f"say it in plain technical English: {new}"
-    done = TO_REWORD - having.keys()
-    assert not done, f"these are clean: take them off the list: {sorted(done)}"
+    assert not having, f"say it in plain technical English: {having}"
 
 
 @pytest.mark.parametrize(
