@@ -27,7 +27,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 import ringattn.hf
 from ringattn.hf import decode
 from ringattn.hf.cache import ARGUMENT
-from ringattn.hf.decode import Decoding
+from ringattn.hf.decode import Decoding, Reach
 from ringattn_comms.communicator import Communicator, Done, Work
 
 WARM_UP = 3  # tokens
@@ -147,7 +147,7 @@ def of_one_layer(arguments: argparse.Namespace, length: int, size: int) -> float
     cache = ringattn.hf.ShardedCache(Played(max(1, size)))
     cache.length, cache.held = length, list(range(0, length, max(1, size)))
     step = Decoding(cache, 1, None, q.device)
-    options = {"scale": arguments.head_dim**-0.5, "window": None, "softcap": 0.0, "sinks": None}
+    options = {"scale": arguments.head_dim**-0.5, "reach": Reach(), "softcap": 0.0, "sinks": None}
 
     def all_layers() -> None:
         for k, v in layers:
