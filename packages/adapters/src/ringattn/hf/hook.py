@@ -61,7 +61,6 @@ class Hooks:
         self.whole: tuple[str, ...] = ("logits",) if whole_logits else ()
         if below_head:
             self.whole = outputs.PER_TOKEN
-        self.has_head = _has_head(model)
         self.last: ShardedBatch | None = None
         self.first_calls = FirstCalls()
         tower = unsupported.tower(model)
@@ -95,7 +94,7 @@ class Hooks:
         copied = memo[id(self)] = Hooks.__new__(Hooks)
         # A copy of the model runs over the same ranks, and a process group cannot be copied.
         copied.cp, copied.has_tower, copied.whole, copied.last = self.cp, self.has_tower, self.whole, None
-        copied.is_unshifted, copied.has_head = self.is_unshifted, self.has_head
+        copied.is_unshifted = self.is_unshifted
         copied.makes_blocks = self.makes_blocks
         copied.first_calls, copied.has_attention, copied.counted = FirstCalls(), self.has_attention, self.counted
         copied.config, copied._handles = copy.deepcopy((self.config, self._handles), memo)
@@ -188,8 +187,8 @@ class Hooks:
             batch,
             with_loss=kwargs.get("labels") is not None,
             local_loss=self._loss_of(kwargs),
-            # A loss that is computed from the outputs of the part below a head does not expect shards.
-            whole=outputs.PER_TOKEN if self.has_head and not _has_head(model) else self.whole,
+            # A loss that is computed from the outputs of a part of the model does not expect shards.
+            whole=self.whole if vars(model).get(_ATTRIBUTE) is self else outputs.PER_TOKEN,
         )
 
     def _loss_of(self, planned: dict[str, Any]) -> Callable[[Tensor], Tensor]:
