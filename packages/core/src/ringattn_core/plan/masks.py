@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, groupby, pairwise
 
+from ringattn_core.plan.band import band_of, moved, tile_of
 from ringattn_core.plan.mask import Mask, check_disjoint, disjoint_mask
 from ringattn_core.plan.read_mask import of_dense, of_mod
 from ringattn_core.plan.tile import CAUSAL, FAR, Tile, Window, joined_runs
@@ -142,13 +143,7 @@ def end_to_end(parts: Iterable[Mask]) -> Mask:
     """The masks of several streams, such as the rows of a batch, as one: no stream sees the keys of another."""
     tiles, rows, columns = list[Tile](), 0, 0
     for part in parts:
-        for tile in part.tiles:
-            low = tile.low if tile.low == -FAR else tile.low + columns - rows
-            high = tile.high if tile.high == FAR else tile.high + columns - rows
-            q, k = tile.q, tile.k
-            tiles.append(
-                Tile(range(q.start + rows, q.stop + rows), range(k.start + columns, k.stop + columns), low, high)
-            )
+        tiles += (tile_of(moved(band_of(tile), rows, columns)) for tile in part.tiles)
         rows, columns = rows + part.num_queries, columns + part.num_keys
     return disjoint_mask(tiles, rows, columns)
 
