@@ -44,5 +44,18 @@ def check_cu_seqlens(cu_seqlens: Sequence[int], name: str = "cu_seqlens") -> Non
             )
 
 
+def check_ranks_and_sequences(
+    cp_rank: int, cp_size: int, queries: Sequence[int], keys: Sequence[int], names: tuple[str, str]
+) -> None:
+    """Raise ValueError unless both borders have as many sequences, and the rank is one of the group's."""
+    if len(queries) != len(keys):
+        raise ValueError(
+            f"{names[0]} has {len(queries) - 1} sequences and {names[1]} has {len(keys) - 1}: every sequence of "
+            "queries needs its sequence of keys, of no tokens if need be."
+        )
+    if not 0 <= cp_rank < cp_size:
+        raise ValueError(f"cp_rank must be from 0 to cp_size - 1 = {cp_size - 1}, got {cp_rank}.")
+
+
 def _short(values: Sequence[int]) -> str:
     return str(list(values)) if len(values) <= 8 else f"[{', '.join(map(str, values[:8]))}, … {len(values)} entries]"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from itertools import pairwise
 
-from ringattn_core.errors import check_cu_seqlens
+from ringattn_core.errors import check_cu_seqlens, check_ranks_and_sequences
 from ringattn_core.plan.layout import Layout, Sharding
 from ringattn_core.plan.mask import Mask
 from ringattn_core.plan.mask_layout import layout_of_keys
@@ -50,13 +50,7 @@ def plan_mask(
             raise ValueError(f"{name} ends with {each[-1]}, but the mask has {tokens} tokens: they must agree.")
         if batch < 1 or tokens % batch:
             raise ValueError(f"batch must be a number of rows of equal length, got {batch} for {tokens} tokens.")
-    if len(borders) != len(borders_k):
-        raise ValueError(
-            f"cu_seqlens has {len(borders) - 1} sequences and cu_seqlens_k has {len(borders_k) - 1}: every sequence of "
-            "queries needs its sequence of keys, of no tokens if need be."
-        )
-    if not 0 <= cp_rank < cp_size:
-        raise ValueError(f"cp_rank must be from 0 to cp_size - 1 = {cp_size - 1}, got {cp_rank}.")
+    check_ranks_and_sequences(cp_rank, cp_size, borders, borders_k, ("cu_seqlens", "cu_seqlens_k"))
     window, layout_k = window_of(mask, borders, borders_k), layout_of_keys(layout, mask)
     if window is None or layout_k != layout:
         queries = Sharding(layout, borders, cp_size, per_sequence, batch)

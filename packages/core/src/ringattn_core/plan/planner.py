@@ -13,7 +13,7 @@ from itertools import compress
 from operator import add
 from typing import NamedTuple
 
-from ringattn_core.errors import check_cu_seqlens
+from ringattn_core.errors import check_cu_seqlens, check_ranks_and_sequences
 from ringattn_core.plan.alive import alive as _alive
 from ringattn_core.plan.arrange import arranged, merged
 from ringattn_core.plan.columns import KeySlices, Parts
@@ -61,13 +61,7 @@ def plan(
     """
     check_cu_seqlens(cu_seqlens_q, "cu_seqlens_q")
     check_cu_seqlens(cu_seqlens_k, "cu_seqlens_k")
-    if len(cu_seqlens_q) != len(cu_seqlens_k):
-        raise ValueError(
-            f"cu_seqlens_q has {len(cu_seqlens_q) - 1} sequences and cu_seqlens_k has {len(cu_seqlens_k) - 1}: "
-            "every sequence of queries needs its sequence of keys, of no tokens if need be."
-        )
-    if not 0 <= cp_rank < cp_size:
-        raise ValueError(f"cp_rank must be from 0 to cp_size - 1 = {cp_size - 1}, got {cp_rank}.")
+    check_ranks_and_sequences(cp_rank, cp_size, cu_seqlens_q, cu_seqlens_k, ("cu_seqlens_q", "cu_seqlens_k"))
     if batch < 1 or cu_seqlens_q[-1] % batch or cu_seqlens_k[-1] % batch:
         raise ValueError(
             f"batch must be a number of rows of equal length, got {batch} for {cu_seqlens_q[-1]} queries and "
