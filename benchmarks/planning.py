@@ -149,41 +149,32 @@ def best_of_mask(case: MaskCase, route: Route, repeats: int) -> tuple[float, flo
     return min(walls), min(processors)
 
 
+def report(name: str, layout: str, count: int, route: str, times: tuple[float, float], budget: float) -> bool:
+    """Print a line; is the processor time over the budget?"""
+    wall, processor = times
+    verdict = "FAIL" if processor > budget else "pass"
+    print(f"{name:<32} {layout:<9} {count:>5} {route:<14} {wall:>7.2f} {processor:>10.2f} {budget:>7.0f}  {verdict}")
+    return processor > budget
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--repeats", type=int, default=15)
     repeats, over = parser.parse_args(arguments).repeats, 0
     print(f"{'milliseconds':<32} {'layout':<9} ranks {'route':<14} {'wall':>7} {'processor':>10} {'budget':>7}")
     for case in CASES:
-        for route in case.routes:
-            wall, processor = best(case, route_named(route), repeats)
-            over += processor > case.budget
-            verdict = "FAIL" if processor > case.budget else "pass"
-            print(
-                f"{case.documents:<32} {case.layout:<9} {case.cp_size:>5} {route:<14} {wall:>7.2f} {processor:>10.2f} "
-                f"{case.budget:>7.0f}  {verdict}"
-            )
-    print(
-        f"{'a mask, milliseconds':<31} {'layout':<10} tiles {'route':<13} {'wall':>7} {'processor':>10} {'budget':>7}"
-    )
+        for name in case.routes:
+            times = best(case, route_named(name), repeats)
+            over += report(case.documents, case.layout, case.cp_size, name, times, case.budget)
+    print(f"{'a mask, milliseconds':<32} {'layout':<9} tiles {'route':<14} {'wall':>7} {'processor':>10} {'budget':>7}")
     for mask in MASKS:
         for name in MASK_ROUTES:
-            wall, processor = best_of_mask(mask, route_named(name), repeats)
-            over += processor > mask.budget
-            verdict = "FAIL" if processor > mask.budget else "pass"
-            print(
-                f"{mask.make.__name__:<32} {mask.layout:<9} {len(mask.make().tiles):>6} {name:<13} {wall:>7.2f} "
-                f"{processor:>10.2f} {mask.budget:>7.0f}  {verdict}"
-            )
+            times = best_of_mask(mask, route_named(name), repeats)
+            over += report(mask.make.__name__, mask.layout, len(mask.make().tiles), name, times, mask.budget)
     print(f"{'verify, seconds':<32} {'layout':<9} ranks {'route':<14} {'wall':>7} {'processor':>10} {'budget':>7}")
     for name in PROOFS:
-        wall, processor = prove(route_named(name))
-        over += processor > PROOF
-        verdict = "FAIL" if processor > PROOF else "pass"
-        print(
-            f"{f'{PROVEN} documents, random lengths':<32} {'zigzag':<9} {RANKS:>5} {name:<14} {wall:>7.2f} "
-            f"{processor:>10.2f} {PROOF:>7.0f}  {verdict}"
-        )
+        times = prove(route_named(name))
+        over += report(f"{PROVEN} documents, random lengths", "zigzag", RANKS, name, times, PROOF)
     return 1 if over else 0
 
 
