@@ -14,6 +14,7 @@ from ringattn.context_parallel import ContextParallel
 from ringattn.hf.cache import ShardedCache
 from ringattn.hf.mask_patterns import Row
 from ringattn.hf.texts import Texts
+from ringattn.unshard import lengths
 from ringattn_core.plan.layout import Layout, Sharding
 from ringattn_core.plan.memo import shared
 from ringattn_core.plan.tile import chunk
@@ -100,8 +101,8 @@ class ShardedBatch:
                 [row[start] if start < self.tokens else 0 for start in begins[:-1]]
                 for row, begins in zip(positions, borders, strict=True)
             ]
-        lengths = [tuple(stop - start for start, stop in pairwise(row)) for row in borders]
-        return [Row(number, lengths[number], tuple(starts[number])) for number in range(self.rows)]
+        sequences = [tuple(stop - start for start, stop in pairwise(row)) for row in borders]
+        return [Row(number, sequences[number], tuple(starts[number])) for number in range(self.rows)]
 
     def whole_positions(self, device: torch.device) -> Tensor:
         """The position_ids of all tokens, (rows or 1, tokens): those that the model got, or 0, 1, 2, ..."""
@@ -157,9 +158,8 @@ def divide(
 
 def _even(row: ContextParallel, length: int) -> bool:
     """Does every rank hold about the same number of tokens? With many short sequences, remainders go to a few ranks."""
-    sharding = row.division(length)
-    most = max(sharding.length(rank) for rank in range(row.cp_size))
-    return most <= length / row.cp_size * 1.05 + 1 and min(map(sharding.length, range(row.cp_size))) > 0
+    held = lengths(row.division(length))
+    return max(held) <= length / row.cp_size * 1.05 + 1 and min(held) > 0
 
 
 @shared
