@@ -75,10 +75,7 @@ def attention(
     """
     try:
         masks = read_masks(mask)
-        check_tensors("q, k and v must be tensors", q, k, v)
-        for name, given in (("sinks", sinks), ("alibi_slopes", alibi_slopes)):
-            if given is not None:
-                check_tensors(f"{name} must be a tensor", given)
+        _check_tensors(q, k, v, sinks, alibi_slopes)
     except TypeError as error:
         _refuse(error, _ALONE if cp is None else cp)
     if autocasts(q.device):
@@ -93,6 +90,13 @@ def attention(
     attend = compiled.attend if _traceable(q, cu_seqlens, cu_seqlens_k) else _attend
     out, lse = attend(spec, q, k, v, sinks, alibi_slopes)
     return (out, lse) if return_lse else out
+
+
+def _check_tensors(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, alibi_slopes: Tensor | None) -> None:
+    check_tensors("q, k and v must be tensors", q, k, v)
+    for name, given in (("sinks", sinks), ("alibi_slopes", alibi_slopes)):
+        if given is not None:
+            check_tensors(f"{name} must be a tensor", given)
 
 
 def _refuse(error: TypeError, cp: ContextParallel) -> NoReturn:

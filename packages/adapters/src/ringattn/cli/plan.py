@@ -75,9 +75,7 @@ def plan(
     shape = Shape(heads, kv_heads, head_dim, grad_itemsize=2 if one_sided else ACCUMULATOR)
     sharding = Sharding(layout_named(layout), tuple(accumulate(lengths, initial=0)), cp)
     with busy("choosing for auto"):
-        auto = (
-            UNPREDICTED if isinstance(seen, Mask) else auto_routes(sharding, seen, shape, machine, one_sided=one_sided)
-        )
+        auto = _auto(sharding, seen, shape, machine, one_sided)
     plans, marks = _plans(route or _routes(cp), auto, layout, lengths, cp, seen)
     found = {
         name: predict(forward, shape, machine, backward=backward, one_sided=one_sided)
@@ -93,6 +91,11 @@ def plan(
         f"[dim]{_work(some, shape)} Predicted for {gpu.upper()}s from measured kernels and links "
         "(ringattn_core/look/machine.py).[/]"
     )
+
+
+def _auto(sharding: Sharding, seen: Window | Mask, shape: Shape, machine: Machine, one_sided: bool) -> Routes:
+    """What "auto" takes in a call of `attention`."""
+    return UNPREDICTED if isinstance(seen, Mask) else auto_routes(sharding, seen, shape, machine, one_sided=one_sided)
 
 
 def _plans(
